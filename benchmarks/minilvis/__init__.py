@@ -1,0 +1,1 @@
+"""Mini-LVIS: a small synthetic data set with LVIS's long tail, layout and federated annotation."""

@@ -1,0 +1,66 @@
+"""Mini-LVIS in memory, as torchvision's detectors take it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, N images of K classes."""
+
+    annotations: dict  # the JSON document
+    category_ids: np.ndarray  # (K,) int64 ascending: index -> category id
+    images: np.ndarray  # (N, H, W, 3) uint8
+    records: list[list[dict]]  # per image its annotations
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def classes_of(self, index: int) -> np.ndarray:
+        """(n,) int64 class index 0…K-1 of each object of image `index`."""
+        return np.searchsorted(self.category_ids, [one["category_id"] for one in self.records[index]])
+
+    def tensor(self, index: int, flip: bool = False) -> torch.Tensor:
+        """(3, H, W) float32 0…1."""
+        pixels = self.images[index][:, ::-1] if flip else self.images[index]
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
+
+    def target(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
+        """`boxes` (n, 4) xyxy px, `labels` (n,) 1…K (0 is background), `masks` (n, H, W) uint8."""
+        records = self.records[index]
+        masks = rle.decode([one["segmentation"] for one in records]).transpose(2, 0, 1)
+        boxes = np.array([one["bbox"] for one in records], np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        if flip:
+            masks, boxes[:, [0, 2]] = masks[:, :, ::-1], masks.shape[2] - boxes[:, [2, 0]]
+        return {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(self.classes_of(index) + 1),
+            "masks": torch.from_numpy(np.ascontiguousarray(masks)),
+        }
+
+
+def load(folder: Path, split: str, limit: int | None = None) -> Split:
+    """Read FOLDER/SPLIT.json and its images, at most the first `limit` of them."""
+    path = Path(folder) / f"{split}.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not there; make it with: python -m benchmarks.minilvis.make --out {folder}"
+        )
+    annotations = json.loads(path.read_text())
+    annotations["images"] = annotations["images"][:limit]
+    by_image = {one["id"]: [] for one in annotations["images"]}
+    annotations["annotations"] = [one for one in annotations["annotations"] if one["image_id"] in by_image]
+    for one in annotations["annotations"]:
+        by_image[one["image_id"]].append(one)
+    images = np.stack(
+        [np.asarray(Image.open(path.with_suffix("") / one["file_name"])) for one in annotations["images"]]
+    )
+    category_ids = np.array(sorted(one["id"] for one in annotations["categories"]))
+    return Split(annotations, category_ids, images, [by_image[one["id"]] for one in annotations["images"]])

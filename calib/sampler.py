@@ -1,0 +1,174 @@
+"""Bi-level sampling: classes first, then images of each class, then the RoIs to learn from.
+
+Source: Wang et al., "Classification Calibration for Long-tail Instance Segmentation" (2019): classes
+uniformly, one image per class, only the sampled class's RoIs of that image. The paper is silent on
+background: as many background RoIs as foreground ones, of IoU in [0.1, 0.5), is what the authors' released
+code draws.
+
+Everything is planned on flat arrays: class → (class, image) pairs → rows, and image → background rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from extract import RoICache
+
+logger = logging.getLogger(__name__)
+
+MIN_BACKGROUND_IOU = 0.1
+"""Below it a RoI is too easy a background to learn from."""
+
+
+class Step(NamedTuple):
+    """The RoIs of one training step.
+
+    Attributes:
+        rows: (n,) int64 packed rows of the cache, foreground first; no row twice.
+        labels: (n,) int32, the cache's own labels of exactly these rows: 0…K-1 foreground, K background.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+class BiLevelSampler:
+    """Class-balanced training steps over a RoI cache.
+
+    A step draws `classes_per_step` classes (or all there are) uniformly, without replacement, among those
+    that have foreground RoIs, and for each of them `images_per_class` of its images. It keeps the
+    foreground RoIs of the image's sampled class, ground-truth boxes included, and as many background RoIs,
+    drawn from all of the step's images together. An image drawn for two classes gives the RoIs of both.
+
+    Background of a stage are the RoIs labelled so there whose largest IoU with a ground-truth box is in
+    [0.1, m), m being the stage's matching IoU: 0.5 for a single stage, up to 0.7 in a cascade, whose last
+    stage must learn to reject a RoI of IoU 0.6. RoIs of unknown label (-1) are never drawn.
+
+    Step `i` is a function of the cache, the parameters and `i` alone. Stages share the draws of classes and
+    images as long as the same classes have foreground there, which ground-truth boxes see to.
+
+    Attributes:
+        missing_classes: (m,) int64, ascending: classes without foreground RoIs in some stage, never drawn
+        there.
+    """
+
+    def __init__(
+        self, cache: RoICache, classes_per_step: int = 16, images_per_class: int = 1, seed: int = 0
+    ) -> None:
+        """Reads the cache's labels and IoUs.
+
+        Raises:
+            ValueError: a count below 1, a label outside -1…K, or a stage without any foreground RoI.
+        """
+        for name, value in (("classes_per_step", classes_per_step), ("images_per_class", images_per_class)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        self.classes_per_step = classes_per_step
+        self.images_per_class = images_per_class
+        self.seed = seed
+        self.num_classes = cache.num_classes
+        labels, ious = cache.read("labels"), cache.read("ious")
+        if labels.size and not (labels.min() >= -1 and labels.max() <= cache.num_classes):
+            raise ValueError(
+                f"{cache.url}: labels span {labels.min()}…{labels.max()}, expected -1…{cache.num_classes}"
+            )
+        self._stages = [
+            _StageIndex(labels[:, stage], ious[:, stage], cache.offsets, cache.num_classes, matching_iou)
+            for stage, matching_iou in enumerate(cache.stages)
+        ]
+        for stage, index in enumerate(self._stages):
+            if not len(index.classes):
+                raise ValueError(f"{cache.url}: no foreground RoIs in stage {stage}, nothing to sample")
+        present = np.stack([np.isin(np.arange(cache.num_classes), index.classes) for index in self._stages])
+        self.missing_classes = np.flatnonzero(~present.all(axis=0))
+        if len(self.missing_classes):
+            names = cache.classes["name"].iloc[self.missing_classes[:5]].tolist()
+            logger.warning(
+                "%s: %d of %d classes have no foreground RoIs and are never sampled: %s%s",
+                cache.url,
+                len(self.missing_classes),
+                cache.num_classes,
+                ", ".join(map(str, names)),
+                ", …" if len(self.missing_classes) > 5 else "",
+            )
+
+    def step(self, index: int, stage: int = 0) -> Step:
+        """Step number `index` (from 0) of a stage."""
+        rng = np.random.default_rng((self.seed, index))
+        return self._stages[stage].draw(rng, self.classes_per_step, self.images_per_class)
+
+    def steps(self, start: int = 0, stage: int = 0) -> Iterator[Step]:
+        """Steps `start`, `start + 1`, … of a stage, without end."""
+        return (self.step(index, stage) for index in count(start))
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps()
+
+
+class _StageIndex:
+    """One stage's labels as flat arrays: class → (class, image) pairs → rows, and image → background rows.
+
+    Attributes:
+        classes: (C,) the classes that have foreground RoIs, ascending.
+    """
+
+    def __init__(
+        self, labels: np.ndarray, ious: np.ndarray, offsets: np.ndarray, num_classes: int, matching_iou: float
+    ) -> None:
+        num_images = len(offsets) - 1
+        image = np.repeat(np.arange(num_images), np.diff(offsets))
+        self._labels = labels.astype(np.int32)
+
+        foreground = np.flatnonzero((labels >= 0) & (labels < num_classes))
+        pair = labels[foreground].astype(np.int64) * num_images + image[foreground]
+        order = np.argsort(pair, kind="stable")
+        self._rows = foreground[order]
+        pairs, self._row_start, self._row_count = _runs(pair[order])
+        pair_class, self._image = np.divmod(pairs, max(num_images, 1))
+        self.classes, self._pair_start, self._pair_count = _runs(pair_class)
+
+        is_background = (labels == num_classes) & (ious >= MIN_BACKGROUND_IOU) & (ious < matching_iou)
+        self._background = np.flatnonzero(is_background)
+        self._background_count = np.bincount(image[self._background], minlength=num_images)
+        self._background_start = np.cumsum(self._background_count) - self._background_count
+
+    def draw(self, rng: np.random.Generator, classes_per_step: int, images_per_class: int) -> Step:
+        amount = min(classes_per_step, len(self.classes))
+        drawn = rng.choice(len(self.classes), amount, replace=False)
+        pairs = _subsets(rng, self._pair_start[drawn], self._pair_count[drawn], images_per_class)
+        foreground = self._rows[_ranges(self._row_start[pairs], self._row_count[pairs])]
+
+        images = np.unique(self._image[pairs])
+        pool = _ranges(self._background_start[images], self._background_count[images])
+        chosen = rng.choice(pool, min(len(foreground), len(pool)), replace=False)
+        rows = np.concatenate([foreground, self._background[chosen]])
+        # Labels are looked up by row, so no order of classes or images can shift them against the rows.
+        return Step(rows, self._labels[rows])
+
+
+def _runs(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct values, where each begins, and how often it occurs."""
+    return np.unique(ascending, return_index=True, return_counts=True)
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The concatenation of `arange(start, start + count)`."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
+
+
+def _subsets(rng: np.random.Generator, starts: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+    """A uniform subset of `size` elements (or all) of each range: Floyd's algorithm on all ranges at once."""
+    picked = np.full((len(starts), min(size, int(counts.max()))), -1)
+    for column in range(picked.shape[1]):
+        last = np.maximum(counts - size, 0) + column
+        candidate = rng.integers(0, np.minimum(last, counts - 1) + 1)
+        taken = (picked == candidate[:, None]).any(axis=1)
+        picked[:, column] = np.where(last < counts, np.where(taken, last, candidate), -1)
+    return (starts[:, None] + picked)[picked >= 0]

@@ -1,0 +1,188 @@
+"""Caches from and to elsewhere: features brought in from any framework, and a whole cache as one HDF5 file.
+
+The HDF5 file has the layout of the Zarr group, its RoI arrays packed without unused rows; h5py is imported here only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from extract.cache import IMAGE_COLUMNS, RoICache, open_cache
+from extract.rois import RoIs
+from extract.shards import (
+    COLUMNS,
+    FORMAT,
+    IMAGES_PER_BLOCK,
+    VERSION,
+    CacheError,
+    Header,
+    Layers,
+    block_slice,
+    create_cache,
+)
+
+if TYPE_CHECKING:
+    import h5py
+    import pandas as pd
+
+TEXT = ("name", "frequency")
+
+
+def write_cache(
+    url: str,
+    rois: Sequence[RoIs],
+    classes: pd.DataFrame,
+    *,
+    level: str,
+    stages: Sequence[float] = (0.5,),
+    head: Sequence[Layers] = (),
+    detector: Mapping[str, object] | None = None,
+    provenance: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> RoICache:
+    """Writes a cache of RoIs that were made elsewhere.
+
+    Args:
+        url: path or fsspec URL of the cache.
+        rois: one `RoIs` an image; gone through twice, so a sequence that loads each image when asked will do.
+        classes: DataFrame with category_id, name, frequency, image_count, instance_count, ascending by id.
+        level: what `features` hold: "pooled" (R, S, C, 7, 7), "embedding" (R, S, C) or "logits" (None).
+        stages: matching IoU per stage.
+        head: per stage the detector's own fully connected layers, (weight (out, in), bias (out,)), background last.
+        detector: what there is to say of the detector; `stage_average` is "scores" (default) or "logits".
+        overwrite: replace a cache that is there.
+
+    Raises CacheError naming the image and the field for shapes that differ and values that are not finite.
+    """
+    import pandas as pd
+
+    url = str(url)
+    if len(rois) == 0:
+        raise CacheError(f"{url}: no images to write")
+    images = pd.DataFrame(
+        [(r.image_id, r.height, r.width, r.flipped, len(r)) for r in rois], columns=list(IMAGE_COLUMNS)
+    )
+    header = Header(level, tuple(stages), dict(detector or {}), dict(provenance or {}))
+    capacity = max(int(images["roi_count"].max()), 1)
+    table = images.drop(columns="roi_count")
+    writer = create_cache(url, rois[0], header, classes, table, capacity, head, overwrite)
+    for block in writer.pending():
+        writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
+    return writer.finish()
+
+
+def export_hdf5(cache: RoICache, path: str | Path) -> None:
+    """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError."""
+    import h5py
+
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path}: exists already")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            _export_tables(cache, file)
+            for field, shape in cache.fields.items():
+                _export_column(cache, field, shape, file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache:
+    """Writes a cache from an HDF5 file of `export_hdf5` or of the same layout.
+
+    Raises FileNotFoundError, or CacheError naming the file and what it lacks.
+    """
+    import h5py
+    import pandas as pd
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise CacheError(f"{path}: not an HDF5 file: {error}") from None
+    with file:
+        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+            raise CacheError(
+                f"{path}: format {file.attrs.get('format')!r} version {file.attrs.get('version')}, "
+                f"expected {FORMAT!r} version {VERSION}"
+            )
+        try:
+            header = json.loads(file.attrs["header"])
+            classes = pd.DataFrame({name: file["classes"][name][:] for name in file["classes"]})
+            classes[list(TEXT)] = classes[list(TEXT)].map(bytes.decode)
+            rois = _Hdf5Images(file)
+            head = _import_head(file)
+        except KeyError as error:
+            raise CacheError(f"{path}: {error.args[0]}") from None
+        return write_cache(url, rois, classes, head=head, overwrite=overwrite, **header)
+
+
+class _Hdf5Images(Sequence):
+    """The images of an HDF5 file, each loaded when asked for."""
+
+    def __init__(self, file: h5py.File):
+        self._images = {name: file["images"][name][:] for name in IMAGE_COLUMNS}
+        self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in OPTIONAL}
+        self._offsets = np.concatenate([[0], np.cumsum(self._images["roi_count"], dtype=np.int64)])
+        for column in self._columns.values():
+            if len(column) != self._offsets[-1]:
+                raise CacheError(
+                    f"{file.filename}: {column.name} has {len(column)} rows, roi_count adds up to {self._offsets[-1]}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, position: int) -> RoIs:
+        rows = slice(self._offsets[position], self._offsets[position + 1])
+        arrays = {field: column[rows] for field, column in self._columns.items()}
+        image = {name: self._images[name][position].item() for name in IMAGE_COLUMNS[:-1]}
+        return RoIs(**image, **{"features": None, **arrays, "is_gt": arrays["is_gt"].astype(bool)})
+
+
+OPTIONAL = ("features", "masks")
+
+
+def _export_tables(cache: RoICache, file: h5py.File) -> None:
+    file.attrs.update({"format": FORMAT, "version": VERSION})
+    header = Header(cache.level, cache.stages, cache.detector, cache.provenance)
+    file.attrs["header"] = json.dumps(vars(header))
+    for name in cache.classes:
+        values = cache.classes[name]
+        file[f"classes/{name}"] = [v.encode() for v in values] if name in TEXT else values.to_numpy()
+    for name in cache.images:
+        file[f"images/{name}"] = cache.images[name].to_numpy()
+    for stage in range(len(cache.stages)):
+        for depth, (weight, bias) in enumerate(cache.head(stage)):
+            file[f"detector/stage_{stage}/weight_{depth}"] = weight
+            file[f"detector/stage_{stage}/bias_{depth}"] = bias
+
+
+def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5py.File) -> None:
+    column, total = COLUMNS[field], int(cache.offsets[-1])
+    width = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize, 1)
+    chunks = (min(max(2**19 // width, 1), max(total, 1)), *shape)
+    dataset = file.create_dataset(
+        column.name, (total, *shape), column.dtype, chunks=chunks, maxshape=(None, *shape), fletcher32=True
+    )
+    bounds = cache.offsets[[*range(0, len(cache), IMAGES_PER_BLOCK), len(cache)]]
+    for start, stop in tqdm(
+        list(zip(bounds[:-1], bounds[1:], strict=True)), desc=column.name, unit="block", leave=False, disable=None
+    ):
+        dataset[start:stop] = cache.take(field, np.arange(start, stop))
+
+
+def _import_head(file: h5py.File) -> list[Layers]:
+    stages = [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]
+    return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(len(g) // 2)] for g in stages]

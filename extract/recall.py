@@ -1,0 +1,85 @@
+"""Proposal recall, the paper's Table 3: how many objects the proposals cover at all, whatever they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from extract.annotations import Annotations, read_annotations
+from extract.bins import BINS, bin_index, bin_names
+from extract.cache import RoICache, open_cache
+from extract.config import RecallConfig
+
+LIMITS = (100, 300, 1000)
+
+
+def report(config: RecallConfig) -> None:
+    """Prints `proposal_recall` in points."""
+    table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=config.bins)
+    print(table.to_string(float_format=lambda value: f"{value:.1f}"))
+
+
+def proposal_recall(
+    cache: RoICache, annotations: Annotations, *, bins: tuple[float, ...] = BINS, limits: Sequence[int] = LIMITS
+) -> pd.DataFrame:
+    """Average recall of the first stage's proposals over IoU 0.50, 0.55 … 0.95, in points of 0 to 100.
+
+    Rows: each bin of training instances, then all objects. Columns: `objects`, then AR@N for every number N of
+    best proposals an image. Classes are ignored, as are crowd regions; ground truth is that of the cache's images.
+
+    Raises ValueError naming the cache if the annotations lack one of its images or classes.
+    """
+    position = np.searchsorted(annotations.image_ids, ids := cache.images["image_id"].to_numpy())
+    if not np.isin(ids, annotations.image_ids).all():
+        missing = ids[~np.isin(ids, annotations.image_ids)][0]
+        raise ValueError(f"{cache.url}: image {missing} is not in {annotations.path}")
+    if list(annotations.classes["category_id"]) != list(cache.classes["category_id"]):
+        raise ValueError(f"{cache.url}: has other categories than {annotations.path}")
+    objects = np.concatenate([np.r_[annotations.of(p)] for p in position])
+    objects = objects[~annotations.crowd[objects]]
+    proposals = _results(cache, max(limits))
+    index = bin_index(cache.classes["instance_count"], bins)[annotations.labels[objects]]
+    groups = {name: objects[index == i] for i, name in enumerate(bin_names(bins))} | {"all": objects}
+    rows = {name: _recall(annotations, ids, group, proposals, limits) for name, group in groups.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["objects", *(f"AR@{n}" for n in limits)])
+
+
+def _results(cache: RoICache, limit: int) -> np.ndarray:
+    """Rows of image_id, x, y, w, h, score: each image's first proposals, those that are ground truth left out."""
+    image = np.repeat(cache.images["image_id"].to_numpy(), np.diff(cache.offsets))
+    rank = np.arange(cache.offsets[-1]) - np.repeat(cache.offsets[:-1], np.diff(cache.offsets))
+    use = (rank < limit) & ~cache.read("is_gt")
+    boxes = cache.read("proposals")[use, 0].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    # The order of the cache is that of objectness; the rank as score keeps it where objectness ties.
+    return np.column_stack([image[use], boxes, -rank[use]])
+
+
+def _recall(
+    annotations: Annotations, image_ids: np.ndarray, objects: np.ndarray, proposals: np.ndarray, limits: Sequence[int]
+) -> list[float]:
+    from hotcoco import COCO, COCOeval
+
+    if not len(objects):
+        return [0, *(float("nan") for _ in limits)]
+    owner = np.searchsorted(annotations.offsets, objects, side="right") - 1
+    xyxy = annotations.boxes[objects].astype(np.float64)
+    xywh = np.column_stack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]])
+    truth = COCO(
+        {
+            "images": [{"id": int(i), "height": 0, "width": 0} for i in image_ids],
+            "categories": [{"id": 1, "name": "object"}],
+            "annotations": [
+                {"id": n, "image_id": i, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+                for n, (i, box) in enumerate(zip(annotations.image_ids[owner].tolist(), xywh.tolist(), strict=True), 1)
+            ],
+        }
+    )
+    evaluation = COCOeval(truth, truth.load_res(np.column_stack([proposals, np.ones(len(proposals))])), "bbox")
+    evaluation.params.max_dets = list(limits)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    recall = evaluation.eval["recall"][:, 0, 0, :]
+    return [len(objects), *(100 * recall.mean(axis=0)).tolist()]

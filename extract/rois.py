@@ -1,0 +1,111 @@
+"""`RoIs`: one image's regions of interest, the currency of the three packages.
+
+A detector adapter makes them, a cache stores and returns them, a scorer turns them into class scores.
+Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes, `D` feature axes of the level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class RoIs:
+    """The regions of interest of one image, as flat arrays.
+
+    Boxes are xyxy in absolute pixels of the original, unflipped image. Classes are contiguous `0…K-1`,
+    background is `K`, and `-1` stands for a label that is not known.
+
+    Attributes:
+        image_id: the annotation file's id of the image.
+        height, width: size of the original image in pixels.
+        proposals: (R, S, 4) float32, the boxes that each stage's features were pooled from.
+        boxes: (R, 4) float32 refined boxes of a class-agnostic regressor, or (R, K, 4) of a class-specific one.
+        logits: (R, S, K+1) float16 or float32, the original classifier's, background last.
+        objectness: (R,) float32, the proposal network's probability (1 for ground-truth boxes).
+        features: (R, S, *D) float16 or float32, pooled maps (C, 7, 7) or embeddings (C,); None at level "logits".
+        labels: (R, S) int32, each stage's class by that stage's matching IoU.
+        ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
+        gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 where there is none.
+        is_gt: (R,) bool, the proposal is itself a ground-truth box.
+        masks: (R, 28, 28) uint8, class-agnostic mask probability of `boxes` times 255, or None.
+        flipped: features and logits were computed on the mirrored image.
+    """
+
+    image_id: int
+    height: int
+    width: int
+    proposals: np.ndarray
+    boxes: np.ndarray
+    logits: np.ndarray
+    objectness: np.ndarray
+    features: np.ndarray | None
+    labels: np.ndarray
+    ious: np.ndarray
+    gt_ids: np.ndarray
+    is_gt: np.ndarray
+    masks: np.ndarray | None = None
+    flipped: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the image, the field, its shape and the expected one."""
+        rois, stages, width = self._ndim("logits", 3)
+        classes = width - 1
+        expected = {
+            "proposals": [(rois, stages, 4)],
+            "boxes": [(rois, 4), (rois, classes, 4)],
+            "objectness": [(rois,)],
+            "labels": [(rois, stages)],
+            "ious": [(rois, stages)],
+            "gt_ids": [(rois, stages)],
+            "is_gt": [(rois,)],
+        }
+        for name, shapes in expected.items():
+            shape = getattr(self, name).shape
+            if shape not in shapes:
+                raise ValueError(f"image {self.image_id}: {name} has shape {shape}, expected {_either(shapes)}")
+        for name, lead in (("features", (rois, stages)), ("masks", (rois,))):
+            array = getattr(self, name)
+            if array is not None and array.shape[: len(lead)] != lead:
+                raise ValueError(f"image {self.image_id}: {name} has shape {array.shape}, expected {lead + ('…',)}")
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def num_classes(self) -> int:
+        """K, without background."""
+        return self.logits.shape[2] - 1
+
+    def take(self, index: np.ndarray) -> RoIs:
+        """The RoIs at `index` (integers or a bool mask over R), in that order."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        picked = {name: None if array is None else array[index] for name, array in arrays.items()}
+        return RoIs(image_id=self.image_id, height=self.height, width=self.width, flipped=self.flipped, **picked)
+
+    def _ndim(self, name: str, ndim: int) -> tuple[int, ...]:
+        shape = getattr(self, name).shape
+        if len(shape) != ndim:
+            raise ValueError(f"image {self.image_id}: {name} has shape {shape}, expected {ndim} axes")
+        return shape
+
+
+ARRAYS = (
+    "proposals",
+    "boxes",
+    "logits",
+    "objectness",
+    "features",
+    "labels",
+    "ious",
+    "gt_ids",
+    "is_gt",
+    "masks",
+)
+"""Names of the per-RoI arrays of `RoIs`, in the order of the cache's columns."""
+
+
+def _either(shapes: list[tuple[int, ...]]) -> str:
+    return " or ".join(str(shape) for shape in shapes)

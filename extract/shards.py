@@ -1,0 +1,338 @@
+"""RoI caches on disk: layout and writing. With `cache.py`, the only module that knows Zarr.
+
+`docs/format.md` specifies the layout. A cache is written in blocks of consecutive images. A block owns a fixed
+range of rows in every array, so blocks can be written in any order, by any number of processes, and again after
+an interruption, without coordination: the bytes are the same. A block is done once its entry in `progress` is
+written, the cache once its manifest is, which comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.errors import GroupNotFoundError
+
+from extract.classes import check_classes
+from extract.rois import RoIs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from extract.cache import RoICache
+
+FORMAT = "tailcal-roi-cache"
+VERSION = 1
+LEVELS = ("pooled", "embedding", "logits")
+IMAGES_PER_BLOCK = 16
+# Measured on the pooled level: smaller chunks cost more in bookkeeping than they save in bytes not read.
+CHUNK_BYTES = 512 * 1024
+MAX_CHUNK_ROWS = 4096
+SHARD_BYTES = 128 * 1024 * 1024
+
+Layers = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Fully connected layers as (weight (out, in), bias (out,)) float32, ReLU between them, the classifier last."""
+
+
+class CacheError(ValueError):
+    """A cache that is missing, unfinished, damaged or not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one field of `RoIs` is stored: array name, dtype, compressed or not, names of the axes behind `roi`.
+
+    Features and logits are stored raw: half floats of this kind hardly compress, and raw bytes read faster.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...] = ()
+    compressed: bool = True
+
+
+COLUMNS = {
+    "proposals": Column("proposal", "float32", ("stage", "xyxy")),
+    "boxes": Column("box", "float32", ("class", "xyxy")),
+    "logits": Column("logit", "float16", ("stage", "class_or_background"), compressed=False),
+    "objectness": Column("objectness", "float32"),
+    "features": Column("feature", "float16", ("stage", "channel", "y", "x"), compressed=False),
+    "labels": Column("label", "int32", ("stage",)),
+    "ious": Column("iou", "float32", ("stage",)),
+    "gt_ids": Column("gt_id", "int64", ("stage",)),
+    "is_gt": Column("is_gt", "uint8"),
+    "masks": Column("mask", "uint8", ("mask_y", "mask_x")),
+}
+FILL = {"f": np.nan, "i": -2, "u": 255}
+"""Value of unused rows by kind of dtype. No chunk of real data holds it alone: Zarr leaves out chunks that are all
+fill, and a chunk left out must mean a chunk lost. (Hence `is_gt` is not stored as bool.)"""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a cache says of itself, fixed when it is created.
+
+    Attributes:
+        level: "pooled", "embedding" or "logits": what `features` hold.
+        stages: matching IoU of each stage of the box head.
+        detector: the detector's description (name, framework, weights_sha256, stage_average …).
+        provenance: what else made the cache: configuration, annotation file's sha256, library versions.
+    """
+
+    level: str
+    stages: tuple[float, ...]
+    detector: Mapping[str, object]
+    provenance: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise CacheError(f"level {self.level!r}, expected one of {', '.join(LEVELS)}")
+
+
+def create_cache(
+    url: str,
+    template: RoIs,
+    header: Header,
+    classes: pd.DataFrame,
+    images: pd.DataFrame,
+    capacity: int,
+    head: Sequence[Layers] = (),
+    overwrite: bool = False,
+) -> CacheWriter:
+    """Makes an empty cache, ready for its blocks.
+
+    Args:
+        url: a path or an fsspec URL; nothing may be there, or a cache if `overwrite`.
+        template: any image's RoIs; only the shapes behind R matter.
+        header: level, stages and origin.
+        classes: the class table, see `extract.classes`.
+        images: image_id, height, width, flipped, in the order in which they will be stored.
+        capacity: upper bound of the RoIs of one image.
+        head: the detector's own fully connected layers, per stage.
+
+    Raises CacheError if something is at `url`, or for a class table of another size than the logits.
+    """
+    classes = check_classes(classes, url)
+    if template.num_classes != len(classes):
+        raise CacheError(f"{url}: logits are of {template.num_classes} classes, the class table has {len(classes)}")
+    if template.logits.shape[1] != len(header.stages):
+        raise CacheError(f"{url}: RoIs have {template.logits.shape[1]} stages, the header {len(header.stages)}")
+    if images["image_id"].duplicated().any():
+        raise CacheError(f"{url}: image id {images['image_id'][images['image_id'].duplicated()].iloc[0]} repeats")
+    if overwrite:
+        _check_is_cache(url)
+    try:
+        group = zarr.create_group(url, overwrite=overwrite)
+    except FileExistsError:
+        raise CacheError(f"{url}: something is there already") from None
+    rows_per_block, shard_rows = _rows(template, capacity * min(IMAGES_PER_BLOCK, max(len(images), 1)))
+    _create_columns(group, template, num_blocks(len(images)) * rows_per_block, shard_rows)
+    _create_tables(group, classes, images)
+    for stage, layers in enumerate(head):
+        for depth, (weight, bias) in enumerate(layers):
+            _array(group, f"detector/stage_{stage}/weight_{depth}", weight.astype(np.float32), ("output", "input"))
+            _array(group, f"detector/stage_{stage}/bias_{depth}", bias.astype(np.float32), ("output",))
+    attributes = {**asdict(header), "fingerprint": fingerprint(header, classes, images), "complete": False}
+    attributes |= {"rows_per_block": rows_per_block, "images_per_block": IMAGES_PER_BLOCK}
+    # The format mark comes last: a group without it is no cache, whatever an interruption left.
+    group.update_attributes({**attributes, "format": FORMAT, "version": VERSION})
+    return CacheWriter(group, url)
+
+
+def resume_cache(url: str) -> CacheWriter:
+    """The writer of an unfinished cache. Raises FileNotFoundError or CacheError where there is none."""
+    group = open_group(url, "r+")
+    if group.attrs["complete"]:
+        raise CacheError(f"{url}: is finished already")
+    return CacheWriter(group, url)
+
+
+class CacheWriter:
+    """Writes a cache block by block; made by `create_cache` and `resume_cache`."""
+
+    def __init__(self, group: zarr.Group, url: str):
+        self.url = url
+        self.attributes = group.attrs.asdict()
+        self._group = group
+        self._image_ids = group["images/image_id"][:]
+
+    def pending(self) -> list[int]:
+        """The blocks not written yet, ascending."""
+        counts = self._group["progress"][:]
+        return [b for b in range(num_blocks(len(counts))) if (counts[block_slice(b)] < 0).any()]
+
+    def write_block(self, block: int, rois: Sequence[RoIs]) -> None:
+        """Stores the images of one block, in the order in which the cache lists them.
+
+        Raises CacheError for other images, for more RoIs than a block has rows, for NaN and infinite values.
+        """
+        expected = self._image_ids[block_slice(block)].tolist()
+        got = [r.image_id for r in rois]
+        if got != expected:
+            raise CacheError(f"{self.url}: block {block} holds images {expected}, got {got}")
+        counts = np.array([len(r) for r in rois], np.int32)
+        capacity = self.attributes["rows_per_block"]
+        if counts.sum() > capacity:
+            raise CacheError(f"{self.url}: block {block} has {counts.sum()} RoIs, its capacity is {capacity}")
+        if counts.sum():
+            rows = slice(block * capacity, block * capacity + int(counts.sum()))
+            owners = np.arange(len(counts), dtype=np.int32) + block * IMAGES_PER_BLOCK
+            self._group["image"][rows] = np.repeat(owners, counts)
+            for field, column in COLUMNS.items():
+                if column.name in self._group:
+                    shape = self._group[column.name].shape[1:]
+                    self._group[column.name][rows] = np.concatenate(
+                        [_stored(r, field, column, shape, self.url) for r in rois]
+                    )
+        self._group["progress"][block_slice(block)] = counts
+
+    def finish(self) -> RoICache:
+        """Writes the manifest and opens the cache. Raises CacheError while blocks are pending."""
+        from extract.cache import open_cache
+
+        counts = self._group["progress"][:]
+        if (counts < 0).any():
+            raise CacheError(f"{self.url}: {(counts < 0).sum()} of {len(counts)} images are not written yet")
+        starts = np.empty(len(counts), np.int64)
+        for block in range(num_blocks(len(counts))):
+            inside = counts[block_slice(block)]
+            starts[block_slice(block)] = block * self.attributes["rows_per_block"] + np.cumsum(inside) - inside
+        _array(self._group, "images/roi_start", starts, ("image",))
+        _array(self._group, "images/roi_count", counts, ("image",))
+        self._group.attrs["complete"] = True
+        return open_cache(self.url)
+
+
+def _check_is_cache(url: str) -> None:
+    """Overwriting must never delete anything but a cache, finished or not."""
+    try:
+        open_group(url, "r")
+    except FileNotFoundError:
+        return
+
+
+def open_group(url: str, mode: str) -> zarr.Group:
+    """The Zarr group of a cache, finished or not. Raises FileNotFoundError or CacheError naming `url`."""
+    try:
+        group = zarr.open_group(url, mode=mode)
+    except (GroupNotFoundError, FileNotFoundError):
+        raise FileNotFoundError(f"{url}: no RoI cache there") from None
+    if group.attrs.get("format") != FORMAT:
+        raise CacheError(f"{url}: format {group.attrs.get('format')!r}, expected {FORMAT!r}")
+    if group.attrs["version"] != VERSION:
+        raise CacheError(f"{url}: format version {group.attrs['version']}, this library reads {VERSION}")
+    return group
+
+
+def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame) -> str:
+    """sha256 of everything that determines a cache's content: header, classes, images."""
+    digest = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
+    digest.update(classes.to_csv().encode())
+    digest.update(images.to_csv(index=False).encode())
+    return digest.hexdigest()
+
+
+def num_blocks(images: int) -> int:
+    """Blocks that so many images fill."""
+    return -(-images // IMAGES_PER_BLOCK)
+
+
+def block_slice(block: int) -> slice:
+    """The images of a block."""
+    return slice(block * IMAGES_PER_BLOCK, (block + 1) * IMAGES_PER_BLOCK)
+
+
+def row_bytes(template: RoIs) -> int:
+    """Bytes that one RoI takes on disk before compression."""
+    arrays = {field: getattr(template, field) for field in COLUMNS}
+    return sum(
+        int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(COLUMNS[field].dtype).itemsize
+        for field, array in arrays.items()
+        if array is not None
+    )
+
+
+def _rows(template: RoIs, block_capacity: int) -> tuple[int, int]:
+    """Rows per block and per shard: powers of two, so that chunks divide shards and shards divide blocks."""
+    shard_rows = _power_of_two(SHARD_BYTES // row_bytes(template))
+    shard_rows = min(shard_rows, 2 * _power_of_two(max(block_capacity - 1, 1)))
+    return -(-block_capacity // shard_rows) * shard_rows, shard_rows
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest power of two up to `limit`, at least 1."""
+    return 1 << max(limit.bit_length() - 1, 0)
+
+
+def _create_columns(group: zarr.Group, template: RoIs, rows: int, shard_rows: int) -> None:
+    shapes = {c.name: (c, a.shape[1:]) for f, c in COLUMNS.items() if (a := getattr(template, f)) is not None}
+    shapes["image"] = (Column("image", "int32"), ())
+    for name, (column, shape) in shapes.items():
+        width = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize, 1)
+        chunk_rows = min(_power_of_two(CHUNK_BYTES // width), MAX_CHUNK_ROWS, shard_rows)
+        inner = [BytesCodec(), ZstdCodec(level=1)] if column.compressed else [BytesCodec()]
+        axes = column.axes if name != "box" else column.axes[-len(shape) :]
+        group.create_array(
+            name,
+            shape=(rows, *shape),
+            dtype=column.dtype,
+            chunks=(shard_rows, *shape),
+            # Codecs are spelled out, since the checksum belongs on every inner chunk, not on the shard.
+            serializer=ShardingCodec(chunk_shape=(chunk_rows, *shape), codecs=[*inner, Crc32cCodec()]),
+            compressors=None,
+            fill_value=FILL[np.dtype(column.dtype).kind],
+            dimension_names=("roi", *axes[: len(shape)]),
+        )
+
+
+def _create_tables(group: zarr.Group, classes: pd.DataFrame, images: pd.DataFrame) -> None:
+    for name in ("category_id", "image_count", "instance_count"):
+        _array(group, f"classes/{name}", classes[name].to_numpy(np.int64), ("class",))
+    # Zarr v3 has no specified string type yet, so text lives in attributes.
+    group["classes"].attrs.update({"name": classes["name"].tolist(), "frequency": "".join(classes["frequency"])})
+    for name, dtype in {"image_id": np.int64, "height": np.int32, "width": np.int32, "flipped": bool}.items():
+        _array(group, f"images/{name}", images[name].to_numpy(dtype), ("image",))
+    progress = np.full(len(images), -1, np.int32)
+    group.create_array(
+        "progress",
+        shape=progress.shape,
+        dtype=progress.dtype,
+        chunks=(IMAGES_PER_BLOCK,),
+        fill_value=-1,
+        dimension_names=("image",),
+    )
+
+
+def _array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
+    """A small array in one checksummed chunk."""
+    group.create_array(
+        name,
+        data=values,
+        chunks=tuple(max(n, 1) for n in values.shape),
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        dimension_names=axes,
+        overwrite=True,
+    )
+
+
+def _stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...], url: str) -> np.ndarray:
+    """One image's values of a field as they are stored; refuses other shapes and values that are not finite."""
+    values = getattr(rois, field)
+    if values is None or values.shape[1:] != shape:
+        found = None if values is None else values.shape[1:]
+        raise CacheError(f"{url}: image {rois.image_id}: {field} are {found} per RoI, the cache stores {shape}")
+    with np.errstate(over="ignore"):
+        stored = values.astype(column.dtype)
+    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
+        roi = int(np.argwhere(~np.isfinite(stored))[0][0])
+        raise CacheError(
+            f"{url}: image {rois.image_id}: {field} of RoI {roi} are not finite as {column.dtype} "
+            f"(largest magnitude {np.abs(values[roi]).max()})"
+        )
+    return stored

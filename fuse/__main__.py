@@ -1,0 +1,24 @@
+"""`python -m fuse`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from extract import cli
+from fuse.config import Config, EvaluateConfig, SweepConfig
+
+COMMANDS = {
+    "": cli.Command(Config, "fuse.run:run"),
+    "sweep": cli.Command(SweepConfig, "fuse.run:sweep"),
+    "evaluate": cli.Command(EvaluateConfig, "fuse.run:evaluate_file"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return cli.run("python -m fuse", COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The options of `python -m fuse` and its other commands. Imports nothing heavy: it is read first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+Mode = Literal["original", "new", "avg", "cat", "cat-thr", "cat-scale", "det", "props-gt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """How detections are evaluated."""
+
+    annotations: Path
+    """LVIS annotation file of the images evaluated on."""
+
+    iou_types: tuple[Literal["segm", "bbox"], ...] = ("segm",)
+    """Mask AP, box AP or both."""
+
+    bins: tuple[float, ...] = (10, 100, 1000)
+    """Edges between the bins of training instances."""
+
+    max_detections: int = 300
+    """Detections per image."""
+
+    fixed: bool = False
+    """Fixed AP: the best 10,000 detections per class over the data set and no cap per image."""
+
+    engine: Literal["hotcoco", "lvis"] = "hotcoco"
+    """What computes precision and recall; lvis is the official package, slow."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
+        if not self.iou_types:
+            raise ValueError("iou_types is empty, expected segm, bbox or both")
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """The bins' edges with both ends."""
+        return (0.0, *self.bins, float("inf"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(EvaluationOptions):
+    """How two heads' scores become detections."""
+
+    cache: str
+    """Val cache made by `python -m extract --split val`: a path or an fsspec URL."""
+
+    out: Path
+    """Folder to write."""
+
+    head: Path | None = None
+    """Head made by `python -m calib.train`."""
+
+    tail: float = 100
+    """The calibrated head speaks for classes with fewer training instances than this."""
+
+    iou_threshold: float | None = None
+    """Boxes of a class that overlap more are suppressed; the detector's own threshold by default."""
+
+    threshold: float = 0.05
+    """Of mode cat-thr: calibrated scores below it are dropped."""
+
+    scale: float | None = None
+    """Of mode cat-scale: factor of the calibrated scores; by default each image's background ratio."""
+
+    overwrite: bool = False
+    """Replace what is in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(FusionOptions):
+    """Detects with the original and the calibrated head together, and evaluates beside the original alone.
+
+    Example: python -m fuse --cache val.zarr --head head --annotations val.json --out runs/cat --mode cat
+        --tail 100
+
+    Writes detections.json (LVIS results), metrics.csv, per_class.csv and report.html.
+    """
+
+    mode: Mode = "cat"
+    """How the heads are combined; props-gt is the oracle of the paper's Table 4."""
+
+    score_threshold: float = 0.0
+    """Detections score above it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(FusionOptions):
+    """One table of every combination in the paper's Tables 2, 4 and 6, from one read of the cache.
+
+    Example: python -m fuse sweep --cache val.zarr --head head --annotations val.json --out runs/sweep
+
+    Writes metrics.csv, per_class.csv and report.html.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluationOptions):
+    """Evaluates a file of LVIS results.
+
+    Example: python -m fuse evaluate runs/cat/detections.json --annotations val.json --cache val.zarr
+    """
+
+    detections: Positional[Path]
+    """LVIS results."""
+
+    cache: str | None = None
+    """A cache, for its class table with training counts."""
+
+    train_annotations: Path | None = None
+    """Or the training annotations, to count them."""

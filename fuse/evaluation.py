@@ -1,0 +1,187 @@
+"""Average precision by class, by bin of training instances and over the data set, with the LVIS protocol.
+
+Two engines compute precision and recall: hotcoco, and the official `lvis` package as referee (slow). Both
+    are given
+the same annotations and the same detections; all else, from the cap to the means, is done here once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from extract.bins import BINS, bin_index, bin_names
+from fuse.annotations import load_annotations
+from fuse.detections import Detections
+from fuse.engines import ENGINES
+
+IOU_TYPES = ("segm", "bbox")
+FIXED_PER_CLASS = 10_000
+"""Detections of each class that fixed AP looks at (Dave et al. 2021)."""
+
+
+def evaluate(
+    annotations: str | os.PathLike | dict,
+    detections: Detections,
+    classes: pd.DataFrame,
+    *,
+    bins: tuple[float, ...] = BINS,
+    iou_type: str | Iterable[str] = IOU_TYPES,
+    fixed: bool = False,
+    max_detections: int = 300,
+    engine: str = "hotcoco",
+    image_ids: Iterable[int] | None = None,
+) -> pd.DataFrame:
+    """LVIS average precision in points of 0 to 100.
+
+    Args:
+        annotations: an LVIS annotation file, or its content (which stays as it is).
+        detections: of any of its images.
+        classes: the class table: category_id, name, frequency and the **training** instance_count, which
+            decides
+            the bin. The annotation file's own counts are not looked at.
+        bins: edges of half-open bins of training instances.
+        iou_type: "segm", "bbox" or both.
+        fixed: fixed AP: the best 10,000 detections of each class over the data set, no cap per image.
+        max_detections: cap per image, best first, where not `fixed`.
+        engine: "hotcoco" or "lvis".
+        image_ids: evaluate these images only; None for all images of the file.
+
+    Returns:
+        One row per IoU type. Columns: AP of each bin, AP (mean over all classes that have ground truth),
+        bAP (mean of the bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR. NaN where no class has
+        ground truth. `.attrs["evaluated"]` has the number of classes with ground truth in each bin and in
+        all.
+
+    Raises:
+        ValueError: annotations that are not LVIS's, categories that differ from `classes`, detections of
+            images or
+            categories that are not there, "segm" for detections without masks.
+    """
+    types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
+    dataset = load_annotations(annotations, image_ids)
+    options = {"fixed": fixed, "max_detections": max_detections, "engine": engine}
+    tables = {t: per_class_ap(dataset, detections, classes, iou_type=t, **options) for t in types}
+    frame = pd.DataFrame({t: summarize(table, bins) for t, table in tables.items()}).T
+    frame.index.name = "iou_type"
+    frame.attrs["evaluated"] = evaluated_classes(tables[types[0]], bins)
+    return frame
+
+
+def per_class_ap(
+    annotations: str | os.PathLike | dict,
+    detections: Detections,
+    classes: pd.DataFrame,
+    *,
+    iou_type: str = "segm",
+    fixed: bool = False,
+    max_detections: int = 300,
+    engine: str = "hotcoco",
+    image_ids: Iterable[int] | None = None,
+) -> pd.DataFrame:
+    """The class table with columns AP, AP50, AP75 and AR in points, NaN for classes without ground truth.
+
+    Arguments and errors are those of `evaluate`, which takes its means over this table.
+    """
+    if iou_type not in IOU_TYPES:
+        raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
+    dataset = load_annotations(annotations, image_ids)
+    category_ids = classes["category_id"].to_numpy(np.int64)
+    _check_categories(dataset, category_ids)
+    _check_detections(dataset, detections, iou_type)
+    kept = (
+        detections.top(FIXED_PER_CLASS, "category_id")
+        if fixed
+        else detections.top(max_detections, "image_id")
+    )
+    kept = kept.take(_areas(kept, iou_type) > 0)
+    precision, recall = ENGINES[engine](
+        dataset, kept, iou_type
+    )  # (T, 101, K), (T, K), K by ascending category id
+    order = np.argsort(np.argsort(category_ids))
+    table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
+    measures = {"AP": precision, "AP50": precision[:1], "AP75": precision[5:6], "AR": recall[:, None]}
+    for name, values in measures.items():
+        mean = values.mean(axis=(0, 1))[order]
+        table[name] = np.where(recall[0][order] >= 0, 100 * mean, np.nan)
+    return table
+
+
+def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, float]:
+    """The columns of `evaluate`: means over a table of `per_class_ap`, of classes with ground truth."""
+    index = bin_index(per_class["instance_count"], bins)
+    ap, frequency = per_class["AP"], per_class["frequency"]
+    by_bin = {f"AP{name}": ap[index == i].mean() for i, name in enumerate(bin_names(bins))}
+    return {
+        **by_bin,
+        "AP": ap.mean(),
+        "bAP": pd.Series(by_bin).mean(),
+        **{f"AP{tag}": ap[frequency == tag].mean() for tag in "rcf"},
+        **{name: per_class[name].mean() for name in ("AP50", "AP75", "AR")},
+    }
+
+
+def evaluated_classes(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, int]:
+    """Classes with ground truth in each bin, and in all (the second row of Table 1)."""
+    index = bin_index(per_class["instance_count"], bins)
+    seen = per_class["AP"].notna()
+    by_bin = {f"AP{name}": int(seen[index == i].sum()) for i, name in enumerate(bin_names(bins))}
+    return by_bin | {"AP": int(seen.sum())}
+
+
+def bootstrap_intervals(
+    per_class: pd.DataFrame,
+    bins: tuple[float, ...] = BINS,
+    *,
+    level: float = 0.95,
+    samples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Columns low and high of each bin's AP and of AP: percentiles over resampled classes."""
+    rng = np.random.default_rng(seed)
+    seen = per_class.dropna(subset="AP")
+    values, index = seen["AP"].to_numpy(), bin_index(seen["instance_count"], bins)
+    groups = {f"AP{name}": values[index == i] for i, name in enumerate(bin_names(bins))} | {"AP": values}
+    spans = {}
+    for name, group in groups.items():
+        draws = rng.integers(len(group), size=(samples, len(group))) if len(group) else None
+        quantiles = [(1 - level) / 2, (1 + level) / 2]
+        spans[name] = np.quantile(group[draws].mean(axis=1), quantiles) if len(group) else [np.nan, np.nan]
+    return pd.DataFrame(spans, index=["low", "high"]).T
+
+
+def _areas(detections: Detections, iou_type: str) -> np.ndarray:
+    """(N,) areas; the official evaluation leaves out what has none, after the cap."""
+    if iou_type == "bbox" or not len(detections):
+        return np.prod(detections.box[:, 2:].astype(np.float64) - detections.box[:, :2], axis=1)
+    import hotcoco
+
+    return hotcoco.mask.area(detections.rle)
+
+
+def _check_categories(dataset: dict, category_ids: np.ndarray) -> None:
+    found = {c["id"] for c in dataset["categories"]}
+    differing = sorted(found.symmetric_difference(category_ids.tolist()))
+    if differing:
+        where = "annotations" if differing[0] in found else "class table"
+        raise ValueError(
+            f"annotations have {len(found)} categories, the class table {len(category_ids)}; {len(differing)} are "
+            f"in one only, the first is category {differing[0]} of the {where}"
+        )
+
+
+def _check_detections(dataset: dict, detections: Detections, iou_type: str) -> None:
+    for name, key in (("image_id", "images"), ("category_id", "categories")):
+        values = np.unique(getattr(detections, name))
+        unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]
+        if len(unknown):
+            raise ValueError(f"detections of {name} {unknown[0]}, which the annotations do not have")
+    if iou_type == "segm" and detections.rle is None and len(detections):
+        raise ValueError("detections have no masks; iou_type 'segm' needs them, 'bbox' does not")
+    if not np.isfinite(detections.score).all():
+        raise ValueError("detections have scores that are not finite")

@@ -1,0 +1,238 @@
+"""From a cache and class scorers to detections: any number of rows of a table from one read of the RoIs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tqdm import tqdm
+
+from calib.scoring import Original, Scorer
+from extract.cache import RoICache
+from extract.rois import RoIs
+from fuse.detections import Detections, top_of_groups
+from fuse.masks import encode_masks
+from fuse.nms import class_nms
+from fuse.scores import MODES, fuse_scores, tail_classes, true_label_scores
+
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""roi_index, class_index and score of one image's detections, best first, as `class_nms` returns them."""
+
+ROW_MODES = (*MODES, "det", "props-gt")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One way from RoIs to detections.
+
+    Attributes:
+        mode: a mode of `fuse_scores`; "det", where each head detects by itself and the detections are merged
+            (`merge_detections`); or "props-gt", the oracle of `true_label_scores`.
+        calibrated: the second scorer; not needed for "original" and "props-gt".
+        original: the first scorer, None for the detector's own classifier.
+        tail: (K,) bool, classes the calibrated head speaks for, or the bound T on their training instances.
+        score_threshold: detections score above it.
+        iou_threshold: of suppression; None takes the detector's own.
+        max_detections: per image, None for all.
+        per_class: best detections kept of each class over all images, for fixed AP; None for all.
+        threshold, scale: of the modes "cat-thr" and "cat-scale".
+    """
+
+    mode: str = "cat"
+    calibrated: Scorer | None = None
+    original: Scorer | None = None
+    tail: np.ndarray | float = 100
+    score_threshold: float = 0.0
+    iou_threshold: float | None = None
+    max_detections: int | None = 300
+    per_class: int | None = None
+    threshold: float = 0.05
+    scale: float | None = None
+
+
+def detect(
+    cache: RoICache, scorers: Scorer | tuple[Scorer, Scorer] | None = None, *, masks: bool = True, **options
+) -> Detections:
+    """Detections of every image of a cache with one combination of scorers.
+
+    Args:
+        cache: an open RoI cache.
+        scorers: the calibrated scorer, or (original, calibrated); the original is the detector's own by
+            default.
+        masks: encode masks, where the cache has them.
+        options: the other fields of `Row`: mode, tail, score_threshold, …
+
+    Raises:
+        ValueError: an unknown mode, a scorer missing or of another number of classes, NaN scores.
+    """
+    original, calibrated = scorers if isinstance(scorers, tuple) else (None, scorers)
+    return detect_rows(cache, {"": Row(original=original, calibrated=calibrated, **options)}, masks=masks)[""]
+
+
+def detect_rows(
+    cache: RoICache, rows: Mapping[str, Row], *, masks: bool = True, progress: bool = False
+) -> dict[str, Detections]:
+    """Detections of several rows from one read of the cache; a scorer shared by rows runs once an image.
+
+    Args and errors as of `detect`; `progress` shows a bar on stderr.
+    """
+    prepared = {name: _prepare(name, row, cache) for name, row in rows.items()}
+    masks = masks and "masks" in cache.fields
+    collected = {name: _Collected(row, cache.num_classes, masks) for name, row in prepared.items()}
+    for rois in tqdm(cache, total=len(cache), desc="detect", unit="image", disable=not progress):
+        scores, encoded = _Memo(rois), _EncodedMasks(rois)
+        for name, row in prepared.items():
+            try:
+                found = _detect_image(row, rois, scores, collected[name].floors)
+            except ValueError as error:
+                raise ValueError(
+                    f"{cache.url}: image {rois.image_id}, row {name or row.mode!r}: {error}"
+                ) from error
+            collected[name].add(rois, found, encoded)
+    category_ids = cache.classes["category_id"].to_numpy(np.int64)
+    return {name: part.detections(category_ids) for name, part in collected.items()}
+
+
+def merge_detections(
+    original: Found, calibrated: Found, tail: np.ndarray, max_detections: int | None
+) -> Found:
+    """rhead-det of Table 6: two detectors' outputs joined.
+
+    Each head has detected by itself, with its own suppression and cap. Of the calibrated head's detections
+    those of tail classes stay, of the original's the others; together they are ordered by score (equal
+    scores by class, then RoI) and cut to `max_detections` again.
+
+    Args:
+        original, calibrated: roi_index, class_index, score of one image each.
+        tail: (K,) bool.
+    """
+    keep, take = ~tail[original[1]], tail[calibrated[1]]
+    roi, cls, score = (np.concatenate([a[keep], b[take]]) for a, b in zip(original, calibrated, strict=True))
+    order = np.lexsort((roi, cls, -score))[:max_detections]
+    return roi[order], cls[order], score[order]
+
+
+def _prepare(name: str, row: Row, cache: RoICache) -> Row:
+    """The row with its defaults filled in from the cache."""
+    if row.mode not in ROW_MODES:
+        raise ValueError(f"mode is {row.mode!r}, expected one of {', '.join(ROW_MODES)}")
+    if row.calibrated is None and row.mode not in ("original", "props-gt"):
+        raise ValueError(f"row {name or row.mode!r}: mode {row.mode!r} needs a calibrated scorer")
+    return replace(
+        row,
+        original=row.original or Original(cache.detector.get("stage_average", "scores")),
+        tail=row.tail
+        if isinstance(row.tail, np.ndarray)
+        else tail_classes(cache.classes["instance_count"], row.tail),
+        iou_threshold=cache.detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
+    )
+
+
+def _detect_image(row: Row, rois: RoIs, scores: _Memo, floors: np.ndarray) -> Found:
+    def nms(values: np.ndarray) -> Found:
+        return class_nms(rois.boxes, values, row.iou_threshold, floors, row.max_detections)
+
+    if row.mode == "original":
+        return nms(scores(row.original))
+    if row.mode == "new":
+        return nms(scores(row.calibrated))
+    if row.mode == "props-gt":
+        return nms(true_label_scores(scores(row.original), rois.labels[:, -1]))
+    if row.mode == "det":
+        return merge_detections(
+            nms(scores(row.original)), nms(scores(row.calibrated)), row.tail, row.max_detections
+        )
+    original, calibrated = scores(row.original), scores(row.calibrated)
+    return nms(
+        fuse_scores(original, calibrated, row.tail, row.mode, threshold=row.threshold, scale=row.scale)
+    )
+
+
+class _Memo:
+    """Each scorer's scores of one image, computed once; equal original scorers share them by their key."""
+
+    def __init__(self, rois: RoIs):
+        self._rois, self._scores = rois, {}
+
+    def __call__(self, scorer: Scorer) -> np.ndarray:
+        key = (Original, scorer.average) if type(scorer) is Original else id(scorer)
+        if key not in self._scores:
+            scores = scorer.scores(self._rois)
+            expected = (len(self._rois), self._rois.num_classes + 1)
+            if scores.shape != expected:
+                raise ValueError(
+                    f"scorer {scorer.name!r} gave scores of shape {scores.shape}, expected {expected}"
+                )
+            self._scores[key] = scores
+        return self._scores[key]
+
+
+class _EncodedMasks:
+    """The masks of one image as RLE, each encoded at most once however many rows show it."""
+
+    def __init__(self, rois: RoIs):
+        self._rois, self._records = rois, {}
+
+    def __call__(self, roi: np.ndarray, cls: np.ndarray) -> list[dict]:
+        rois = self._rois
+        keys = (roi if rois.boxes.ndim == 2 else roi * rois.num_classes + cls).tolist()
+        first = {key: i for i, key in enumerate(keys) if key not in self._records}
+        new = np.fromiter(first.values(), np.int64, len(first))
+        records = encode_masks(
+            rois.masks[roi[new]], _boxes(rois, roi[new], cls[new]), rois.height, rois.width
+        )
+        self._records.update(zip(first, records, strict=True))
+        return [self._records[key] for key in keys]
+
+
+class _Collected:
+    """A row's detections so far. Once a class has `per_class`, worse ones are no longer looked for."""
+
+    def __init__(self, row: Row, num_classes: int, masks: bool):
+        self.floors = np.full(num_classes, row.score_threshold, np.float32)
+        self._per_class, self._masks = row.per_class, masks
+        self._parts = [
+            _part(0, np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32), [])
+        ]
+        self._added = 0
+
+    def add(self, rois: RoIs, found: Found, encoded: _EncodedMasks) -> None:
+        roi, cls, score = found
+        rle = encoded(roi, cls) if self._masks else [None] * len(roi)
+        self._parts.append(_part(rois.image_id, cls, score, _boxes(rois, roi, cls), rle))
+        self._added += len(roi)
+        if self._per_class is not None and self._added > max(1_000_000, len(self._parts[0][0])):
+            self._prune()
+
+    def detections(self, category_ids: np.ndarray) -> Detections:
+        if self._per_class is not None:
+            self._prune()
+        image_id, cls, score, box, rle = self._joined()
+        return Detections(image_id, category_ids[cls], score, box, rle.tolist() if self._masks else None)
+
+    def _joined(self) -> list[np.ndarray]:
+        return [np.concatenate(columns) for columns in zip(*self._parts, strict=True)]
+
+    def _prune(self) -> None:
+        columns = self._joined()
+        best = top_of_groups(columns[1], columns[2], self._per_class)
+        self._parts, self._added = [tuple(column[best] for column in columns)], 0
+        _, cls, score = self._parts[0][:3]
+        full = np.bincount(cls, minlength=len(self.floors)) == self._per_class
+        worst = np.full(len(self.floors), np.inf, np.float32)
+        np.minimum.at(worst, cls, score)
+        self.floors[full] = worst[full]
+
+
+def _part(
+    image_id: int, cls: np.ndarray, score: np.ndarray, box: np.ndarray, rle: list
+) -> tuple[np.ndarray, ...]:
+    records = np.empty(len(rle), object)
+    records[:] = rle
+    return np.full(len(cls), image_id, np.int64), cls, score, box, records
+
+
+def _boxes(rois: RoIs, roi: np.ndarray, cls: np.ndarray) -> np.ndarray:
+    """(N, 4) boxes of the given pairs of RoI and class."""
+    return rois.boxes[roi] if rois.boxes.ndim == 2 else rois.boxes[roi, cls]

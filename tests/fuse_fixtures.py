@@ -1,0 +1,142 @@
+"""A tiny data set with its cache and head, for the tests of `fuse`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from calib.heads import build_head
+from calib.storage import save_head
+from extract.cache import RoICache
+from extract.convert import write_cache
+from extract.rois import RoIs
+
+CLASSES = pd.DataFrame(
+    {
+        "category_id": [3, 4, 9, 12, 20],
+        "name": ["ant", "bee", "cat", "dog", "eel"],
+        "frequency": ["r", "r", "c", "f", "f"],
+        "image_count": [2, 8, 60, 500, 900],
+        "instance_count": [3, 9, 80, 700, 4000],
+    }
+)
+K = len(CLASSES)
+SIZE = (48, 64)  # height, width
+
+
+def annotations(images: int = 6, seed: int = 0) -> dict:
+    """LVIS content: three objects an image, rectangles; ids of images and annotations have gaps."""
+    rng = np.random.default_rng(seed)
+    content = {"images": [], "annotations": [], "categories": []}
+    for c in CLASSES.itertuples():
+        content["categories"].append({"id": c.category_id, "name": c.name, "frequency": c.frequency})
+    for i in range(images):
+        labels = rng.choice(K - 1, 3)  # class 4 has no ground truth
+        for label in labels:
+            w, h = rng.integers(12, 24, 2).tolist()
+            x, y = int(rng.integers(0, SIZE[1] - w)), int(rng.integers(0, SIZE[0] - h))
+            content["annotations"].append(
+                {
+                    "id": len(
+                        content["annotations"]
+                    ),  # from 0, which the official code mistakes for no match
+                    "image_id": 10 * i + 7,
+                    "category_id": int(CLASSES.category_id[label]),
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+        content["images"].append(
+            {
+                "id": 10 * i + 7,
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "neg_category_ids": [20],
+                "not_exhaustive_category_ids": [12] if i % 2 else [],
+            }
+        )
+    return content
+
+
+def rois(
+    content: dict, stages: int = 1, specific: bool = False, per_object: int = 6, seed: int = 1
+) -> list[RoIs]:
+    """Jittered proposals of every object, logits that know the frequent classes and features that know all."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for image in content["images"]:
+        objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        truth = np.array([a["bbox"] for a in objects], np.float32)
+        truth[:, 2:] += truth[:, :2]
+        owner = np.repeat(np.arange(len(objects)), per_object)
+        boxes = (truth[owner] + rng.normal(0, 1.0, (len(owner), 4))).astype(np.float32)
+        label = np.array([CLASSES.category_id.tolist().index(a["category_id"]) for a in objects], np.int32)[
+            owner
+        ]
+        r = len(boxes)
+        logits = rng.normal(0, 1, (r, stages, K + 1))
+        logits[np.arange(r), :, label] += np.where(label >= 2, 4, 0)[:, None]
+        logits[:, :, K] += 2
+        features = rng.normal(0, 0.1, (r, stages, 8))
+        features[np.arange(r), :, label] += 3
+        if specific:
+            boxes = (boxes[:, None] + rng.normal(0, 0.5, (r, K, 4))).astype(np.float32)
+        made.append(
+            RoIs(
+                image_id=image["id"],
+                height=SIZE[0],
+                width=SIZE[1],
+                proposals=np.repeat((boxes[:, 0] if specific else boxes)[:, None], stages, 1),
+                boxes=boxes,
+                logits=logits.astype(np.float16),
+                objectness=np.ones(r, np.float32),
+                features=features.astype(np.float16),
+                labels=np.repeat(label[:, None], stages, 1),
+                ious=np.ones((r, stages), np.float32),
+                gt_ids=np.zeros((r, stages), np.int64),
+                is_gt=np.zeros(r, bool),
+                masks=np.full((r, 28, 28), 255, np.uint8),
+            )
+        )
+    return made
+
+
+def tiny_cache(
+    path: Path, content: dict, *, stages: int = 1, specific: bool = False, detector: str = "toy"
+) -> RoICache:
+    rng = np.random.default_rng(2)
+    layers = [(rng.normal(0, 0.1, (K + 1, 8)).astype(np.float32), np.zeros(K + 1, np.float32))]
+    return write_cache(
+        str(path),
+        rois(content, stages, specific),
+        CLASSES,
+        level="embedding",
+        stages=(0.5, 0.6, 0.7)[:stages],
+        head=[layers] * stages,
+        detector={"name": detector, "framework": "none", "stage_average": "scores", "nms_iou": 0.5},
+    )
+
+
+def tiny_head(path: Path, cache: RoICache) -> Path:
+    """A head that tells the classes by their feature."""
+    import torch
+
+    head = build_head(cache, "linear", 8, 0, {})
+    with torch.no_grad():
+        for stage in head.stages:
+            stage[-1].weight[:K, :K] = 2 * torch.eye(K)
+            stage[-1].bias[K] = 1
+    save_head(head, path)
+    return path
+
+
+def write_tiny(folder: Path, **options) -> tuple[Path, Path, Path]:
+    """Annotation file, cache and head of the tiny data set."""
+    content = annotations()
+    (folder / "val.json").write_text(json.dumps(content))
+    cache = tiny_cache(folder / "val.zarr", content, **options)
+    return folder / "val.json", folder / "val.zarr", tiny_head(folder / "head", cache)
