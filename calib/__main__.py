@@ -1,4 +1,4 @@
-"""`python -m calib`: what this package does on the command line."""
+"""`python -m calib`, also installed as `tailcal-train`: the package's one job, training a head."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from calib.config import Config
 from extract import cli
 
+TRAIN = cli.Command(Config, "calib.train:main")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `python -m calib train …`, the same as `python -m calib.train …`; returns the exit code."""
-    return cli.run("python -m calib", {"train": cli.Command(Config, "calib.train:main")}, argv)
+    """Runs the command line, with or without the word `train` before the flags; returns the exit code."""
+    return cli.run("python -m calib", {"": TRAIN, "train": TRAIN}, argv)
 
 
 if __name__ == "__main__":

@@ -53,15 +53,13 @@ def save_checkpoint(
     """Replaces the folder's checkpoint atomically by the state after `step` steps."""
     tensors = {f"head.{name}": tensor.contiguous() for name, tensor in head.state_dict().items()}
     for name, parameter in head.named_parameters():
-        if parameter in optimizer.state:
+        if parameter.requires_grad:
             tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     state = {"step": step, "config": identity, "scaler": scaler.state_dict()}
     write_atomically(out / CHECKPOINT_FILE, save(tensors, {"state": msgspec.json.encode(state).decode()}))
 
 
-def load_checkpoint(
-    out: Path, head: Head, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> int:
+def load_checkpoint(out: Path, head: Head, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
     """Puts the checkpoint, if there is one, into head, optimizer and scaler; returns the steps done.
 
     Raises:
@@ -74,9 +72,8 @@ def load_checkpoint(
     with safe_open(file, framework="pt") as tensors:
         head.load_state_dict({name: tensors.get_tensor(f"head.{name}") for name in head.state_dict()})
         for name, parameter in head.named_parameters():
-            if f"momentum.{name}" in tensors.keys():  # safe_open is no mapping
-                momentum = tensors.get_tensor(f"momentum.{name}").to(parameter.device)
-                optimizer.state[parameter]["momentum_buffer"] = momentum
+            if parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"].copy_(tensors.get_tensor(f"momentum.{name}"))
     scaler.load_state_dict(state["scaler"])
     return state["step"]
 

@@ -32,9 +32,7 @@ class Features:
         self.in_memory = size <= SHARE_OF_MEMORY * (available_memory() if memory is None else memory)
         if self.in_memory:
             # One row per RoI and stage: a plain matrix is what index_select is fast on.
-            self._matrix = torch.from_numpy(cache.read("features")).view(
-                -1, math.prod(cache.fields["features"][1:])
-            )
+            self._matrix = torch.from_numpy(cache.read("features")).view(-1, math.prod(cache.fields["features"][1:]))
 
     def gather(self, rows: np.ndarray, stage: int) -> torch.Tensor:
         """(n, prod(D)) float32 on the device: the features of a stage of the packed rows asked for."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from calib.config import HEADS
-from calib.scoring import stage_scores
+from calib.scoring import check_average, stage_scores
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ class Head(nn.Module):
             ("category ids", self.info.category_ids, tuple(cache.classes["category_id"].tolist())),
         ):
             if own != other:
-                raise ValueError(
-                    f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}"
-                )
+                raise ValueError(f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}")
 
     def _check_features(self, rois: RoIs) -> None:
         expected = (len(self.stages), *self.info.feature_shape)
@@ -130,15 +128,13 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
     in Glorot and Bengio (2010), new classifiers from a normal distribution of deviation 0.01, biases 0.
 
     Raises:
-        ValueError: the cache's level is too high for the kind, or it lacks the detector's layers.
+        ValueError: the cache's level does not suit the kind, or it lacks the detector's layers.
     """
     if kind not in HEADS:
         raise ValueError(f"head is {kind!r}, expected one of {', '.join(HEADS)}")
     if cache.level == "logits" or (cache.level == "embedding" and kind != "linear"):
         needed = "'pooled' or 'embedding'" if kind == "linear" else "'pooled'"
-        raise ValueError(
-            f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}"
-        )
+        raise ValueError(f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}")
     own = [cache.head(stage) for stage in range(len(cache.stages))]
     keep = {"3fc_ft": None, "linear": -1 if cache.level == "pooled" else 0}.get(kind, 0)
     kept = [layers[:keep] for layers in own]
@@ -147,13 +143,10 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
     feature_shape = tuple(cache.fields["features"][1:])
     widths = (math.prod(feature_shape), *(len(bias) for _, bias in kept[0]))
     if kind != "3fc_ft":
-        widths += {"linear": (), "2fc_rand": (hidden,), "3fc_rand": (hidden, hidden)}[kind] + (
-            cache.num_classes + 1,
-        )
+        new_hidden = {"linear": (), "2fc_rand": (hidden,), "3fc_rand": (hidden, hidden)}[kind]
+        widths = (*widths, *new_hidden, cache.num_classes + 1)
     if widths[-1] != cache.num_classes + 1:
-        raise ValueError(
-            f"{cache.url}: its classifier has {widths[-1]} outputs, {cache.num_classes + 1} needed"
-        )
+        raise ValueError(f"{cache.url}: its classifier has {widths[-1]} outputs, {cache.num_classes + 1} needed")
     info = HeadInfo(
         kind=kind,
         level=cache.level,
@@ -162,7 +155,7 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
         frozen_layers=len(kept[0]) if kind == "linear" else 0,
         category_ids=tuple(cache.classes["category_id"].tolist()),
         stages=tuple(cache.stages),
-        stage_average=cache.detector.get("stage_average", "scores"),
+        stage_average=check_average(cache.detector.get("stage_average", "scores")),
         detector=str(cache.detector.get("name", "")),
         cache_fingerprint=cache.fingerprint,
         config=config,

@@ -8,11 +8,11 @@ logits; the stages are then averaged as the detector does it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from calib.scoring import stage_scores
+from calib.scoring import check_average, stage_scores
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class _Posthoc:
     _shift: np.ndarray
     _average: str
 
-    def fit(self, cache: RoICache) -> _Posthoc:
+    def fit(self, cache: RoICache) -> Self:
         """Takes what the method needs from the cache and returns itself."""
         shape = (len(cache.stages), cache.num_classes + 1)
         scale, shift = self._affine(cache)
         self._scale = np.broadcast_to(scale, shape).astype(np.float32)
         self._shift = np.broadcast_to(shift, shape).astype(np.float32)
-        self._average = cache.detector.get("stage_average", "scores")
+        self._average = check_average(cache.detector.get("stage_average", "scores"))
         return self
 
     def logits(self, rois: RoIs) -> np.ndarray:

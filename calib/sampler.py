@@ -58,9 +58,7 @@ class BiLevelSampler:
         there.
     """
 
-    def __init__(
-        self, cache: RoICache, classes_per_step: int = 16, images_per_class: int = 1, seed: int = 0
-    ) -> None:
+    def __init__(self, cache: RoICache, classes_per_step: int = 16, images_per_class: int = 1, seed: int = 0) -> None:
         """Reads the cache's labels and IoUs.
 
         Raises:
@@ -75,9 +73,7 @@ class BiLevelSampler:
         self.num_classes = cache.num_classes
         labels, ious = cache.read("labels"), cache.read("ious")
         if labels.size and not (labels.min() >= -1 and labels.max() <= cache.num_classes):
-            raise ValueError(
-                f"{cache.url}: labels span {labels.min()}…{labels.max()}, expected -1…{cache.num_classes}"
-            )
+            raise ValueError(f"{cache.url}: labels span {labels.min()}…{labels.max()}, expected -1…{cache.num_classes}")
         self._stages = [
             _StageIndex(labels[:, stage], ious[:, stage], cache.offsets, cache.num_classes, matching_iou)
             for stage, matching_iou in enumerate(cache.stages)

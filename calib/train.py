@@ -73,6 +73,9 @@ def train(cache: RoICache, config: Config) -> Head:
     optimizer = torch.optim.SGD(
         trained, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
+    # The fused kernel leaves its own first momentum uninitialised if the scaler skips the first step.
+    for parameter in trained:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     sampler = BiLevelSampler(cache, config.classes_per_step, config.images_per_class, config.seed)
     features = Features(cache, device)
@@ -85,9 +88,7 @@ def train(cache: RoICache, config: Config) -> Head:
     with (
         _deferred_interrupt() as interrupted,
         closing(MetricsLog(config.out, first)) as log,
-        tqdm(
-            total=config.steps, initial=first, unit="step", desc=f"train {config.head}", disable=None
-        ) as bar,
+        tqdm(total=config.steps, initial=first, unit="step", desc=f"train {config.head}", disable=None) as bar,
     ):
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
@@ -190,9 +191,7 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _explain(
-    cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features, steps: range
-) -> None:
+def _explain(cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features, steps: range) -> None:
     """Raises the ValueError for a loss that is not finite, naming the RoI at fault if it is one."""
     for step in steps:
         for stage in range(len(cache.stages)):

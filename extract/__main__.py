@@ -6,7 +6,7 @@ from extract.cli import Command, run
 from extract.config import Config, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
 
 COMMANDS = {
-    "": Command(Config, "extract.extraction:run"),
+    "": Command(Config, "extract.extraction:command"),
     "inspect": Command(InspectConfig, "extract.housekeeping:inspect"),
     "verify": Command(VerifyConfig, "extract.housekeeping:verify"),
     "recall": Command(RecallConfig, "extract.recall:report"),

@@ -147,7 +147,10 @@ class RoICache(Sequence):
             ("RoIs", f"{int(self.offsets[-1]):,} ({foreground:,} foreground, {len(self.stages)} stage(s))"),
             ("classes", f"{self.num_classes:,} ({len(np.unique(labels[labels >= 0])):,} labels seen)"),
             ("level", f"{self.level}" + (f", features {features[1:]} float16" if features else "")),
-            ("detector", f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})"),
+            (
+                "detector",
+                f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})",
+            ),
             ("columns", ", ".join(self.fields)),
             ("on disk", f"{self._stored_bytes() / 1e6:,.1f} MB"),
         ]
@@ -185,9 +188,7 @@ class RoICache(Sequence):
         for field, array in self._arrays.items():
             rows, chunk_rows = array.shards[0], array.chunks[0]
             occupied = [
-                np.arange(s // rows, (s + n - 1) // rows + 1)
-                for s, n in zip(self._starts, counts, strict=True)
-                if n
+                np.arange(s // rows, (s + n - 1) // rows + 1) for s, n in zip(self._starts, counts, strict=True) if n
             ]
             shards = len(np.unique(np.concatenate(occupied))) if occupied else 0
             found = array.nchunks_initialized * chunk_rows // rows

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "category_id": "int64",
-    "name": "object",
-    "frequency": "object",
+    "name": "str",
+    "frequency": "str",
     "image_count": "int64",
     "instance_count": "int64",
 }

@@ -65,7 +65,7 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
 def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: list[str]):
     import tyro
 
-    description = inspect.cleandoc(commands[name].config.__doc__ or "").partition("\n\nAttributes:")[0]
+    description = inspect.cleandoc(commands[name].config.__doc__ or "")
     others = [other for other in commands if other != name and other]
     if name == "" and others:
         description += f"\n\nOther commands: {', '.join(others)} (`{prog} COMMAND --help`)"
@@ -79,7 +79,10 @@ def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: lis
 
 def _usage(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
     asked = not arguments or arguments[0] in ("-h", "--help")
-    lines = [f"usage: {prog} COMMAND …", *(f"  {name:<10} {_first_line(c.config)}" for name, c in commands.items())]
+    lines = [
+        f"usage: {prog} COMMAND …",
+        *(f"  {name:<10} {_first_line(c.config)}" for name, c in commands.items()),
+    ]
     if not asked:
         lines.insert(0, f"error: unknown command {arguments[0]!r}")
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)

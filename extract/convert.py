@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from extract.cache import IMAGE_COLUMNS, RoICache, open_cache
+from extract.cache import IMAGE_COLUMNS, RoICache
 from extract.rois import RoIs
 from extract.shards import (
     COLUMNS,
@@ -178,7 +178,11 @@ def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5
     )
     bounds = cache.offsets[[*range(0, len(cache), IMAGES_PER_BLOCK), len(cache)]]
     for start, stop in tqdm(
-        list(zip(bounds[:-1], bounds[1:], strict=True)), desc=column.name, unit="block", leave=False, disable=None
+        list(zip(bounds[:-1], bounds[1:], strict=True)),
+        desc=column.name,
+        unit="block",
+        leave=False,
+        disable=None,
     ):
         dataset[start:stop] = cache.take(field, np.arange(start, stop))
 

@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from extract.annotations import Annotations, read_annotations
 from extract.cache import RoICache, open_cache
-from extract.config import Config, DetectorSpec
+from extract.config import Config
 from extract.detectors import Detector, Image, load_detector
 from extract.matching import GroundTruth, choose_training, label_rois
 from extract.plan import class_balanced_images
 from extract.rois import RoIs
 from extract.shards import (
-    IMAGES_PER_BLOCK,
     CacheError,
     CacheWriter,
     Header,
@@ -71,6 +70,12 @@ def run(config: Config) -> RoICache | None:
             writer.write_block(block, rois)
             progress.update(len(rois))
     return writer.finish()
+
+
+def command(config: Config) -> None:
+    """`run`, then what the cache holds."""
+    if cache := run(config):
+        print(cache)
 
 
 class Extraction:

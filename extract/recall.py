@@ -17,12 +17,17 @@ LIMITS = (100, 300, 1000)
 
 def report(config: RecallConfig) -> None:
     """Prints `proposal_recall` in points."""
-    table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=config.bins)
+    edges = (0.0, *config.bins, float("inf"))
+    table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=edges)
     print(table.to_string(float_format=lambda value: f"{value:.1f}"))
 
 
 def proposal_recall(
-    cache: RoICache, annotations: Annotations, *, bins: tuple[float, ...] = BINS, limits: Sequence[int] = LIMITS
+    cache: RoICache,
+    annotations: Annotations,
+    *,
+    bins: tuple[float, ...] = BINS,
+    limits: Sequence[int] = LIMITS,
 ) -> pd.DataFrame:
     """Average recall of the first stage's proposals over IoU 0.50, 0.55 … 0.95, in points of 0 to 100.
 
@@ -58,7 +63,11 @@ def _results(cache: RoICache, limit: int) -> np.ndarray:
 
 
 def _recall(
-    annotations: Annotations, image_ids: np.ndarray, objects: np.ndarray, proposals: np.ndarray, limits: Sequence[int]
+    annotations: Annotations,
+    image_ids: np.ndarray,
+    objects: np.ndarray,
+    proposals: np.ndarray,
+    limits: Sequence[int],
 ) -> list[float]:
     from hotcoco import COCO, COCOeval
 

@@ -69,7 +69,7 @@ class RoIs:
         for name, lead in (("features", (rois, stages)), ("masks", (rois,))):
             array = getattr(self, name)
             if array is not None and array.shape[: len(lead)] != lead:
-                raise ValueError(f"image {self.image_id}: {name} has shape {array.shape}, expected {lead + ('…',)}")
+                raise ValueError(f"image {self.image_id}: {name} has shape {array.shape}, expected {(*lead, '…')}")
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,18 +126,20 @@ def create_cache(
         raise CacheError(f"{url}: RoIs have {template.logits.shape[1]} stages, the header {len(header.stages)}")
     if images["image_id"].duplicated().any():
         raise CacheError(f"{url}: image id {images['image_id'][images['image_id'].duplicated()].iloc[0]} repeats")
-    if overwrite:
-        _check_is_cache(url)
-    try:
-        group = zarr.create_group(url, overwrite=overwrite)
-    except FileExistsError:
-        raise CacheError(f"{url}: something is there already") from None
+    if _occupied(url) and not (overwrite and _is_cache(url)):
+        raise CacheError(f"{url}: something is there already" + ", and it is no RoI cache" * overwrite)
+    group = zarr.create_group(url, overwrite=overwrite)
     rows_per_block, shard_rows = _rows(template, capacity * min(IMAGES_PER_BLOCK, max(len(images), 1)))
     _create_columns(group, template, num_blocks(len(images)) * rows_per_block, shard_rows)
     _create_tables(group, classes, images)
     for stage, layers in enumerate(head):
         for depth, (weight, bias) in enumerate(layers):
-            _array(group, f"detector/stage_{stage}/weight_{depth}", weight.astype(np.float32), ("output", "input"))
+            _array(
+                group,
+                f"detector/stage_{stage}/weight_{depth}",
+                weight.astype(np.float32),
+                ("output", "input"),
+            )
             _array(group, f"detector/stage_{stage}/bias_{depth}", bias.astype(np.float32), ("output",))
     attributes = {**asdict(header), "fingerprint": fingerprint(header, classes, images), "complete": False}
     attributes |= {"rows_per_block": rows_per_block, "images_per_block": IMAGES_PER_BLOCK}
@@ -209,16 +212,10 @@ class CacheWriter:
         return open_cache(self.url)
 
 
-def _check_is_cache(url: str) -> None:
-    """Overwriting must never delete anything but a cache, finished or not."""
-    try:
-        open_group(url, "r")
-    except FileNotFoundError:
-        return
-
-
 def open_group(url: str, mode: str) -> zarr.Group:
     """The Zarr group of a cache, finished or not. Raises FileNotFoundError or CacheError naming `url`."""
+    if "://" not in url and Path(url).is_file():
+        raise CacheError(f"{url}: is a file, a RoI cache is a folder")
     try:
         group = zarr.open_group(url, mode=mode)
     except (GroupNotFoundError, FileNotFoundError):
@@ -256,6 +253,26 @@ def row_bytes(template: RoIs) -> int:
         for field, array in arrays.items()
         if array is not None
     )
+
+
+def _occupied(url: str) -> bool:
+    """Whether there is anything at all, a cache or not: overwriting must never delete anything but a cache."""
+    if "://" not in url:
+        path = Path(url)
+        return path.exists() and (path.is_file() or any(path.iterdir()))
+    try:
+        zarr.open(url, mode="r")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_cache(url: str) -> bool:
+    try:
+        open_group(url, "r")
+    except (FileNotFoundError, CacheError):
+        return False
+    return True
 
 
 def _rows(template: RoIs, block_capacity: int) -> tuple[int, int]:

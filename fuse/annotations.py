@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 
 class _Image(msgspec.Struct):
@@ -70,6 +71,18 @@ def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] 
         categories=content["categories"],
         annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
     )
+
+
+def check_categories(dataset: dict, category_ids: np.ndarray) -> None:
+    """Raises ValueError unless the annotations' categories are those of the class table."""
+    found = {c["id"] for c in dataset["categories"]}
+    differing = sorted(found.symmetric_difference(category_ids.tolist()))
+    if differing:
+        where = "annotations" if differing[0] in found else "class table"
+        raise ValueError(
+            f"annotations have {len(found)} categories, the class table {len(category_ids)}; "
+            f"{len(differing)} are in one only, the first is category {differing[0]} of the {where}"
+        )
 
 
 def _read(path: str | os.PathLike) -> bytes:

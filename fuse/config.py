@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,8 @@ class EvaluationOptions:
         """Raises ValueError naming the option and its value."""
         if self.max_detections < 1:
             raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
+        if not all(low < high for low, high in pairwise(self.edges)):
+            raise ValueError(f"bins is {self.bins}, expected ascending numbers above 0")
         if not self.iou_types:
             raise ValueError("iou_types is empty, expected segm, bbox or both")
 

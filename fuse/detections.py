@@ -57,9 +57,7 @@ class Detections:
         """The detections at `index` (integers or a bool mask), in that order."""
         index = np.arange(len(self))[index]
         rle = None if self.rle is None else [self.rle[i] for i in index]
-        return Detections(
-            self.image_id[index], self.category_id[index], self.score[index], self.box[index], rle
-        )
+        return Detections(self.image_id[index], self.category_id[index], self.score[index], self.box[index], rle)
 
     def top(self, count: int, per: str) -> Detections:
         """The best `count` of each image (per="image_id") or class (per="category_id"), in the same order."""
@@ -90,9 +88,7 @@ class Detections:
             raise ValueError(f"{path}: not a file of LVIS results: {error}") from None
         masks = [r.segmentation for r in records if r.segmentation is not None]
         if masks and len(masks) < len(records):
-            raise ValueError(
-                f"{path}: {len(records) - len(masks)} of {len(records)} records lack segmentation"
-            )
+            raise ValueError(f"{path}: {len(records) - len(masks)} of {len(records)} records lack segmentation")
         xywh = np.array([r.bbox for r in records], np.float64).reshape(-1, 4)
         return cls(
             image_id=np.array([r.image_id for r in records], np.int64),

@@ -53,9 +53,7 @@ ENGINES = {"hotcoco": hotcoco_engine, "lvis": lvis_engine}
 
 def _records(detections: Detections, iou_type: str) -> list[dict]:
     """Result records with masks or boxes, not both: the engines would take a mask's area from its box."""
-    ids = zip(
-        detections.image_id.tolist(), detections.category_id.tolist(), detections.score.tolist(), strict=True
-    )
+    ids = zip(detections.image_id.tolist(), detections.category_id.tolist(), detections.score.tolist(), strict=True)
     if iou_type == "segm":
         shapes = [{"segmentation": rle} for rle in detections.rle or []]
     else:
@@ -63,8 +61,7 @@ def _records(detections: Detections, iou_type: str) -> list[dict]:
         box[:, 2:] -= box[:, :2]
         shapes = [{"bbox": xywh} for xywh in box.tolist()]
     return [
-        {"image_id": i, "category_id": c, "score": s, **shape}
-        for (i, c, s), shape in zip(ids, shapes, strict=True)
+        {"image_id": i, "category_id": c, "score": s, **shape} for (i, c, s), shape in zip(ids, shapes, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from extract.bins import BINS, bin_index, bin_names
-from fuse.annotations import load_annotations
+from fuse.annotations import check_categories, load_annotations
 from fuse.detections import Detections
 from fuse.engines import ENGINES
 
@@ -92,17 +92,11 @@ def per_class_ap(
         raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
     dataset = load_annotations(annotations, image_ids)
     category_ids = classes["category_id"].to_numpy(np.int64)
-    _check_categories(dataset, category_ids)
+    check_categories(dataset, category_ids)
     _check_detections(dataset, detections, iou_type)
-    kept = (
-        detections.top(FIXED_PER_CLASS, "category_id")
-        if fixed
-        else detections.top(max_detections, "image_id")
-    )
+    kept = detections.top(FIXED_PER_CLASS, "category_id") if fixed else detections.top(max_detections, "image_id")
     kept = kept.take(_areas(kept, iou_type) > 0)
-    precision, recall = ENGINES[engine](
-        dataset, kept, iou_type
-    )  # (T, 101, K), (T, K), K by ascending category id
+    precision, recall = ENGINES[engine](dataset, kept, iou_type)  # (T, 101, K), (T, K), K by ascending category id
     order = np.argsort(np.argsort(category_ids))
     table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
     measures = {"AP": precision, "AP50": precision[:1], "AP75": precision[5:6], "AR": recall[:, None]}
@@ -162,17 +156,6 @@ def _areas(detections: Detections, iou_type: str) -> np.ndarray:
     import hotcoco
 
     return hotcoco.mask.area(detections.rle)
-
-
-def _check_categories(dataset: dict, category_ids: np.ndarray) -> None:
-    found = {c["id"] for c in dataset["categories"]}
-    differing = sorted(found.symmetric_difference(category_ids.tolist()))
-    if differing:
-        where = "annotations" if differing[0] in found else "class table"
-        raise ValueError(
-            f"annotations have {len(found)} categories, the class table {len(category_ids)}; {len(differing)} are "
-            f"in one only, the first is category {differing[0]} of the {where}"
-        )
 
 
 def _check_detections(dataset: dict, detections: Detections, iou_type: str) -> None:

@@ -12,14 +12,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-_STRETCH = (
-    64  # classes per maximum: long enough for vector instructions, short enough to skip most of the scores
-)
+_STRETCH = 64  # classes per maximum: long enough for vector instructions, short enough to skip most of the scores
 _FIRST = 2048  # stretches searched first
 _GROWTH = 4
-_INFINITY = (
-    0x7F800000  # bits of float32 infinity: as unsigned integers, NaN and negative numbers lie above it
-)
+_INFINITY = 0x7F800000  # bits of float32 infinity: as unsigned integers, NaN and negative numbers lie above it
 
 
 def class_nms(
@@ -92,9 +88,7 @@ def _stretch_maxima(bits: np.ndarray) -> np.ndarray:
         for s in range(maxima.shape[1]):
             stretch = row[s * _STRETCH : (s + 1) * _STRETCH]
             largest = np.uint32(0)
-            for i in range(
-                stretch.size
-            ):  # an index loop becomes vector instructions, iterating over values does not
+            for i in range(stretch.size):  # an index loop becomes vector instructions, iterating over values does not
                 largest = max(largest, stretch[i])
             maxima[r, s] = largest
     return maxima

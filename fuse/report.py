@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from pathlib import Path
 
 import jinja2
 import numpy as np
@@ -16,18 +17,6 @@ from fuse.evaluation import bootstrap_intervals
 
 CHANGED = 15
 """Classes listed as gained and as lost."""
-
-_PAGE = """<!doctype html> <html lang="en"><meta charset="utf-8"><title>Detection results</title> <style>
-body { font: 15px/1.4 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color:
-#222 } table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .6rem; text-align: right
-} th:first-child, td:first-child { text-align: left } thead th { border-bottom: 2px solid #888 } tbody
-tr:nth-child(even) { background: #f4f4f4 } svg { max-width: 100%; height: auto } .pair { display: flex; gap:
-3rem; flex-wrap: wrap } </style> <h1>Detection results</h1> <p>{{ scope }}</p> {% for section in sections %}
-<h2>{{ section.title }}</h2> {{ section.table | safe }} {{ section.bars | safe }} <p>Bars: AP by bin of
-training instances; whiskers: 95 % of bootstrap samples of the bin's classes.</p> <h3>Classes that changed
-most, from {{ baseline }} to {{ shown }}</h3> <div class="pair">{{ section.gained | safe }}{{ section.lost |
-safe }}</div> {% endfor %} </html>
-"""
 
 
 def write_report(
@@ -61,7 +50,8 @@ def write_report(
                 "lost": lost.to_html(index=False, border=0, float_format="{:.1f}".format),
             }
         )
-    page = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
     html = page.render(sections=sections, baseline=baseline, shown=shown, scope=scope)
     write_bytes(path, html.encode())
 

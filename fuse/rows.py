@@ -20,6 +20,7 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """roi_index, class_index and score of one image's detections, best first, as `class_nms` returns them."""
 
 ROW_MODES = (*MODES, "det", "props-gt")
+_PRUNE_AFTER = 1_000_000  # detections added to a row with `per_class` between two looks at which are the best
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +87,13 @@ def detect_rows(
             try:
                 found = _detect_image(row, rois, scores, collected[name].floors)
             except ValueError as error:
-                raise ValueError(
-                    f"{cache.url}: image {rois.image_id}, row {name or row.mode!r}: {error}"
-                ) from error
+                raise ValueError(f"{cache.url}: image {rois.image_id}, row {name or row.mode!r}: {error}") from error
             collected[name].add(rois, found, encoded)
     category_ids = cache.classes["category_id"].to_numpy(np.int64)
     return {name: part.detections(category_ids) for name, part in collected.items()}
 
 
-def merge_detections(
-    original: Found, calibrated: Found, tail: np.ndarray, max_detections: int | None
-) -> Found:
+def merge_detections(original: Found, calibrated: Found, tail: np.ndarray, max_detections: int | None) -> Found:
     """rhead-det of Table 6: two detectors' outputs joined.
 
     Each head has detected by itself, with its own suppression and cap. Of the calibrated head's detections
@@ -122,9 +119,7 @@ def _prepare(name: str, row: Row, cache: RoICache) -> Row:
     return replace(
         row,
         original=row.original or Original(cache.detector.get("stage_average", "scores")),
-        tail=row.tail
-        if isinstance(row.tail, np.ndarray)
-        else tail_classes(cache.classes["instance_count"], row.tail),
+        tail=row.tail if isinstance(row.tail, np.ndarray) else tail_classes(cache.classes["instance_count"], row.tail),
         iou_threshold=cache.detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
     )
 
@@ -140,13 +135,9 @@ def _detect_image(row: Row, rois: RoIs, scores: _Memo, floors: np.ndarray) -> Fo
     if row.mode == "props-gt":
         return nms(true_label_scores(scores(row.original), rois.labels[:, -1]))
     if row.mode == "det":
-        return merge_detections(
-            nms(scores(row.original)), nms(scores(row.calibrated)), row.tail, row.max_detections
-        )
+        return merge_detections(nms(scores(row.original)), nms(scores(row.calibrated)), row.tail, row.max_detections)
     original, calibrated = scores(row.original), scores(row.calibrated)
-    return nms(
-        fuse_scores(original, calibrated, row.tail, row.mode, threshold=row.threshold, scale=row.scale)
-    )
+    return nms(fuse_scores(original, calibrated, row.tail, row.mode, threshold=row.threshold, scale=row.scale))
 
 
 class _Memo:
@@ -161,9 +152,7 @@ class _Memo:
             scores = scorer.scores(self._rois)
             expected = (len(self._rois), self._rois.num_classes + 1)
             if scores.shape != expected:
-                raise ValueError(
-                    f"scorer {scorer.name!r} gave scores of shape {scores.shape}, expected {expected}"
-                )
+                raise ValueError(f"scorer {scorer.name!r} gave scores of shape {scores.shape}, expected {expected}")
             self._scores[key] = scores
         return self._scores[key]
 
@@ -179,9 +168,7 @@ class _EncodedMasks:
         keys = (roi if rois.boxes.ndim == 2 else roi * rois.num_classes + cls).tolist()
         first = {key: i for i, key in enumerate(keys) if key not in self._records}
         new = np.fromiter(first.values(), np.int64, len(first))
-        records = encode_masks(
-            rois.masks[roi[new]], _boxes(rois, roi[new], cls[new]), rois.height, rois.width
-        )
+        records = encode_masks(rois.masks[roi[new]], _boxes(rois, roi[new], cls[new]), rois.height, rois.width)
         self._records.update(zip(first, records, strict=True))
         return [self._records[key] for key in keys]
 
@@ -192,9 +179,7 @@ class _Collected:
     def __init__(self, row: Row, num_classes: int, masks: bool):
         self.floors = np.full(num_classes, row.score_threshold, np.float32)
         self._per_class, self._masks = row.per_class, masks
-        self._parts = [
-            _part(0, np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32), [])
-        ]
+        self._parts = [_part(0, np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32), [])]
         self._added = 0
 
     def add(self, rois: RoIs, found: Found, encoded: _EncodedMasks) -> None:
@@ -202,7 +187,7 @@ class _Collected:
         rle = encoded(roi, cls) if self._masks else [None] * len(roi)
         self._parts.append(_part(rois.image_id, cls, score, _boxes(rois, roi, cls), rle))
         self._added += len(roi)
-        if self._per_class is not None and self._added > max(1_000_000, len(self._parts[0][0])):
+        if self._per_class is not None and self._added > max(_PRUNE_AFTER, len(self._parts[0][0])):
             self._prune()
 
     def detections(self, category_ids: np.ndarray) -> Detections:
@@ -225,9 +210,7 @@ class _Collected:
         self.floors[full] = worst[full]
 
 
-def _part(
-    image_id: int, cls: np.ndarray, score: np.ndarray, box: np.ndarray, rle: list
-) -> tuple[np.ndarray, ...]:
+def _part(image_id: int, cls: np.ndarray, score: np.ndarray, box: np.ndarray, rle: list) -> tuple[np.ndarray, ...]:
     records = np.empty(len(rle), object)
     records[:] = rle
     return np.full(len(cls), image_id, np.int64), cls, score, box, records

@@ -50,9 +50,7 @@ def fuse_scores(
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
     original, calibrated, tail = np.asarray(original), np.asarray(calibrated), np.asarray(tail)
     if original.ndim != 2 or original.shape != calibrated.shape:
-        raise ValueError(
-            f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice"
-        )
+        raise ValueError(f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice")
     if tail.dtype != bool or tail.shape != (original.shape[1] - 1,):
         raise ValueError(f"tail is {tail.dtype} {tail.shape}, expected bool {(original.shape[1] - 1,)}")
     if mode == "new":

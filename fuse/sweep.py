@@ -63,9 +63,7 @@ def evaluate_rows(
     jobs = [(iou_type, name) for iou_type in iou_types for name in detections]
     tables = {}
     for iou_type, name in tqdm(jobs, desc="evaluate", unit="row", disable=not progress):
-        tables[iou_type, name] = per_class_ap(
-            annotations, detections[name], classes, iou_type=iou_type, **options
-        )
+        tables[iou_type, name] = per_class_ap(annotations, detections[name], classes, iou_type=iou_type, **options)
     summary = pd.DataFrame({key: summarize(table, bins) for key, table in tables.items()}).T
     summary.index.names = ["iou_type", "row"]
     return summary, pd.concat(tables, names=["iou_type", "row", "class"])

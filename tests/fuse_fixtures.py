@@ -65,7 +65,7 @@ def annotations(images: int = 6, seed: int = 0) -> dict:
 def rois(
     content: dict, stages: int = 1, specific: bool = False, per_object: int = 6, seed: int = 1
 ) -> list[RoIs]:
-    """Jittered proposals of every object, logits that know the frequent classes and features that know all."""
+    """Jittered proposals of every object, logits that know the frequent classes, features that know all."""
     rng = np.random.default_rng(seed)
     made = []
     for image in content["images"]:
@@ -79,7 +79,7 @@ def rois(
         ]
         r = len(boxes)
         logits = rng.normal(0, 1, (r, stages, K + 1))
-        logits[np.arange(r), :, label] += np.where(label >= 2, 4, 0)[:, None]
+        logits[np.arange(r), :, label] += np.where(label >= 2, 4, -3)[:, None]
         logits[:, :, K] += 2
         features = rng.normal(0, 0.1, (r, stages, 8))
         features[np.arange(r), :, label] += 3
@@ -99,7 +99,7 @@ def rois(
                 ious=np.ones((r, stages), np.float32),
                 gt_ids=np.zeros((r, stages), np.int64),
                 is_gt=np.zeros(r, bool),
-                masks=np.full((r, 28, 28), 255, np.uint8),
+                masks=rng.integers(128, 255, (r, 28, 28), np.uint8),
             )
         )
     return made

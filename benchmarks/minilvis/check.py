@@ -48,8 +48,7 @@ def evaluate(detector, split: Split) -> dict[str, dict[str, list[float]]]:
         both = _detect_both(detector, split.tensor(index), target["boxes"], target["labels"])
         for name, found in zip(("detector", "oracle"), both, strict=True):
             rows[name] += _records(found, image_id, split.category_ids)
-    # In greedy NMS a lower score never touches a higher one: what a threshold leaves is part of what zero
-    # leaves.
+    # In greedy NMS a lower score never touches a higher one: what a threshold leaves, zero leaves too.
     rows["threshold"] = [one for one in rows["detector"] if one["score"] > DEPLOYED_THRESHOLD]
     return {
         name: {kind: bin_ap(split, found, kind) for kind in ("bbox", "segm")} for name, found in rows.items()

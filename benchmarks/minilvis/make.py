@@ -29,7 +29,7 @@ from benchmarks.minilvis.render import render
 class Config:
     """What to make."""
 
-    out: Path = Path(__file__).parents[2] / "data" / "minilvis"
+    out: Path = Path("data/minilvis")
     """Folder to write; made where it does not exist."""
     seed: int = 0
     classes: int = 240

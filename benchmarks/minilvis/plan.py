@@ -19,8 +19,8 @@ NEGATIVES = 16  # absent classes verified per image
 NOT_EXHAUSTIVE = 0.025  # share of the (image, present class) pairs marked so
 STRATA = 4  # neighbours in the class table come from different quarters of the curve
 
-# (lower edge, upper edge, share of the classes, exponent): a count c of LVIS becomes lower * (c / lower) **
-# exponent.
+# (lower edge, upper edge, share of the classes, exponent):
+# a count c of LVIS becomes lower * (c / lower) ** exponent.
 BINS = ((1, 10, 58, 1.0), (10, 100, 89, 1.0), (100, 1000, 57, 0.35), (1000, np.inf, 36, 0.06))
 
 

@@ -191,8 +191,8 @@ class TorchvisionDetector:
         chosen, chosen_scores, added = [], [], []
         for i, (boxes, score, scale) in enumerate(zip(found, scores, scales, strict=True)):
             keep, extra = choose(i, (boxes * scale).cpu().numpy())
-            keep = torch.as_tensor(keep, device=self.device, dtype=torch.int64)
-            extra = torch.as_tensor(extra, device=self.device, dtype=boxes.dtype).reshape(-1, 4)
+            keep = torch.from_numpy(np.array(keep, np.int64)).to(self.device)
+            extra = torch.from_numpy(np.array(extra, np.float32).reshape(-1, 4)).to(self.device)
             chosen.append(torch.cat([boxes[keep], extra / scale]))
             chosen_scores.append(torch.cat([score[keep], score.new_ones(len(extra))]))
             added.append(len(extra))

@@ -1,0 +1,321 @@
+"""The cache format: round trips, interruption, damage, and everything that must be refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+from extract import CacheError, RoIs, open_cache, write_cache
+from extract.convert import export_hdf5, import_hdf5
+from extract.shards import COLUMNS, Header, create_cache, resume_cache
+from tests.toy_cache import toy_cache
+
+K = 5
+CLASSES = pd.DataFrame(
+    {
+        "category_id": [1, 3, 4, 8, 9],
+        "name": ["ant", "bee", "café", "dog", "eel"],
+        "frequency": list("rrccf"),
+        "image_count": [1, 2, 20, 30, 400],
+        "instance_count": [1, 2, 40, 50, 5000],
+    }
+)
+HEADER = Header("pooled", (0.5,), {"name": "toy"}, {})
+
+
+def make_rois(
+    image_id: int, count: int, *, stages: int = 1, per_class: bool = False, masks: bool = True
+) -> RoIs:
+    rng = np.random.default_rng(image_id)
+    return RoIs(
+        image_id=image_id,
+        height=100,
+        width=120,
+        proposals=rng.random((count, stages, 4), np.float32) * 50,
+        boxes=rng.random((count, K, 4) if per_class else (count, 4), np.float32) * 50,
+        logits=rng.normal(size=(count, stages, K + 1)).astype(np.float16),
+        objectness=rng.random(count, np.float32),
+        features=rng.normal(size=(count, stages, 2, 7, 7)).astype(np.float16),
+        labels=rng.integers(-1, K + 1, (count, stages)).astype(np.int32),
+        ious=rng.random((count, stages), np.float32),
+        gt_ids=rng.integers(-1, 2**40, (count, stages)),
+        is_gt=np.zeros(count, bool),
+        masks=rng.integers(0, 256, (count, 28, 28)).astype(np.uint8) if masks else None,
+        flipped=bool(image_id % 2),
+    )
+
+
+def make_images(count: int = 40, **options) -> list[RoIs]:
+    """Images of very different sizes, some without any RoI; ids that are no positions."""
+    sizes = np.random.default_rng(0).integers(0, 30, count) * (np.arange(count) % 5 > 0)
+    return [make_rois(1000 - 7 * i, int(size), **options) for i, size in enumerate(sizes)]
+
+
+def same(a: RoIs, b: RoIs) -> None:
+    for name in (f.name for f in dataclasses.fields(RoIs)):
+        left, right = getattr(a, name), getattr(b, name)
+        np.testing.assert_array_equal(left, right, err_msg=name)
+        if isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype, name
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("options", [{}, {"stages": 3}, {"per_class": True, "masks": False}])
+def test_what_goes_in_comes_out(tmp_path, options):
+    images = make_images(**options)
+    stages = (0.5, 0.6, 0.7)[: options.get("stages", 1)]
+    layers = [[(np.ones((4, 98), np.float32), np.zeros(4, np.float32))] for _ in stages]
+    cache = write_cache(
+        tmp_path / "c.zarr",
+        images,
+        CLASSES,
+        level="pooled",
+        stages=stages,
+        head=layers,
+        detector={"name": "toy"},
+    )
+    assert len(cache) == 40 and cache.stages == stages and cache.num_classes == K
+    assert cache.classes.equals(CLASSES.rename_axis("class")) and cache.detector == {"name": "toy"}
+    for position, rois in enumerate(images):
+        same(cache[position], rois)
+    same(cache.image(images[3].image_id), images[3])
+    for field in cache.fields:
+        packed = np.concatenate([getattr(r, field) for r in images])
+        np.testing.assert_array_equal(cache.read(field), packed)
+        rows = np.random.default_rng(1).integers(0, len(packed), 50)
+        np.testing.assert_array_equal(cache.take(field, rows), packed[rows])
+    assert cache.read("is_gt").dtype == bool
+    np.testing.assert_array_equal(cache.head(len(stages) - 1)[0][0], layers[0][0][0])
+    assert [r.image_id for r in cache] == [r.image_id for r in images]
+    assert "40" in repr(cache) and "<table>" in cache._repr_html_()
+
+
+def test_an_image_without_rois_and_a_cache_of_nothing_else(tmp_path):
+    cache = write_cache(tmp_path / "c.zarr", [make_rois(1, 0), make_rois(2, 0)], CLASSES, level="pooled")
+    assert len(cache.image(2)) == 0 and cache.read("features").shape == (0, 1, 2, 7, 7)
+    assert cache.take("labels", np.empty(0, int)).shape == (0, 1)
+    assert "RoIs" in repr(cache)
+
+
+def test_blocks_in_any_order_and_twice_give_the_same_bytes(tmp_path):
+    images = make_images()
+    table = pd.DataFrame(
+        [(r.image_id, r.height, r.width, r.flipped) for r in images],
+        columns=["image_id", "height", "width", "flipped"],
+    )
+    for name, order in {"a": [0, 1, 2], "b": [2, 0], "b_resumed": [1, 0]}.items():
+        url = str(tmp_path / name[0])
+        writer = (
+            resume_cache(url)
+            if "resumed" in name
+            else create_cache(url, images[0], HEADER, CLASSES, table, capacity=30)
+        )
+        for block in order:
+            writer.write_block(block, images[16 * block : 16 * block + 16])
+        assert writer.pending() == ([1] if name == "b" else [])
+        if name == "b":
+            with pytest.raises(CacheError, match="16 of 40 images are not written yet"):
+                writer.finish()
+            with pytest.raises(
+                CacheError, match="not finished, 24 of 40 images are done; the command that began it"
+            ):
+                open_cache(url)
+        else:
+            writer.finish()
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_a_finished_cache_is_not_resumed(tmp_path):
+    write_cache(tmp_path / "c.zarr", make_images(3), CLASSES, level="pooled")
+    with pytest.raises(CacheError, match="is finished already"):
+        resume_cache(str(tmp_path / "c.zarr"))
+
+
+def test_other_stores_than_folders():
+    url = "memory://caches/c.zarr"
+    for _ in range(2):
+        write_cache(url, images := make_images(20), CLASSES, level="pooled", overwrite=True)
+    same(open_cache(url)[7], images[7])
+    with pytest.raises(CacheError, match="something is there already"):
+        write_cache(url, images, CLASSES, level="pooled")
+
+
+def test_hdf5_round_trip(tmp_path):
+    cache = toy_cache(tmp_path / "c.zarr", stages=(0.5, 0.6))
+    export_hdf5(cache, tmp_path / "c.h5")
+    again = import_hdf5(tmp_path / "c.h5", str(tmp_path / "d.zarr"))
+    assert again.fingerprint == cache.fingerprint
+    assert content(tmp_path / "c.zarr").keys() == content(tmp_path / "d.zarr").keys()
+    for a, b in zip(cache, again, strict=True):
+        same(a, b)
+    for (w, b), (v, c) in zip(cache.head(1), again.head(1), strict=True):
+        assert np.array_equal(w, v) and np.array_equal(b, c)
+    with pytest.raises(FileExistsError, match=r"c\.h5: exists already"):
+        export_hdf5(cache, tmp_path / "c.h5")
+
+
+def test_hdf5_faults(tmp_path):
+    import h5py
+
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        import_hdf5(tmp_path / "none.h5", str(tmp_path / "d.zarr"))
+    (tmp_path / "text.h5").write_text("hello")
+    with pytest.raises(CacheError, match=r"text\.h5: not an HDF5 file"):
+        import_hdf5(tmp_path / "text.h5", str(tmp_path / "d.zarr"))
+    export_hdf5(toy_cache(tmp_path / "c.zarr"), tmp_path / "c.h5")
+    with h5py.File(tmp_path / "c.h5", "a") as file:
+        del file["label"]
+    with pytest.raises(CacheError, match=r"c\.h5: .*label"):
+        import_hdf5(tmp_path / "c.h5", str(tmp_path / "d.zarr"))
+    assert not (tmp_path / "d.zarr").exists(), "nothing half-written stays"
+
+
+def test_xarray_opens_it(tmp_path):
+    import xarray
+
+    images = make_images()
+    write_cache(tmp_path / "c.zarr", images, CLASSES, level="pooled")
+    rois = xarray.open_zarr(tmp_path / "c.zarr", consolidated=False, chunks=None)
+    assert rois["feature"].dims == ("roi", "stage", "channel", "y", "x") and rois["box"].dims == (
+        "roi",
+        "xyxy",
+    )
+    used = rois["label"].values[rois["image"].values >= 0]
+    np.testing.assert_array_equal(used, np.concatenate([r.labels for r in images]))
+
+
+def biggest_shard(folder: Path) -> Path:
+    return max((folder / "feature").rglob("*/0/*"), key=lambda file: file.stat().st_size * file.is_file())
+
+
+def test_damage_is_found(tmp_path):
+    write_cache(tmp_path / "good", make_images(), CLASSES, level="pooled")
+    for name, damage in {
+        "truncated": lambda f: f.write_bytes(f.read_bytes()[:-100]),
+        "flipped bit": lambda f: f.write_bytes(b"x" + f.read_bytes()[1:]),
+        "missing": lambda f: f.unlink(),
+    }.items():
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "good", folder)
+        damage(biggest_shard(folder))
+        with pytest.raises(CacheError, match=f"{name}/feature: .*shard"):
+            open_cache(folder).read("features")
+
+
+def test_what_is_no_cache(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing: no RoI cache there"):
+        open_cache(tmp_path / "nothing")
+    zarr.create_group(tmp_path / "other")
+    with pytest.raises(CacheError, match="other: format None, expected 'tailcal-roi-cache'"):
+        open_cache(tmp_path / "other")
+    write_cache(tmp_path / "new", make_images(3), CLASSES, level="pooled")
+    zarr.open_group(tmp_path / "new", mode="r+").attrs["version"] = 2
+    with pytest.raises(CacheError, match="new: format version 2, this library reads 1"):
+        open_cache(tmp_path / "new")
+
+
+def test_only_caches_are_overwritten(tmp_path):
+    images, valuable = make_images(3), tmp_path / "home"
+    valuable.mkdir()
+    (valuable / "thesis.tex").write_text("years of work")
+    zarr.create_group(tmp_path / "other")
+    for folder in (valuable, tmp_path / "other"):
+        for overwrite in (False, True):
+            with pytest.raises(
+                CacheError, match="is there already, and it is no" if overwrite else "is there already"
+            ):
+                write_cache(folder, images, CLASSES, level="pooled", overwrite=overwrite)
+    assert (valuable / "thesis.tex").exists()
+    write_cache(tmp_path / "c", images, CLASSES, level="pooled")
+    with pytest.raises(CacheError, match="something is there already"):
+        write_cache(tmp_path / "c", images, CLASSES, level="pooled")
+    assert len(write_cache(tmp_path / "c", images[:2], CLASSES, level="pooled", overwrite=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"features": np.full((4, 1, 2, 7, 7), np.nan, np.float32)},
+            "image 5: features of RoI 0 are not finite",
+        ),
+        (
+            {"features": np.full((4, 1, 2, 7, 7), 1e6, np.float32)},
+            "not finite as float16 .largest magnitude 1000000",
+        ),
+        (
+            {"features": np.zeros((4, 1, 3, 7, 7), np.float16)},
+            r"features are \(1, 3, 7, 7\) per RoI, the cache stores",
+        ),
+        ({"features": None}, "image 5: features are None per RoI"),
+        ({"masks": None}, "image 5: masks are None per RoI"),
+        ({"boxes": np.zeros((4, K, 4), np.float32)}, "image 5: boxes are"),
+        ({"image_id": 1000}, "image id 1000 repeats"),
+    ],
+)
+def test_rois_that_do_not_fit(tmp_path, change, message):
+    images = [make_rois(1000, 3), dataclasses.replace(make_rois(5, 4), **change)]
+    with pytest.raises(CacheError, match=message):
+        write_cache(tmp_path / "c.zarr", images, CLASSES, level="pooled")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros((3, 2), np.int32)}, r"image 5: labels has shape \(3, 2\), expected \(4, 1\)"),
+        ({"logits": np.zeros((4, 6))}, r"image 5: logits has shape \(4, 6\), expected 3 axes"),
+        ({"boxes": np.zeros((4, 2, 4))}, r"boxes has shape \(4, 2, 4\), expected \(4, 4\) or \(4, 5, 4\)"),
+        ({"features": np.zeros((4, 3, 7))}, "features has shape"),
+    ],
+)
+def test_rois_are_checked_when_made(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(make_rois(5, 4), **change)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (CLASSES.drop(columns="name"), "class table lacks name"),
+        (CLASSES.iloc[:3], "logits are of 5 classes, the class table has 3"),
+        (CLASSES.iloc[::-1], "category_id must ascend"),
+        (CLASSES.assign(instance_count=-1), "instance_count -1 is negative"),
+        (CLASSES.iloc[:0], "class table is empty"),
+    ],
+)
+def test_class_tables_that_do_not_fit(tmp_path, classes, message):
+    with pytest.raises(ValueError, match=message):
+        write_cache(tmp_path / "c.zarr", make_images(2), classes, level="pooled")
+
+
+def test_other_refusals(tmp_path):
+    images = make_images(2)
+    with pytest.raises(CacheError, match="level 'deep', expected one of pooled"):
+        write_cache(tmp_path / "c.zarr", images, CLASSES, level="deep")
+    with pytest.raises(CacheError, match="RoIs have 1 stages, the header 3"):
+        write_cache(tmp_path / "c.zarr", images, CLASSES, level="pooled", stages=(0.5, 0.6, 0.7))
+    with pytest.raises(CacheError, match="no images to write"):
+        write_cache(tmp_path / "c.zarr", [], CLASSES, level="pooled")
+    cache = write_cache(
+        tmp_path / "d.zarr", [dataclasses.replace(r, features=None) for r in images], CLASSES, level="logits"
+    )
+    with pytest.raises(CacheError, match="has no features .level 'logits'.; it has proposals"):
+        cache.read("features")
+    with pytest.raises(KeyError, match="no image 12345"):
+        cache.image(12345)
+    with pytest.raises(IndexError, match="the cache has"):
+        cache.take("labels", np.array([10**6]))
+
+
+def test_every_field_has_a_column():
+    arrays = {f.name for f in dataclasses.fields(RoIs)} - {"image_id", "height", "width", "flipped"}
+    assert arrays == set(COLUMNS)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fuse
+from calib.scoring import Original, softmax
+from calib.storage import load_head
+from fuse import rows
+from fuse.detections import Detections, top_of_groups
+from fuse.masks import encode_masks
+from fuse.nms import class_nms
+from fuse.rows import Row, detect_rows, merge_detections
+from fuse.scores import fuse_scores, tail_classes
+from tests.fuse_fixtures import CLASSES, annotations, tiny_cache, tiny_head
+
+
+class Random:
+    """A scorer of its own mind that counts its calls."""
+
+    def __init__(self, seed: int, classes: int = len(CLASSES)):
+        self.name, self.seed, self.classes, self.calls = f"random {seed}", seed, classes, 0
+
+    def scores(self, rois):
+        self.calls += 1
+        rng = np.random.default_rng(self.seed + rois.image_id)
+        return softmax(rng.normal(0, 2, (len(rois), self.classes + 1)))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["agnostic", "specific"])
+def cache(request, tmp_path_factory):
+    return tiny_cache(tmp_path_factory.mktemp("c") / "val.zarr", annotations(), specific=request.param)
+
+
+def assert_equal(a: Detections, b: Detections):
+    for name in ("image_id", "category_id", "score", "box"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+        assert getattr(a, name).dtype == getattr(b, name).dtype
+    assert a.rle == b.rle
+
+
+@pytest.mark.parametrize("mode", ["original", "new", "avg", "cat", "cat-thr", "cat-scale"])
+def test_detections_are_fusion_then_suppression_image_by_image(cache, mode):
+    scorer = Random(0)
+    found = fuse.detect(cache, scorer, mode=mode, tail=10, max_detections=20)
+    tail = tail_classes(CLASSES["instance_count"], 10)
+    for rois in cache:
+        scores = fuse_scores(Original().scores(rois), scorer.scores(rois), tail, mode)
+        roi, cls, score = class_nms(rois.boxes, scores, 0.5, 0.0, 20)
+        part = found.take(found.image_id == rois.image_id)
+        box = rois.boxes[roi] if rois.boxes.ndim == 2 else rois.boxes[roi, cls]
+        np.testing.assert_array_equal(part.category_id, CLASSES["category_id"].to_numpy()[cls])
+        np.testing.assert_array_equal(part.score, score)
+        np.testing.assert_array_equal(part.box, box)
+        assert part.rle == encode_masks(rois.masks[roi], box, rois.height, rois.width)
+
+
+def test_rows_together_equal_rows_alone_and_share_scores_and_masks(cache, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(rows, "encode_masks", lambda *a: encoded.append(len(a[0])) or encode_masks(*a))
+    scorer = Random(1)
+    table = {mode: Row(mode, scorer, max_detections=15) for mode in rows.ROW_MODES}
+    together = detect_rows(cache, table)
+    assert scorer.calls == len(cache)
+    if cache.fields["boxes"] == (4,):
+        assert sum(encoded) <= cache.offsets[-1]
+    for mode in rows.ROW_MODES:
+        assert_equal(together[mode], fuse.detect(cache, scorer, mode=mode, max_detections=15))
+    assert detect_rows(cache, table, masks=False)["cat"].rle is None
+
+
+def test_a_pair_of_scorers_replaces_the_original(cache):
+    one, two = Random(2), Random(3)
+    assert_equal(fuse.detect(cache, (one, two), mode="original"), fuse.detect(cache, one, mode="new"))
+
+
+def test_det_takes_tail_classes_from_one_detector_and_the_rest_from_the_other(cache):
+    scorer = Random(4)
+    options = {"max_detections": 12}
+    merged = fuse.detect(cache, scorer, mode="det", tail=100, **options)
+    parts = [fuse.detect(cache, scorer, mode=mode, **options) for mode in ("original", "new")]
+    tail_ids = CLASSES["category_id"][CLASSES["instance_count"] < 100]
+    for image_id in cache.images["image_id"]:
+        scores = []
+        for part, is_tail in zip(parts, (False, True), strict=True):
+            scores += part.score[
+                (part.image_id == image_id) & (np.isin(part.category_id, tail_ids) == is_tail)
+            ].tolist()
+        expected = np.sort(np.array(scores, np.float32))[::-1][:12]
+        np.testing.assert_array_equal(merged.score[merged.image_id == image_id], expected)
+
+
+def test_merged_ties_are_ordered_by_class_then_roi():
+    original = np.array([5, 2]), np.array([1, 3]), np.array([0.5, 0.5], np.float32)
+    new = np.array([9, 1]), np.array([2, 1]), np.array([0.5, 0.5], np.float32)
+    roi, cls, _ = merge_detections(original, new, np.array([False, False, True, False]), 3)
+    assert (roi.tolist(), cls.tolist()) == ([5, 9, 2], [1, 2, 3])
+
+
+def test_oracle_names_only_true_classes(cache):
+    found = fuse.detect(cache, mode="props-gt")
+    for rois in cache:
+        part = found.take(found.image_id == rois.image_id)
+        true = set(CLASSES["category_id"].to_numpy()[np.unique(rois.labels)])
+        assert set(part.category_id) == true
+
+
+def test_per_class_keeps_the_best_of_the_data_set(cache, monkeypatch):
+    scorer = Random(5)
+    everything = fuse.detect(cache, scorer, mode="new", max_detections=None)
+    expected = everything.top(7, "category_id")
+    assert_equal(fuse.detect(cache, scorer, mode="new", max_detections=None, per_class=7), expected)
+    prune = rows._Collected._prune
+    monkeypatch.setattr(rows, "_PRUNE_AFTER", 0)
+    calls = []
+    monkeypatch.setattr(rows._Collected, "_prune", lambda self: calls.append(1) or prune(self))
+    assert_equal(fuse.detect(cache, scorer, mode="new", max_detections=None, per_class=7), expected)
+    assert len(calls) > 1
+
+
+def test_a_cascade_with_a_trained_head(tmp_path):
+    cache = tiny_cache(tmp_path / "val.zarr", annotations(), stages=3)
+    head = load_head(tiny_head(tmp_path / "head", cache))
+    found = fuse.detect(cache, head, mode="cat", tail=100)
+    assert len(found) > 0 and set(found.image_id) == set(cache.images["image_id"])
+
+
+@pytest.mark.parametrize(
+    ("scorer", "options", "message"),
+    [
+        (None, {}, "mode 'cat' needs a calibrated scorer"),
+        (Random(0), {"mode": "concat"}, "mode is 'concat', expected one of original, new"),
+        (Random(0, classes=9), {}, r"image 7, row 'cat': scorer 'random 0' gave scores of shape \(18, 10\)"),
+        (Random(0), {"score_threshold": -1}, "score_threshold"),
+        (Random(0), {"tail": np.zeros(3, bool)}, r"tail is bool \(3,\)"),
+    ],
+)
+def test_errors(cache, scorer, options, message):
+    with pytest.raises(ValueError, match=message):
+        fuse.detect(cache, scorer, **options)
+
+
+def test_nan_scores_name_the_image(cache):
+    class Broken(Random):
+        def scores(self, rois):
+            return super().scores(rois) * np.nan
+
+    with pytest.raises(ValueError, match="image 7, row 'new': scores contain NaN"):
+        fuse.detect(cache, Broken(0), mode="new")
+
+
+def test_json_round_trip_is_exact(cache, tmp_path):
+    found = fuse.detect(cache, Random(6))
+    found.to_json(tmp_path / "out" / "d.json")
+    assert_equal(Detections.from_json(tmp_path / "out" / "d.json"), found)
+    records = json.loads((tmp_path / "out" / "d.json").read_text())
+    assert list(records[0]) == ["image_id", "category_id", "score", "bbox", "segmentation"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["d.json"]
+    without = fuse.detect(cache, Random(6), masks=False)
+    without.to_json(tmp_path / "d.json")
+    assert_equal(Detections.from_json(tmp_path / "d.json"), without)
+
+
+def test_no_detections_round_trip(cache, tmp_path):
+    nothing = fuse.detect(cache, Random(6), score_threshold=1.0)
+    nothing.to_json(tmp_path / "d.json")
+    assert len(nothing) == 0 and len(Detections.from_json(tmp_path / "d.json")) == 0
+    assert "none" in repr(nothing)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "d.json: not a file of LVIS results"),
+        ('[{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1]}]', "missing required field `score`"),
+        ('[{"image_id": 1, "category_id": 2, "score": "a", "bbox": [0, 0, 1, 1]}]', r"Expected `float`.*\$\[0\].score"),
+        ('[{"image_id": 1, "category_id": 2, "score": 1, "bbox": [0, 0, 1]}]', "of length 4"),
+    ],
+)
+def test_results_that_are_none(tmp_path, text, message):
+    (tmp_path / "d.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Detections.from_json(tmp_path / "d.json")
+
+
+def test_missing_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"d\.json"):
+        Detections.from_json(tmp_path / "d.json")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("fuse.detections.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fuse.detect(cache, Random(6), masks=False).to_json(tmp_path / "out" / "d.json")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_representations(cache):
+    found = fuse.detect(cache, Random(7), max_detections=3)
+    assert "18" in repr(found) and "6 with any, at most 3 in one" in repr(found)
+    assert found._repr_html_().startswith("<table>")
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match=r"box has shape \(1, 4\), expected \(2, 4\)"):
+        Detections(np.zeros(2, int), np.zeros(2, int), np.zeros(2), np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="3 masks, expected 2"):
+        Detections(np.zeros(2, int), np.zeros(2, int), np.zeros(2), np.zeros((2, 4)), [{}] * 3)
+
+
+def test_top_of_groups_prefers_the_earlier_of_equals():
+    groups, scores = np.array([2, 1, 2, 2, 1, 2]), np.array([0.5, 0.1, 0.9, 0.5, 0.2, 0.5])
+    assert top_of_groups(groups, scores, 2).tolist() == [0, 1, 2, 4]
+    assert top_of_groups(groups[:0], scores[:0], 2).tolist() == []
+    assert top_of_groups(groups, scores, 0).tolist() == []
+
+
+def test_the_package_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, fuse, fuse.config; assert callable(fuse.__getattr__); "
+        "print([m for m in ('torch', 'numba', 'zarr', 'pandas', 'matplotlib', 'hotcoco') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert all(callable(getattr(fuse, name)) for name in fuse.__all__) and set(fuse.__all__) == set(dir(fuse))

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import hotcoco
+import numpy as np
+import pandas as pd
+import pytest
+from pycocotools import mask as coco_mask
+
+from fuse.annotations import load_annotations
+from fuse.detections import Detections
+from fuse.engines import lvis_engine
+from fuse.evaluation import bootstrap_intervals, evaluate, evaluated_classes, per_class_ap, summarize
+from tests.fuse_fixtures import CLASSES, annotations
+
+DATA = Path(__file__).parent / "data"
+VAL = DATA / "lvis_v0.5_val_100.json"
+
+
+@pytest.fixture(scope="module")
+def classes():
+    table = pd.DataFrame(json.loads((DATA / "lvis_v0.5_class_counts.json").read_text())["categories"])
+    return table.rename(columns={"id": "category_id"})
+
+
+@pytest.fixture(scope="module")
+def images():
+    """A quarter of the 100 images, those with a rare class among them: the official code is slow."""
+    content = json.loads(VAL.read_text())
+    rare = {c["id"] for c in content["categories"] if c["frequency"] == "r"}
+    with_rare = {a["image_id"] for a in content["annotations"] if a["category_id"] in rare}
+    return sorted(with_rare | {image["id"] for image in content["images"][:20]})
+
+
+@pytest.fixture(scope="module")
+def detections(images):
+    """Jittered ground truth of right and wrong classes, up to some hundred an image, with ties and empty masks."""
+    content, rng = load_annotations(VAL, images), np.random.default_rng(0)
+    sizes = {image["id"]: image for image in content["images"]}
+    every = [c["id"] for c in content["categories"]]
+    image_id, category_id, boxes, masks = [], [], [], []
+    for annotation in content["annotations"] * 5:
+        image = sizes[annotation["image_id"]]
+        x, y, w, h = annotation["bbox"]
+        x1, y1, x2, y2 = (np.array([x, y, x + w, y + h]) + rng.normal(0, 0.08, 4) * [w, h, w, h]).tolist()
+        box = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
+        others = [*image["neg_category_ids"], *image["not_exhaustive_category_ids"], int(rng.choice(every))]
+        image_id.append(image["id"])
+        category_id.append(annotation["category_id"] if rng.random() < 0.8 else rng.choice(others))
+        boxes.append(box)
+        mask = np.zeros((image["height"], image["width"]), np.uint8, order="F")
+        if rng.random() < 0.98:
+            mask[max(0, int(box[1])) : int(box[3]), max(0, int(box[0])) : int(box[2])] = 1
+        rle = coco_mask.encode(mask)
+        masks.append({"size": rle["size"], "counts": rle["counts"].decode()})
+    score = rng.integers(1, 100, len(masks)).astype(np.float32) / 100
+    return Detections(np.array(image_id), np.array(category_id, np.int64), score, np.array(boxes, np.float32), masks)
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_equals_the_official_code(iou_type, classes, images, detections):
+    options = {"iou_type": iou_type, "image_ids": images}
+    ours = evaluate(VAL, detections, classes, **options)
+    official = evaluate(VAL, detections, classes, engine="lvis", **options)
+    np.testing.assert_allclose(ours, official, rtol=0, atol=1e-9)
+    assert ours.loc[iou_type, "APr"] > 0 and ours.loc[iou_type, "AP(0,10)"] > 0
+
+
+def test_equals_the_official_code_used_directly(classes, images, detections):
+    """Not only through our preparation: records without boxes into LVISResults, its own cap, its own means."""
+    dataset = load_annotations(VAL, images)
+    lvis_engine(dataset, detections.take(slice(0)), "segm")  # gives lvis the NumPy it needs
+    import lvis
+
+    truth = lvis.LVIS.__new__(lvis.LVIS)
+    truth.logger, truth.dataset = logging.getLogger("lvis.lvis"), copy.deepcopy(dict(dataset))
+    truth._create_index()
+    columns = detections.image_id, detections.category_id, detections.score, detections.rle
+    names = "image_id", "category_id", "score", "segmentation"
+    records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        official = lvis.LVISEval(truth, lvis.LVISResults(truth, records, max_dets=60), "segm")
+    official.run()
+    ours = evaluate(VAL, detections, classes, iou_type="segm", image_ids=images, max_detections=60).loc["segm"]
+    for name, key in {"AR": "AR@300"}.items() | {(n, n) for n in ("AP", "AP50", "AP75", "APr", "APc", "APf")}:
+        assert ours[name] / 100 == pytest.approx(official.results[key], abs=1e-9)
+
+
+def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
+    for options in ({"max_detections": 20}, {"fixed": True}):
+        both = [
+            evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, engine=engine, **options)
+            for engine in ("hotcoco", "lvis")
+        ]
+        np.testing.assert_allclose(*both, rtol=0, atol=1e-9)
+    few = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, max_detections=20)
+    assert few.loc["bbox", "AR"] < both[0].loc["bbox", "AR"]
+
+
+def test_fixed_ap_takes_the_best_of_each_class_over_the_data_set(classes, images, detections, monkeypatch):
+    monkeypatch.setattr("fuse.evaluation.FIXED_PER_CLASS", 3)
+    kept = detections.top(3, "category_id")
+    assert len(kept) < len(detections)
+    fixed = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, fixed=True)
+    plain = evaluate(VAL, kept, classes, iou_type="bbox", image_ids=images, max_detections=10**6)
+    pd.testing.assert_frame_equal(fixed, plain)
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
+def test_input_is_left_as_it_was(engine, classes, images, detections):
+    content = json.loads(VAL.read_text())
+    before, rle = json.dumps(content), copy.deepcopy(detections.rle)
+    root = logging.getLogger().handlers[:], logging.getLogger().level
+    evaluate(
+        content, detections, classes, iou_type="segm", image_ids=images[:3], engine=engine
+    ) if engine == "lvis" else (evaluate(content, detections, classes))
+    assert json.dumps(content) == before and detections.rle == rle
+    assert (logging.getLogger().handlers, logging.getLogger().level) == root
+    assert not hasattr(np, "float")
+
+
+def truth_as_detections(content: dict) -> Detections:
+    box = np.array([a["bbox"] for a in content["annotations"]], np.float32)
+    box[:, 2:] += box[:, :2]
+    size = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    rle = [hotcoco.mask.frPyObjects(a["segmentation"], *size[a["image_id"]])[0] for a in content["annotations"]]
+    return Detections(
+        np.array([a["image_id"] for a in content["annotations"]]),
+        np.array([a["category_id"] for a in content["annotations"]]),
+        np.ones(len(box), np.float32),
+        box,
+        [{"size": list(r["size"]), "counts": r["counts"].decode()} for r in rle],
+    )
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
+def test_ground_truth_scores_100_though_its_first_annotation_has_id_0(engine):
+    content = annotations()
+    assert content["annotations"][0]["id"] == 0
+    result = evaluate(content, truth_as_detections(content), CLASSES, engine=engine)
+    columns = ["AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP", "bAP", "APr", "APc", "APf", "AP50", "AP75", "AR"]
+    np.testing.assert_allclose(result[columns], 100)
+    assert result["AP[1000,-)"].isna().all()  # class 20 is never there
+    assert result.attrs["evaluated"] == {
+        "AP(0,10)": 2, "AP[10,100)": 1, "AP[100,1000)": 1, "AP[1000,-)": 0, "AP": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
+@pytest.mark.parametrize("rle", [[], None])
+def test_no_detections_score_0(engine, rle):
+    empty = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 4), np.float32), rle)
+    result = evaluate(annotations(), empty, CLASSES, engine=engine)
+    assert (result["AP"] == 0).all() and result["AP[1000,-)"].isna().all()
+
+
+def test_federated_annotations():
+    """A false positive counts where the class is known to be absent, not where it is unknown."""
+    content = annotations(1)
+    present = {a["category_id"] for a in content["annotations"]}
+    unknown = next(i for i in CLASSES["category_id"] if i not in present and i != 20)
+    truth = truth_as_detections(content)
+
+    def with_false_positive(category_id):
+        extra = truth.take(np.array([0]))
+        return Detections(
+            np.append(truth.image_id, extra.image_id),
+            np.append(truth.category_id, category_id),
+            np.append(truth.score, np.float32(1)),
+            np.concatenate([truth.box, extra.box]),
+            truth.rle + extra.rle,
+        )
+
+    assert evaluate(content, with_false_positive(unknown), CLASSES).loc["segm", "AP"] == pytest.approx(100)
+    content["annotations"].append({**content["annotations"][0], "id": 99, "category_id": 20, "bbox": [0, 0, 3, 3]})
+    content["annotations"][-1]["segmentation"] = [[0, 0, 3, 0, 3, 3, 0, 3]]
+    wrong = per_class_ap(content, with_false_positive(20), CLASSES)
+    assert wrong.set_index("category_id").loc[20, "AP"] == 0
+
+
+def test_per_class_table_and_its_means(classes, images, detections):
+    table = per_class_ap(VAL, detections, classes, iou_type="bbox", image_ids=images)
+    result = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images)
+    assert len(table) == 1230 and table.index.equals(classes.index)
+    seen = {a["category_id"] for a in load_annotations(VAL, images)["annotations"]}
+    assert set(table["category_id"][table["AP"].notna()]) == seen
+    assert table["AP"].mean() == pytest.approx(result.loc["bbox", "AP"])
+    in_bin = table[(table["instance_count"] >= 10) & (table["instance_count"] < 100)]
+    assert in_bin["AP"].mean() == pytest.approx(result.loc["bbox", "AP[10,100)"])
+    bins = ["AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP[1000,-)"]
+    assert result.loc["bbox", bins].mean() == pytest.approx(result.loc["bbox", "bAP"])
+    assert sum(evaluated_classes(table).values()) == 2 * len(seen)
+
+
+def test_class_order_does_not_matter(classes, images, detections):
+    shuffled = classes.sample(frac=1, random_state=0)
+    options = {"iou_type": "bbox", "image_ids": images}
+    pd.testing.assert_frame_equal(
+        evaluate(VAL, detections, shuffled, **options), evaluate(VAL, detections, classes, **options)
+    )
+
+
+def test_bins_are_a_parameter_and_frequency_is_a_tag_of_its_own():
+    table = pd.DataFrame({"instance_count": [3, 50, 5000], "frequency": list("fcr"), "AP": [10.0, 20.0, np.nan]})
+    table[["AP50", "AP75", "AR"]] = 0.0
+    result = summarize(table, (0, 5, float("inf")))
+    assert result["AP(0,5)"] == 10 and result["AP[5,-)"] == 20 and result["AP"] == 15 and result["bAP"] == 15
+    assert result["APf"] == 10 and np.isnan(result["APr"])
+
+
+def test_bootstrap_intervals_contain_the_mean_and_shrink():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"instance_count": [5] * 10 + [50] * 300, "AP": rng.uniform(0, 100, 310)})
+    spans = bootstrap_intervals(table)
+    assert spans.loc["AP(0,10)"].diff().iloc[1] > 3 * spans.loc["AP[10,100)"].diff().iloc[1]
+    assert spans.loc["AP", "low"] < table["AP"].mean() < spans.loc["AP", "high"]
+    assert spans.loc["AP[1000,-)"].isna().all()
+    pd.testing.assert_frame_equal(spans, bootstrap_intervals(table))
+
+
+def changed(**change):
+    return {**annotations(), **change}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": []}, "annotations: not an LVIS annotation file: .*missing required field `categories`"),
+        (changed(images=[{"id": 7, "height": 5, "width": 5}]), "missing required field `neg_category_ids`"),
+        (changed(categories=[{"id": 3}]), r"missing required field `frequency`"),
+        (
+            changed(categories=annotations()["categories"][1:]),
+            "annotations have 4 categories, the class table 5; 1 are",
+        ),
+    ],
+)
+def test_annotations_that_are_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(content, truth_as_detections(annotations()), CLASSES)
+
+
+def test_annotation_files_that_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"v\.json: no such annotation file"):
+        load_annotations(tmp_path / "v.json")
+    (tmp_path / "v.json").write_text("[1")
+    with pytest.raises(ValueError, match=r"v\.json: not an LVIS annotation file"):
+        load_annotations(tmp_path / "v.json")
+    with pytest.raises(ValueError, match="has no image 8"):
+        load_annotations(annotations(), [7, 8])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_id", 8, "detections of image_id 8, which the annotations do not have"),
+        ("category_id", 5, "detections of category_id 5"),
+        ("score", np.nan, "scores that are not finite"),
+    ],
+)
+def test_detections_that_are_refused(field, value, message):
+    found = truth_as_detections(annotations())
+    getattr(found, field)[3] = value
+    with pytest.raises(ValueError, match=message):
+        evaluate(annotations(), found, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iou_type": "keypoints"}, "iou_type is 'keypoints'"),
+        ({"engine": "coco"}, "engine is 'coco', expected 'hotcoco' or 'lvis'"),
+        ({"bins": (10,)}, "bins are"),
+    ],
+)
+def test_options_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(annotations(), truth_as_detections(annotations()), CLASSES, **options)
+
+
+def test_mask_ap_needs_masks():
+    found = truth_as_detections(annotations())
+    without = Detections(found.image_id, found.category_id, found.score, found.box)
+    with pytest.raises(ValueError, match="detections have no masks"):
+        evaluate(annotations(), without, CLASSES)
+    assert evaluate(annotations(), without, CLASSES, iou_type="bbox").loc["bbox", "AP"] == pytest.approx(100)

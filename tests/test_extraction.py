@@ -1,0 +1,246 @@
+"""`python -m extract` on a tiny Mini-LVIS: what the caches hold, interruption, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+import extract
+from extract.__main__ import COMMANDS
+from extract.annotations import read_annotations
+from extract.cli import run as run_command
+from extract.detectors import Image, load_detector
+from extract.extraction import Extraction, mirror_boxes, read_image
+from extract.housekeeping import forward, layers_on_features, worst_logit_error
+from extract.matching import GroundTruth, match
+from extract.recall import proposal_recall
+
+
+@pytest.fixture(scope="module")
+def caches(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches")
+    return {split: extract.run(tiny.config(split, folder / f"{split}.zarr")) for split in ("train", "val")}
+
+
+def command(*arguments: object) -> int:
+    return run_command("python -m extract", COMMANDS, [str(a) for a in arguments])
+
+
+def flags(config: extract.Config) -> list[str]:
+    """The command line that says the same as a config."""
+    return [
+        *("--detector", config.detector, "--weights", config.weights, "--detector-options", *config.detector_options),
+        *("--annotations", config.annotations, "--images", config.images, "--out", config.out),
+        *("--split", config.split, "--train-annotations", config.train_annotations),
+        *("--proposals", config.proposals, "--device", config.device),
+    ]
+
+
+def test_val_cache_is_what_the_live_detector_gives(tiny, caches):
+    detector = load_detector(tiny.config("val", "unused"))
+    annotations, cache = read_annotations(tiny.data / "val.json"), caches["val"]
+    assert cache.images["image_id"].tolist() == annotations.image_ids.tolist() and not cache.images["flipped"].any()
+    everything = lambda i, p: (np.arange(60), np.empty((0, 4), np.float32))  # noqa: E731
+    for position in (0, 7):
+        image_id = int(annotations.image_ids[position])
+        pixels = read_image(tiny.data / "val", annotations.file_names[position], (112, 112))
+        (live,) = detector.rois([Image(image_id, pixels)], everything, "pooled", masks=True)
+        stored = cache.image(image_id)
+        assert len(stored) == 60
+        np.testing.assert_allclose(stored.logits, live.logits, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(stored.boxes, live.boxes, atol=1e-3)
+        np.testing.assert_allclose(stored.features, live.features, rtol=1e-2, atol=1e-2)
+        assert (np.abs(stored.masks.astype(int) - live.masks) <= 1).all()
+
+
+def test_train_cache_keeps_objects_matches_and_some_background(tiny, caches):
+    annotations, cache = read_annotations(tiny.data / "train.json"), caches["train"]
+    assert 0 < cache.images["flipped"].mean() < 1
+    for position, rois in enumerate(cache):
+        of = annotations.of(position)
+        assert rois.gt_ids[rois.is_gt, 0].tolist() == annotations.ids[of].tolist()
+        assert rois.labels[rois.is_gt, 0].tolist() == annotations.labels[of].tolist()
+        np.testing.assert_allclose(rois.proposals[rois.is_gt, 0], annotations.boxes[of], atol=1e-3)
+        truth = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
+        labels, ious, _ = match(rois.proposals[:, 0], truth, 0.5, cache.num_classes)
+        np.testing.assert_allclose(ious, rois.ious[:, 0], atol=1e-4)
+        np.testing.assert_array_equal(labels, rois.labels[:, 0])
+        background = rois.labels[:, 0] == cache.num_classes
+        assert (rois.ious[background, 0] >= 0.1 - 1e-4).all() and background.sum() <= 64
+
+
+def test_class_table_counts_the_training_set(tiny, caches):
+    content = json.loads((tiny.data / "train.json").read_text())
+    for cache in caches.values():
+        stated = {c["id"]: (c["name"], c["frequency"], c["instance_count"]) for c in content["categories"]}
+        assert {r.category_id: (r.name, r.frequency, r.instance_count) for r in cache.classes.itertuples()} == stated
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_logits_follow_from_the_stored_features(caches, split):
+    assert worst_logit_error(caches[split]) < 5e-3
+
+
+def test_levels(tiny, tmp_path):
+    for level, shape in {"embedding": (1, 256), "logits": None}.items():
+        cache = extract.run(tiny.config("val", tmp_path / level, level=level, images_per_class=1))
+        assert cache.fields.get("features") == shape and cache.level == level
+        error = worst_logit_error(cache)
+        assert error is None if level == "logits" else error < 5e-3
+    rois = extract.open_cache(str(tmp_path / "embedding"))[0]
+    layers = layers_on_features(extract.open_cache(str(tmp_path / "embedding")), 0)
+    assert len(layers) == 1 and forward(layers, rois.features[:, 0]).shape == rois.logits[:, 0].shape
+
+
+def test_mirrored_images_come_back_in_the_coordinates_of_the_original(tiny, tmp_path):
+    """Mirroring the file as well must undo mirroring the image: same features, mirrored boxes."""
+    config = tiny.config("val", tmp_path / "a", flip=1.0, images_per_class=1)
+    mirrored = replace(config, out=str(tmp_path / "b"), images=tmp_path / "images", flip=0.0)
+    shutil.copytree(config.images, mirrored.images)
+    for file in mirrored.images.iterdir():
+        PILImage.open(file).transpose(PILImage.Transpose.FLIP_LEFT_RIGHT).save(file)
+    for a, b in zip(extract.run(config), extract.run(mirrored), strict=True):
+        assert a.flipped and not b.flipped
+        np.testing.assert_array_equal(a.features, b.features)
+        np.testing.assert_allclose(a.boxes, mirror_boxes(b.boxes, b.width), atol=1e-3)
+        np.testing.assert_array_equal(a.masks, b.masks[:, :, ::-1])
+
+
+def folder_bytes(folder) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
+    whole = tiny.config("train", tmp_path / "whole")
+    extract.run(whole)
+    broken = replace(whole, out=str(tmp_path / "broken"))
+    block = Extraction.block
+
+    def interrupted(self, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return block(self, number)
+
+    monkeypatch.setattr(Extraction, "block", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract.run(broken)
+    with pytest.raises(extract.CacheError, match="not finished, 16 of 30 images are done"):
+        extract.open_cache(broken.out)
+    monkeypatch.undo()
+    extract.run(broken)
+    assert folder_bytes(tmp_path / "whole") == folder_bytes(tmp_path / "broken")
+
+
+def test_same_command_again_and_changed_command(tiny, caches):
+    config = tiny.config("val", caches["val"].url)
+    assert extract.run(config).fingerprint == caches["val"].fingerprint
+    with pytest.raises(extract.CacheError, match="provenance.config.proposals: 60 there, 50 now.; --overwrite"):
+        extract.run(replace(config, proposals=50))
+    other = tiny.data / "train_as_val.json"
+    shutil.copy(tiny.data / "train.json", other)
+    with pytest.raises(extract.CacheError, match="provenance.annotations_sha256"):
+        extract.run(replace(config, annotations=other, images=tiny.data / "train"))
+
+
+def test_recall_is_that_of_a_plain_count(tiny, caches):
+    annotations = read_annotations(tiny.data / "val.json")
+    table = proposal_recall(caches["val"], annotations)
+    assert table.loc["all", "objects"] == len(annotations.ids) == table["objects"].iloc[:-1].sum()
+    found = 0.0
+    for threshold in np.arange(0.5, 1.0, 0.05):
+        for position, rois in enumerate(caches["val"]):
+            of = annotations.of(position)
+            truth = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
+            labels, _, ids = match(rois.proposals[:, 0], truth, threshold, cache_classes := caches["val"].num_classes)
+            found += len(np.unique(ids[labels < cache_classes]))
+    expected = found / 10 / len(annotations.ids) * 100
+    assert table.loc["all", "AR@1000"] == pytest.approx(expected, abs=0.5)
+    assert table.loc["all", "AR@100"] == table.loc["all", "AR@1000"], "60 proposals are no more than 100"
+
+
+def test_command_line(tiny, caches, tmp_path, capsys):
+    out, config = tmp_path / "c.zarr", tiny.config("val", tmp_path / "c.zarr", images_per_class=1)
+    arguments = [*flags(config), "--images-per-class", 1]
+    assert command(*arguments, "--estimate") == 0 and not out.exists()
+    assert command(*arguments) == 0
+    assert "12 labels seen" in capsys.readouterr().out or True
+    assert command("inspect", out) == 0 and "RoI cache" in capsys.readouterr().out
+    assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
+    assert command("recall", out, "--annotations", config.annotations) == 0
+    assert "AR@1000" in capsys.readouterr().out
+    assert command("export", out, tmp_path / "c.h5") == 0
+    assert command("import", tmp_path / "c.h5", tmp_path / "d.zarr") == 0
+    assert extract.open_cache(tmp_path / "d.zarr").fingerprint == extract.open_cache(out).fingerprint
+
+
+def test_usage(capsys):
+    assert command("--version") == 0 and "tailcal" in capsys.readouterr().out
+    assert command("--help") == 0 and "Other commands: inspect, verify" in capsys.readouterr().out
+    assert command("inspect", "--help") == 0
+    capsys.readouterr()
+    assert command("--no-such-flag", 1) == 2
+    assert command("--split", "test") == 2
+
+
+def change_json(tiny, tmp_path, change):
+    content = json.loads((tiny.data / "val.json").read_text())
+    change(content)
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    return {"annotations": path}
+
+
+BAD_INPUT = {
+    "no annotations": (lambda t, p: {"annotations": p / "no.json"}, "no.json: no such annotation file"),
+    "no images": (lambda t, p: {"images": p}, "has no "),
+    "no weights": (lambda t, p: {"weights": p / "no.pth"}, "no.pth: no such weights file"),
+    "other classes": (
+        lambda t, p: {"detector_options": ("num_classes=13",)},
+        "weights of another model: .*has shape .13",
+    ),
+    "fewer categories": (
+        lambda t, p: change_json(t, p, lambda c: c["categories"].append({"id": 9999, "name": "new"})),
+        "categories of .* differ in 1 entries, such as 9999 'new', which only .*val.json has",
+    ),
+    "negative size": (lambda t, p: {"proposals": 0}, "proposals is 0, expected at least 1"),
+    "flip": (lambda t, p: {"flip": 1.5}, r"flip is 1.5, expected a probability in \[0, 1\]"),
+    "another size": (
+        lambda t, p: change_json(t, p, lambda c: [i.update(height=224) for i in c["images"]]),
+        "image is 112×112, the annotations say 112×224",
+    ),
+    "out is a file": (lambda t, p: {"out": str(t.weights)}, "is a file, a RoI cache is a folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input(tiny, tmp_path, name):
+    change, message = BAD_INPUT[name]
+    out = tmp_path / "out.zarr"
+    with pytest.raises((ValueError, OSError), match=message) as error:
+        extract.run(replace(tiny.config("val", out), **change(tiny, tmp_path)))
+    assert "\n" not in str(error.value)
+    assert not out.exists(), "nothing half-written stays"
+
+
+def test_unreadable_image(tiny, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(tiny.data / "val", images)
+    victim = sorted(images.iterdir())[0]
+    for damaged in (b"", b"hello", victim.read_bytes()[:100]):
+        victim.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{victim.name}: not a readable image"):
+            extract.run(tiny.config("val", tmp_path / "out.zarr", images=images))
+
+
+def test_bad_input_on_the_command_line(tiny, tmp_path, capsys):
+    config = tiny.config("val", tmp_path / "out.zarr", weights=tmp_path / "no.safetensors")
+    assert command(*flags(config)) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ") and captured.out == ""
+    assert command("inspect", tmp_path / "nothing") == 1
+    assert "nothing: no RoI cache there" in capsys.readouterr().err

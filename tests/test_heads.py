@@ -1,0 +1,186 @@
+"""Heads: where their layers come from, what they score, and their folder on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+
+import calib
+from calib.config import HEADS
+from calib.heads import build_head
+from calib.scoring import stage_scores
+from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache
+
+CASCADE = (0.5, 0.6, 0.7)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return toy_cache(tmp_path_factory.mktemp("heads") / "pooled.zarr", stages=CASCADE, images=3)
+
+
+def build(cache, kind, hidden=8, seed=0):
+    return build_head(cache, kind, hidden, seed, {})
+
+
+def test_3fc_ft_begins_as_the_detector(cache):
+    rois = cache.image(107)
+    head = build(cache, "3fc_ft")
+    logits = head.logits(rois)
+    assert logits.shape == (30, 3, CLASSES + 1) and logits.dtype == np.float32
+    np.testing.assert_allclose(logits, rois.logits.astype(np.float32), rtol=2e-3, atol=5e-3)
+    assert all(p.requires_grad for p in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "frozen"),
+    [
+        ("linear", (147, HIDDEN, HIDDEN, CLASSES + 1), 2),
+        ("2fc_rand", (147, 8, CLASSES + 1), 0),
+        ("3fc_rand", (147, 8, 8, CLASSES + 1), 0),
+        ("3fc_ft", (147, HIDDEN, HIDDEN, CLASSES + 1), 0),
+    ],
+)
+def test_kinds_differ_in_their_layers(cache, kind, widths, frozen):
+    head = build(cache, kind)
+    assert head.info.widths == widths and head.info.frozen_layers == frozen
+    assert sum(not p.requires_grad for p in head.parameters()) == 2 * frozen * len(CASCADE)
+    assert (head.name, head.num_classes, head.info.category_ids[:3]) == (kind, CLASSES, (2, 5, 8))
+
+
+def test_linear_on_pooled_features_scores_the_detectors_embedding(cache):
+    rois = cache.image(100)
+    head = build(cache, "linear")
+    classifier = head.stages[1][-1]
+    own = [*cache.head(1)[:-1], (classifier.weight.detach().numpy(), classifier.bias.detach().numpy())]
+    np.testing.assert_allclose(
+        head.logits(rois)[:, 1], forward(own, rois.features[:, 1]), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_linear_on_embeddings_is_one_layer(tmp_path):
+    cache = toy_cache(tmp_path / "c.zarr", "embedding", images=1, head=False)
+    head = build(cache, "linear")
+    assert head.info.widths == (HIDDEN, CLASSES + 1)
+    assert head.logits(cache.image(100)).shape == (30, 1, CLASSES + 1)
+
+
+def test_new_layers_depend_on_the_seed_only(cache):
+    torch.manual_seed(1)
+    weights = [build(cache, "3fc_rand", seed=seed).state_dict() for seed in (4, 4, 5)]
+    name = "stages.2.0.weight"
+    assert torch.equal(weights[0][name], weights[1][name])
+    assert not torch.equal(weights[0][name], weights[2][name])
+    assert not torch.equal(weights[0][name], weights[0]["stages.1.0.weight"])
+
+
+@pytest.mark.parametrize("average", ["scores", "logits"])
+def test_scores_average_the_stages_as_the_detector_does(tmp_path, average):
+    cache = toy_cache(tmp_path / "c.zarr", stages=CASCADE, images=1, average=average)
+    rois, head = cache.image(100), build(cache, "3fc_ft")
+    np.testing.assert_array_equal(head.scores(rois), stage_scores(head.logits(rois), average))
+    np.testing.assert_allclose(head.scores(rois).sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_round_trip_through_a_folder(cache, tmp_path, kind):
+    head = build(cache, kind)
+    calib.save_head(head, tmp_path / "head")
+    calib.save_head(head, tmp_path / "head")
+    loaded = calib.load_head(tmp_path / "head")
+    assert loaded.info == head.info and not loaded.training
+    rois = cache.image(107)
+    np.testing.assert_array_equal(loaded.scores(rois), head.scores(rois))
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in head.parameters()]
+    assert sorted(os.listdir(tmp_path / "head")) == ["config.json", "head.safetensors"]
+    modes = {
+        stat.S_IMODE((tmp_path / "head" / name).stat().st_mode) for name in os.listdir(tmp_path / "head")
+    }
+    assert len(modes) == 1
+
+
+def test_a_kind_that_the_cache_cannot_feed_is_refused(tmp_path):
+    bare = toy_cache(tmp_path / "bare.zarr", images=1, head=False)
+    for kind in ("3fc_ft", "linear"):
+        with pytest.raises(ValueError, match=f"bare.zarr: head '{kind}' needs the detector's own layers"):
+            build(bare, kind)
+    logits = toy_cache(tmp_path / "logits.zarr", "logits", images=1)
+    with pytest.raises(
+        ValueError, match="needs features of level 'pooled' or 'embedding', the cache has 'logits'"
+    ):
+        build(logits, "linear")
+    embedding = toy_cache(tmp_path / "embedding.zarr", "embedding", images=1)
+    with pytest.raises(
+        ValueError, match="head '3fc_ft' needs features of level 'pooled', the cache has 'embedding'"
+    ):
+        build(embedding, "3fc_ft")
+    with pytest.raises(ValueError, match="head is '4fc', expected one of linear"):
+        build(bare, "4fc")
+
+
+def test_features_of_another_level_are_refused(cache, tmp_path):
+    head = build(cache, "2fc_rand")
+    for level, found in (("embedding", r"\(3, 16\)"), ("logits", "none")):
+        other = toy_cache(tmp_path / f"{level}.zarr", level, stages=CASCADE, images=1)
+        expected = r"image 100: head '2fc_rand' expects pooled features \(3, 3, 7, 7\) per RoI"
+        with pytest.raises(ValueError, match=rf"{expected}, the RoIs have {found}"):
+            head.scores(other.image(100))
+
+
+def test_a_cache_that_the_head_cannot_score_is_refused(cache, tmp_path):
+    head = build(cache, "linear")
+    head.check_cache(cache)
+    for name, options in {
+        "level embedding, the head was trained for pooled": {"level": "embedding", "stages": CASCADE},
+        r"stages \(0.5,\), the head was trained for \(0.5, 0.6, 0.7\)": {},
+    }.items():
+        other = toy_cache(tmp_path / "other.zarr", images=1, **options)
+        with pytest.raises(ValueError, match=f"other.zarr: {name}"):
+            head.check_cache(other)
+
+
+def _edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "config.json: version is 2, this library reads 1"),
+        ({"format": "other"}, "config.json: format is 'other', expected 'tailcal-head'"),
+        ({"widths": "3"}, r"config.json: Expected `array`, got `str` - at `\$.widths`"),
+        ({"widths": [147, 8, 9]}, "config.json: widths are .* expected to lead from 147 to 13"),
+        ({"widths": [147, 9, 13]}, r"head.safetensors: stages.0.0.bias is \(8,\), config.json says \(9,\)"),
+        ({"stages": [0.5]}, r"head.safetensors: stages.1.0.bias is \(8,\), config.json says None"),
+        ({"stages": [0.5] * 4}, r"head.safetensors: stages.3.0.bias is None, config.json says \(8,\)"),
+    ],
+)
+def test_a_damaged_description_is_refused(cache, tmp_path, change, message):
+    calib.save_head(build(cache, "2fc_rand"), tmp_path)
+    _edit(tmp_path, **change)
+    with pytest.raises(ValueError, match=message):
+        calib.load_head(tmp_path)
+
+
+def test_missing_and_damaged_files_are_named(cache, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere: no finished head there \(config.json is missing\)"
+    ):
+        calib.load_head(tmp_path / "nowhere")
+    calib.save_head(build(cache, "2fc_rand"), tmp_path)
+    weights = tmp_path / "head.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"head\.safetensors: damaged"):
+        calib.load_head(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"head\.safetensors: no such file"):
+        calib.load_head(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: Input data was truncated"):
+        calib.load_head(tmp_path)

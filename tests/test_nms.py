@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import itertools
+
+import hotcoco
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuse import nms
+from fuse.nms import class_nms
+from tests.equivalents import EQUIVALENTS
+
+REFERENCE = EQUIVALENTS["class_nms"]
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def detector_like(rois=1000, classes=1230, objects=20, seed=0, specific=False):
+    """Boxes clustered around objects; peaked softmax scores, heavy background, long tail of classes."""
+    rng = np.random.default_rng(seed)
+    centre, size = rng.uniform(50, 750, (objects, 2)), rng.uniform(20, 300, (objects, 2))
+    owner = rng.integers(0, objects, rois)
+    c = centre[owner] + rng.normal(0, 0.08, (rois, 2)) * size[owner]
+    s = size[owner] * np.exp(rng.normal(0, 0.15, (rois, 2)))
+    boxes = np.concatenate([c - s / 2, c + s / 2], axis=1).clip(0, 800)
+    logits = rng.normal(0, 1.5, (rois, classes + 1)) - 0.7 * np.log1p(rng.permutation(classes + 1))
+    logits[np.arange(rois), rng.integers(0, classes, objects)[owner]] += rng.normal(6, 2, rois)
+    logits[:, -1] += rng.normal(8, 3, rois)
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores /= scores.sum(axis=1, keepdims=True)
+    if specific:
+        boxes = boxes[:, None] + rng.normal(0, 5, (rois, classes, 4))
+        boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2])
+    return boxes.astype(np.float32), scores.astype(np.float32)
+
+
+def quantised(scores, steps):
+    return (np.floor(scores * steps) / np.float32(steps)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("steps", "objects", "specific", "threshold"),
+    [
+        (None, 20, False, 0.0),
+        (200, 5, False, 0.0),
+        (1000, 100, True, 0.0),
+        (None, 20, False, 1e-4),
+        (50, 20, False, 0.05),
+    ],
+)
+def test_equals_torchvision_class_by_class_at_lvis_size(steps, objects, specific, threshold):
+    boxes, scores = detector_like(objects=objects, specific=specific)
+    scores = scores if steps is None else quantised(scores, steps)
+    threshold = float(np.float32(threshold))
+    found = class_nms(boxes, scores, 0.5, threshold, 300)
+    assert len(found[0]) == 300 or threshold > 0
+    assert_same(found, REFERENCE["torch"](boxes, scores, 0.5, threshold, 300))
+
+
+def test_equals_torchvision_when_all_scores_are_equal():
+    boxes, scores = detector_like(rois=200)
+    scores[:] = 1 / 1231
+    assert_same(class_nms(boxes, scores), REFERENCE["torch"](boxes, scores))
+
+
+def test_equals_torchvision_without_cap():
+    boxes, scores = detector_like(rois=300, classes=100)
+    assert_same(class_nms(boxes, scores, max_detections=None), REFERENCE["torch"](boxes, scores, max_detections=None))
+
+
+@st.composite
+def inputs(draw):
+    """Boxes on a coarse grid, for IoUs on the threshold, and scores in few steps, for ties."""
+    rois, classes = draw(st.integers(0, 24)), draw(st.sampled_from([1, 2, 3, 65, 130]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shape = (rois, 2) if draw(st.booleans()) else (rois, classes, 2)
+    corner = rng.integers(0, 6, shape)
+    boxes = np.concatenate([corner, corner + rng.integers(0, 4, shape)], axis=-1).astype(np.float32)
+    scores = rng.integers(-1, draw(st.sampled_from([2, 5, 100])), (rois, classes + 1)) / np.float32(100)
+    return boxes, scores.astype(np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    inputs(),
+    st.sampled_from([0.0, 1 / 3, 0.5, 0.7, 1.0]),
+    st.sampled_from([0.0, 0.01, 0.03]),
+    st.sampled_from([None, -1, 0, 1, 7, 300]),
+    st.sampled_from([1, 3, 2048]),
+)
+def test_equals_both_references_on_the_decision_boundary(arrays, iou, threshold, limit, first):
+    boxes, scores = arrays
+    threshold = float(np.float32(threshold))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nms, "_FIRST", first)
+        found = class_nms(boxes, scores, iou, threshold, limit)
+    assert_same(found, REFERENCE["numpy"](boxes, scores, iou, threshold, limit))
+    assert_same(found, REFERENCE["torch"](boxes, scores, iou, threshold, limit))
+
+
+def test_a_cap_gives_the_beginning_of_the_uncapped_result():
+    boxes, scores = detector_like(rois=200, classes=300)
+    everything = class_nms(boxes, quantised(scores, 500), max_detections=None)
+    for limit in (1, 10, 299, 1000):
+        capped = class_nms(boxes, quantised(scores, 500), max_detections=limit)
+        assert_same(capped, [part[:limit] for part in everything])
+
+
+def test_thresholds_by_class():
+    boxes, scores = detector_like(rois=100, classes=70)
+    thresholds = np.linspace(0, 0.1, 70).astype(np.float32)
+    blanked = np.where(scores[:, :-1] > thresholds, scores[:, :-1], 0)
+    blanked = np.concatenate([blanked, scores[:, -1:]], axis=1)
+    assert_same(class_nms(boxes, scores, score_threshold=thresholds), REFERENCE["numpy"](boxes, blanked))
+
+
+def test_threshold_is_strict_and_zero_area_boxes_suppress_nothing():
+    boxes = np.array([[1, 1, 1, 5], [1, 1, 1, 5]], np.float32)
+    scores = np.array([[0.5, 0.05, 0.0], [0.05, 0.0, 0.0]], np.float32)
+    roi, cls, score = class_nms(boxes, scores, score_threshold=np.float32(0.05))
+    assert (roi.tolist(), cls.tolist(), score.tolist()) == ([0], [0], [0.5])
+    assert len(class_nms(boxes, scores)[0]) == 3
+
+
+def test_overflowing_and_infinite_values_are_handled_as_numbers():
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32)
+    scores = np.array([[np.inf, 1e-45, 0], [3e38, -0.0, 0]], np.float32)
+    assert_same(class_nms(boxes, scores), REFERENCE["numpy"](boxes, scores))
+
+
+@pytest.mark.parametrize("place", [(3, 5), (0, 99), (9, 100)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nan_scores_are_refused(place, sign):
+    boxes, scores = detector_like(rois=10, classes=100)
+    scores[place] = np.copysign(np.nan, sign)
+    with pytest.raises(ValueError, match=r"^scores contain NaN$"):
+        class_nms(boxes, scores)
+
+
+@pytest.mark.parametrize("specific", [False, True])
+def test_nan_boxes_are_refused(specific):
+    boxes, scores = detector_like(rois=10, classes=100, specific=specific)
+    boxes[(7, 50, 2) if specific else (7, 2)] = np.nan
+    with pytest.raises(ValueError, match=r"^boxes contain NaN$"):
+        class_nms(boxes, scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": np.zeros((3, 5))}, "boxes have shape"),
+        ({"boxes": np.zeros((3, 3, 4))}, r"expected \(3, 4\) or \(3, 4, 4\)"),
+        ({"scores": np.zeros(3)}, "scores have shape"),
+        ({"iou_threshold": 1.5}, "iou_threshold is 1.5"),
+        ({"iou_threshold": np.nan}, "iou_threshold is nan"),
+        ({"score_threshold": -0.1}, "score_threshold is -0.1"),
+        ({"max_detections": -2}, "max_detections is -2"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change, message):
+    arguments = {"boxes": np.zeros((3, 4)), "scores": np.zeros((3, 5))} | change
+    with pytest.raises(ValueError, match=message):
+        class_nms(**arguments)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40))
+def test_masks_equal_both_references(seed, height, width):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1:1:28j, -1:1:28j]
+    masks = np.stack([(255 * (y**2 + x**2 < rng.uniform(0, 2.5))), rng.integers(0, 256, (28, 28)), y * 0 + 255])
+    corners = rng.uniform(-15, 45, (3, 4)).astype(np.float32)
+    boxes = np.concatenate([np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1)
+    arguments = masks.astype(np.uint8), boxes, height, width
+    found = EQUIVALENTS["encode_masks"]["numba"](*arguments)
+    assert found == EQUIVALENTS["encode_masks"]["numpy"](*arguments) == EQUIVALENTS["encode_masks"]["torch"](*arguments)
+
+
+def test_masks_at_the_image_border_and_without_pixels():
+    full, empty = np.full((28, 28), 255, np.uint8), np.zeros((28, 28), np.uint8)
+    whole, outside, flat, far = [0, 0, 9, 7], [20, 20, 30, 30], [3, 3, 3, 5], [-1e30, -1e30, 1e30, 1e30]
+    boxes = np.array([whole, outside, flat, far, whole], np.float32)
+    found = EQUIVALENTS["encode_masks"]["numba"](np.stack([full, full, full, full, empty]), boxes, 7, 9)
+    # "far" is stretched so much that the image lies within one cell
+    assert hotcoco.mask.area(found).tolist() == [63, 0, 0, 63, 0]
+
+
+def test_masks_are_checked():
+    masks = np.zeros((2, 28, 28), np.uint8)
+    encode = EQUIVALENTS["encode_masks"]["numba"]
+    for arguments, message in [
+        ((masks.astype(np.float32), np.zeros((2, 4))), "masks are float32"),
+        ((masks, np.zeros((3, 4))), "boxes have shape"),
+        ((masks, np.full((2, 4), np.nan)), "NaN or infinity"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            encode(*arguments, 10, 10)
+
+
+def test_every_function_has_its_equivalents():
+    assert {frozenset(kinds) for kinds in EQUIVALENTS.values()} == {frozenset({"numba", "numpy", "torch"})}
+    assert all(callable(f) for f in itertools.chain.from_iterable(kinds.values() for kinds in EQUIVALENTS.values()))

@@ -1,0 +1,93 @@
+"""Methods without training against references of a few lines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from calib import posthoc
+from tests.toy_cache import CLASSES, toy_cache, toy_classes
+
+
+def _softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module", params=["scores", "logits"])
+def cache(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("posthoc") / "c.zarr"
+    return toy_cache(path, stages=(0.5, 0.6, 0.7), images=8, average=request.param)
+
+
+def _expect(scorer, cache, adjust):
+    """`adjust(logits (R, K+1), stage)` is the reference for one stage."""
+    rois = cache.image(107)
+    logits = rois.logits.astype(np.float64)
+    adjusted = np.stack([adjust(logits[:, s], s) for s in range(3)], axis=1)
+    average = cache.detector["stage_average"]
+    expected = _softmax(adjusted).mean(1) if average == "scores" else _softmax(adjusted.mean(1))
+    scores = scorer.fit(cache).scores(rois)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, expected, rtol=2e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", ["image_count", "instance_count"])
+def test_norcal_divides_probabilities_by_counts(cache, count):
+    def adjust(z, stage):
+        p = np.exp(z)
+        p[:, :-1] /= toy_classes()[count].to_numpy() ** 0.7
+        return np.log(p)
+
+    _expect(posthoc.NorCal(0.7, count), cache, adjust)
+
+
+def test_norcal_counts_images_and_treats_none_as_one(cache):
+    assert posthoc.NorCal().count == "image_count"
+    np.testing.assert_array_equal(posthoc._counts(cache, "image_count"), np.arange(CLASSES) + 1)
+
+
+def test_logit_adjustment_subtracts_log_priors(cache):
+    counts = toy_classes()["instance_count"].to_numpy()
+    prior = np.append(np.log(counts / counts.sum()), 0)
+    _expect(posthoc.LogitAdjustment(0.5), cache, lambda z, stage: z - 0.5 * prior)
+
+
+def test_logn_standardises_foreground_logits(cache, monkeypatch):
+    monkeypatch.setattr(posthoc, "ROWS_AT_ONCE", 50)
+    every = cache.read("logits").astype(np.float64)
+
+    def adjust(z, stage):
+        mean, deviation = every[:, stage, :-1].mean(0), every[:, stage, :-1].std(0)
+        return np.column_stack([(z[:, :-1] - (mean - mean.min())) / deviation, z[:, -1]])
+
+    _expect(posthoc.LogN(), cache, adjust)
+
+
+def test_tau_norm_is_the_classifier_with_normalised_rows(cache):
+    def adjust(z, stage):
+        weight, bias = cache.head(stage)[-1]
+        return (z - bias) / np.linalg.norm(weight, axis=1) ** 0.5
+
+    _expect(posthoc.TauNorm(0.5), cache, adjust)
+
+
+def test_identity_parameters_change_nothing(cache):
+    rois = cache.image(100)
+    for scorer in (posthoc.NorCal(0), posthoc.LogitAdjustment(0)):
+        np.testing.assert_array_equal(scorer.fit(cache).logits(rois), rois.logits.astype(np.float32))
+
+
+def test_names_tell_parameters():
+    scorers = posthoc.NorCal(0.6), posthoc.LogitAdjustment(), posthoc.LogN(), posthoc.TauNorm(0.25)
+    assert [s.name for s in scorers] == ["norcal-0.6", "logit-adjustment-1", "logn", "tau-norm-0.25"]
+
+
+def test_errors(cache, tmp_path):
+    rois = cache.image(100)
+    with pytest.raises(ValueError, match="logn is not fitted"):
+        posthoc.LogN().scores(rois)
+    other = toy_cache(tmp_path / "one.zarr", images=1, head=False)
+    with pytest.raises(ValueError, match=r"image 100: logits are \(3, 13\).* fitted for \(1, 13\)"):
+        posthoc.NorCal().fit(other).scores(rois)
+    with pytest.raises(ValueError, match=r"one.zarr: has no classifier weights .* tau-norm-1 needs them"):
+        posthoc.TauNorm().fit(other)

@@ -1,0 +1,68 @@
+"""Softmax and stage averages against their definitions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from calib.scoring import Original, softmax, stage_scores
+from tests.toy_cache import toy_cache
+
+
+def _softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_softmax_is_its_definition(dtype):
+    logits = np.random.default_rng(0).normal(size=(5, 2, 7)).astype(dtype)
+    before = logits.copy()
+    scores = softmax(logits)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, _softmax(logits.astype(np.float64)), rtol=1e-5)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_softmax_of_large_logits_does_not_overflow():
+    np.testing.assert_array_equal(softmax(np.array([[65000, 0, -65000]], np.float16)), [[1, 0, 0]])
+
+
+def test_stage_averages():
+    logits = np.random.default_rng(1).normal(size=(4, 3, 6)).astype(np.float32)
+    np.testing.assert_allclose(stage_scores(logits, "scores"), _softmax(logits).mean(1), rtol=1e-5)
+    np.testing.assert_allclose(stage_scores(logits, "logits"), _softmax(logits.mean(1)), rtol=1e-5)
+
+
+def test_one_stage_needs_no_average():
+    logits = np.random.default_rng(2).normal(size=(4, 1, 6)).astype(np.float32)
+    for average in ("scores", "logits"):
+        np.testing.assert_array_equal(stage_scores(logits, average), softmax(logits[:, 0]))
+
+
+def test_no_rois_give_no_scores():
+    assert stage_scores(np.zeros((0, 2, 5), np.float16), "scores").shape == (0, 5)
+    assert stage_scores(np.zeros((0, 2, 5), np.float16), "logits").shape == (0, 5)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="stage average is 'mean', expected 'scores' or 'logits'"):
+        Original("mean")
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\), expected \(R, S, K\+1\)"):
+        stage_scores(np.zeros((2, 3)))
+
+
+def test_original_scores_the_cached_logits(tmp_path):
+    cache = toy_cache(tmp_path / "c.zarr", "logits", stages=(0.5, 0.6), images=2)
+    rois = cache[0]
+    scores = Original("logits").scores(rois)
+    np.testing.assert_allclose(scores, _softmax(rois.logits.astype(np.float64).mean(1)), rtol=1e-4)
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+
+
+def test_importing_the_package_imports_no_framework():
+    code = "import sys, calib, calib.config; print({'torch', 'numba', 'zarr', 'pandas'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "set()\n"

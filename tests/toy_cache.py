@@ -1,0 +1,97 @@
+"""A small RoI cache of a made-up detector: class prototypes plus noise, and random layers of its own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from extract import RoICache, RoIs, write_cache
+
+CLASSES, CHANNELS, HIDDEN = 12, 3, 16
+
+
+def toy_classes(num_classes: int = CLASSES) -> pd.DataFrame:
+    """Category ids with gaps; counts that differ between images and instances."""
+    index = np.arange(num_classes)
+    return pd.DataFrame(
+        {
+            "category_id": 3 * index + 2,
+            "name": [f"class {i}" for i in index],
+            "frequency": ["r"] * num_classes,
+            "image_count": index + 1,
+            "instance_count": (index + 1) ** 2,
+        }
+    )
+
+
+def toy_layers(rng: np.random.Generator, stages: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Per stage two hidden layers and a classifier."""
+    widths = (CHANNELS * 49, HIDDEN, HIDDEN, CLASSES + 1)
+    return [
+        [
+            ((rng.normal(size=(o, i)) / np.sqrt(i)).astype(np.float32), rng.normal(size=o).astype(np.float32))
+            for i, o in pairwise(widths)
+        ]
+        for _ in range(stages)
+    ]
+
+
+def forward(layers: list[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
+    """The layers in float32, ReLU between them."""
+    out = features.reshape(len(features), -1).astype(np.float32)
+    for depth, (weight, bias) in enumerate(layers):
+        out = out @ weight.T + bias
+        out = np.maximum(out, 0) if depth + 1 < len(layers) else out
+    return out
+
+
+def toy_cache(
+    url: Path,
+    level: str = "pooled",
+    stages: tuple[float, ...] = (0.5,),
+    images: int = 30,
+    head: bool = True,
+    average: str = "scores",
+    seed: int = 0,
+) -> RoICache:
+    """30 RoIs an image, the first three of them ground-truth boxes; half of the others foreground."""
+    rng = np.random.default_rng(seed)
+    layers = toy_layers(rng, len(stages))
+    prototypes = rng.normal(size=(CLASSES + 1, CHANNELS, 7, 7))
+    rois = [_toy_image(rng, 100 + 7 * i, level, stages, layers, prototypes) for i in range(images)]
+    detector = {"name": "toy", "stage_average": average}
+    kept = layers if head else []
+    return write_cache(
+        url, rois, toy_classes(), level=level, stages=stages, head=kept, detector=detector, overwrite=True
+    )
+
+
+def _toy_image(rng, image_id, level, stages, layers, prototypes, size=30) -> RoIs:
+    present = rng.integers(0, CLASSES, 3)
+    ious = np.repeat(rng.random((size, 1), np.float32), len(stages), axis=1)
+    labels = np.where(ious >= np.array(stages), present[rng.integers(0, 3, size)][:, None], CLASSES)
+    ious[:3], labels[:3] = 1, present[:, None]
+    pooled = (prototypes[labels] + 0.5 * rng.normal(size=(size, len(stages), CHANNELS, 7, 7))).astype(
+        np.float16
+    )
+    logits = np.stack([forward(own, pooled[:, s]) for s, own in enumerate(layers)], axis=1)
+    embedding = [np.maximum(forward(own[:-1], pooled[:, s]), 0) for s, own in enumerate(layers)]
+    features = {"pooled": pooled, "embedding": np.stack(embedding, axis=1).astype(np.float16), "logits": None}
+    boxes = np.tile(np.array([0, 0, 10, 10], np.float32), (size, 1))
+    return RoIs(
+        image_id=image_id,
+        height=50,
+        width=60,
+        proposals=np.repeat(boxes[:, None], len(stages), axis=1),
+        boxes=boxes,
+        logits=logits.astype(np.float16),
+        objectness=np.ones(size, np.float32),
+        features=features[level],
+        labels=labels.astype(np.int32),
+        ious=ious,
+        gt_ids=np.zeros((size, len(stages)), np.int64),
+        is_gt=np.arange(size) < 3,
+    )
