@@ -84,11 +84,11 @@ class Head(nn.Module):
     @torch.inference_mode()
     def logits(self, rois: RoIs) -> np.ndarray:
         """(R, S, K+1) float32. Raises ValueError for features of another level or shape."""
-        self._check_features(rois)
+        every = self._checked_features(rois)
         device = next(self.parameters()).device
         logits = np.empty((len(rois), len(self.stages), self.num_classes + 1), np.float32)
         for stage in range(len(self.stages)):
-            features = torch.from_numpy(np.array(rois.features[:, stage], np.float32)).to(device)
+            features = torch.from_numpy(np.array(every[:, stage], np.float32)).to(device)
             logits[:, stage] = self(features, stage).float().cpu().numpy()
         return logits
 
@@ -109,14 +109,15 @@ class Head(nn.Module):
             if own != other:
                 raise ValueError(f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}")
 
-    def _check_features(self, rois: RoIs) -> None:
+    def _checked_features(self, rois: RoIs) -> np.ndarray:
         expected = (len(self.stages), *self.info.feature_shape)
-        found = None if rois.features is None else rois.features.shape[1:]
-        if found != expected:
+        if rois.features is None or rois.features.shape[1:] != expected:
+            found = "none" if rois.features is None else rois.features.shape[1:]
             raise ValueError(
                 f"image {rois.image_id}: head {self.name!r} expects {self.info.level} features "
-                f"{expected} per RoI, the RoIs have {found or 'none'}"
+                f"{expected} per RoI, the RoIs have {found}"
             )
+        return rois.features
 
 
 def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[str, Any]) -> Head:
@@ -176,7 +177,7 @@ def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def _linears(stage: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in stage if isinstance(layer, nn.Linear)]
+    return [layer for layer in stage.children() if isinstance(layer, nn.Linear)]
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ class NorCal(_Posthoc):
         self.name = f"norcal-{gamma:g}"
 
     def _affine(self, cache: RoICache) -> tuple[np.ndarray, np.ndarray]:
-        return np.float32(1), _with_background(-self.gamma * np.log(_counts(cache, self.count)), 0)
+        return np.ones(1), _with_background(-self.gamma * np.log(_counts(cache, self.count)), 0)
 
 
 class LogitAdjustment(_Posthoc):
@@ -87,7 +87,7 @@ class LogitAdjustment(_Posthoc):
 
     def _affine(self, cache: RoICache) -> tuple[np.ndarray, np.ndarray]:
         counts = _counts(cache, self.count)
-        return np.float32(1), _with_background(-self.tau * np.log(counts / counts.sum()), 0)
+        return np.ones(1), _with_background(-self.tau * np.log(counts / counts.sum()), 0)
 
 
 class LogN(_Posthoc):
@@ -143,10 +143,10 @@ def _moments(cache: RoICache) -> tuple[np.ndarray, np.ndarray]:
     rows = int(cache.offsets[-1])
     if rows == 0:
         raise ValueError(f"{cache.url}: holds no RoIs, there is nothing to fit")
-    total, squares = 0.0, 0.0
+    total, squares = np.zeros((2, len(cache.stages), cache.num_classes + 1))
     for start in range(0, rows, ROWS_AT_ONCE):
         logits = cache.take("logits", np.arange(start, min(start + ROWS_AT_ONCE, rows))).astype(np.float64)
-        total = total + logits.sum(axis=0)
-        squares = squares + np.square(logits).sum(axis=0)
+        total += logits.sum(axis=0)
+        squares += np.square(logits).sum(axis=0)
     mean = total / rows
     return mean, np.sqrt(np.maximum(squares / rows - np.square(mean), 0))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -32,7 +33,7 @@ def save_head(head: Head, path: str | Path) -> None:
     write_atomically(path / INFO_FILE, msgspec.json.format(info, indent=2) + b"\n")
 
 
-def load_head(path: str | Path, device: str = "cpu") -> Head:
+def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
     """The head that `save_head` or `python -m calib.train` left in a folder.
 
     Raises:

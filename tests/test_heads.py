@@ -58,9 +58,7 @@ def test_linear_on_pooled_features_scores_the_detectors_embedding(cache):
     head = build(cache, "linear")
     classifier = head.stages[1][-1]
     own = [*cache.head(1)[:-1], (classifier.weight.detach().numpy(), classifier.bias.detach().numpy())]
-    np.testing.assert_allclose(
-        head.logits(rois)[:, 1], forward(own, rois.features[:, 1]), rtol=1e-3, atol=1e-5
-    )
+    np.testing.assert_allclose(head.logits(rois)[:, 1], forward(own, rois.features[:, 1]), rtol=1e-3, atol=1e-5)
 
 
 def test_linear_on_embeddings_is_one_layer(tmp_path):
@@ -98,9 +96,7 @@ def test_round_trip_through_a_folder(cache, tmp_path, kind):
     np.testing.assert_array_equal(loaded.scores(rois), head.scores(rois))
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in head.parameters()]
     assert sorted(os.listdir(tmp_path / "head")) == ["config.json", "head.safetensors"]
-    modes = {
-        stat.S_IMODE((tmp_path / "head" / name).stat().st_mode) for name in os.listdir(tmp_path / "head")
-    }
+    modes = {stat.S_IMODE((tmp_path / "head" / name).stat().st_mode) for name in os.listdir(tmp_path / "head")}
     assert len(modes) == 1
 
 
@@ -110,14 +106,10 @@ def test_a_kind_that_the_cache_cannot_feed_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"bare.zarr: head '{kind}' needs the detector's own layers"):
             build(bare, kind)
     logits = toy_cache(tmp_path / "logits.zarr", "logits", images=1)
-    with pytest.raises(
-        ValueError, match="needs features of level 'pooled' or 'embedding', the cache has 'logits'"
-    ):
+    with pytest.raises(ValueError, match="needs features of level 'pooled' or 'embedding', the cache has 'logits'"):
         build(logits, "linear")
     embedding = toy_cache(tmp_path / "embedding.zarr", "embedding", images=1)
-    with pytest.raises(
-        ValueError, match="head '3fc_ft' needs features of level 'pooled', the cache has 'embedding'"
-    ):
+    with pytest.raises(ValueError, match="head '3fc_ft' needs features of level 'pooled', the cache has 'embedding'"):
         build(embedding, "3fc_ft")
     with pytest.raises(ValueError, match="head is '4fc', expected one of linear"):
         build(bare, "4fc")
@@ -169,9 +161,7 @@ def test_a_damaged_description_is_refused(cache, tmp_path, change, message):
 
 
 def test_missing_and_damaged_files_are_named(cache, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere: no finished head there \(config.json is missing\)"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no finished head there \(config.json is missing\)"):
         calib.load_head(tmp_path / "nowhere")
     calib.save_head(build(cache, "2fc_rand"), tmp_path)
     weights = tmp_path / "head.safetensors"

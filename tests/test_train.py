@@ -283,9 +283,7 @@ def test_features_that_are_not_finite_are_named(cache, tmp_path, monkeypatch, va
     features = cache.read("features")
     features[int(cache.offsets[4]) + 1] = value  # a ground-truth box of the fifth image
     monkeypatch.setattr(type(cache), "read", _replacing(type(cache).read, features))
-    with pytest.raises(
-        ValueError, match=r"image 128: features of RoI 1 \(row 121\), stage 0, are not finite"
-    ):
+    with pytest.raises(ValueError, match=r"image 128: features of RoI 1 \(row 121\), stage 0, are not finite"):
         calib.train_head(cache, out=str(tmp_path / "head"), **OPTIONS)
     assert not (tmp_path / "head" / "config.json").exists()
 
@@ -295,7 +293,5 @@ def _replacing(read, features):
 
 
 def test_a_diverging_run_says_what_to_change(cache):
-    with pytest.raises(
-        ValueError, match=r"loss is not finite between steps 0 and 50.* lower lr \(now 1e\+20\)"
-    ):
+    with pytest.raises(ValueError, match=r"loss is not finite between steps 0 and 50.* lower lr \(now 1e\+20\)"):
         calib.train_head(cache, **{**OPTIONS, "lr": 1e20})

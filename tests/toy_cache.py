@@ -74,9 +74,7 @@ def _toy_image(rng, image_id, level, stages, layers, prototypes, size=30) -> RoI
     ious = np.repeat(rng.random((size, 1), np.float32), len(stages), axis=1)
     labels = np.where(ious >= np.array(stages), present[rng.integers(0, 3, size)][:, None], CLASSES)
     ious[:3], labels[:3] = 1, present[:, None]
-    pooled = (prototypes[labels] + 0.5 * rng.normal(size=(size, len(stages), CHANNELS, 7, 7))).astype(
-        np.float16
-    )
+    pooled = (prototypes[labels] + 0.5 * rng.normal(size=(size, len(stages), CHANNELS, 7, 7))).astype(np.float16)
     logits = np.stack([forward(own, pooled[:, s]) for s, own in enumerate(layers)], axis=1)
     embedding = [np.maximum(forward(own[:-1], pooled[:, s]), 0) for s, own in enumerate(layers)]
     features = {"pooled": pooled, "embedding": np.stack(embedding, axis=1).astype(np.float16), "logits": None}
