@@ -3,21 +3,29 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DATA ?= data/minilvis
-RUN ?= data/demo
-WEIGHTS = benchmarks/minilvis/weights/plain.safetensors
-DETECTOR = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn --weights $(WEIGHTS)
+# plain or rfs: how the demo's detector was trained.
+SAMPLING ?= plain
+RUN ?= data/$(SAMPLING)
+DETECTOR = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn \
+    --weights benchmarks/minilvis/weights/$(SAMPLING).safetensors
 
-.PHONY: demo test test-slow lint tables
+.PHONY: demo tables test test-slow lint
 
 demo: $(VENV)/demo
-	$(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
-	$(BIN)/python -m extract $(DETECTOR) --split train --images-per-class 10 \
+	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
+	$(BIN)/python -m extract $(DETECTOR) --split train --images-per-class 20 \
 	    --annotations $(DATA)/train.json --images $(DATA)/train --out $(RUN)/train.zarr
 	$(BIN)/python -m extract $(DETECTOR) --split val --proposals 300 --train-annotations $(DATA)/train.json \
 	    --annotations $(DATA)/val.json --images $(DATA)/val --out $(RUN)/val.zarr
 	$(BIN)/python -m calib.train --cache $(RUN)/train.zarr --out $(RUN)/head --steps 2000
 	$(BIN)/python -m fuse sweep --cache $(RUN)/val.zarr --head $(RUN)/head --annotations $(DATA)/val.json \
 	    --out $(RUN)/sweep
+
+# The tables of the README.
+tables:
+	$(MAKE) demo SAMPLING=plain
+	$(MAKE) demo SAMPLING=rfs
+	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not slow"
@@ -29,7 +37,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# An installation is marked by a file of its own extra's name, so that it is done once and again after a change.
+# An installation is marked by a file named after its extra, so that it is done once, and again after a change.
 $(VENV)/%: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "error: $(PYTHON) is older than 3.11; try make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }

@@ -37,6 +37,7 @@ class HeadInfo:
         stages: matching IoU of each stage.
         stage_average: what is averaged over the stages, "scores" or "logits".
         detector: name of the detector that made the features.
+        weights_sha256: of that detector's weights; empty where it is not known.
         cache_fingerprint: fingerprint of the cache it was trained on.
         config: the training's configuration.
     """
@@ -50,6 +51,7 @@ class HeadInfo:
     stages: tuple[float, ...]
     stage_average: str = "scores"
     detector: str = ""
+    weights_sha256: str = ""
     cache_fingerprint: str = ""
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -105,6 +107,8 @@ class Head(nn.Module):
             ("stages", self.info.stages, tuple(cache.stages)),
             ("number of classes", self.num_classes, cache.num_classes),
             ("category ids", self.info.category_ids, tuple(cache.classes["category_id"].tolist())),
+            ("detector", self.info.detector, str(cache.detector.get("name", ""))),
+            ("detector weights", self.info.weights_sha256, str(cache.detector.get("weights_sha256", ""))),
         ):
             if own != other:
                 raise ValueError(f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}")
@@ -158,6 +162,7 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
         stages=tuple(cache.stages),
         stage_average=check_average(cache.detector.get("stage_average", "scores")),
         detector=str(cache.detector.get("name", "")),
+        weights_sha256=str(cache.detector.get("weights_sha256", "")),
         cache_fingerprint=cache.fingerprint,
         config=config,
     )

@@ -1,6 +1,9 @@
 """`python -m extract`."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 
 from extract.cli import Command, run
 from extract.config import Config, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
@@ -15,10 +18,10 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    """Console script `tailcal-extract`."""
-    sys.exit(run("python -m extract", COMMANDS))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    return run("python -m extract", COMMANDS, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,9 +37,7 @@ def class_nms_torch(boxes, scores, iou_threshold=0.5, score_threshold=0.0, max_d
         best = torchvision.ops.nms(box, torch.from_numpy(scores[roi, c]), iou_threshold).numpy()
         kept.append(np.stack([roi[best], np.full(len(best), c)], axis=1))
     roi, cls = np.concatenate(kept).T
-    order = np.lexsort((roi, cls, -scores[roi, cls]))[
-        : None if max_detections in (None, -1) else max_detections
-    ]
+    order = np.lexsort((roi, cls, -scores[roi, cls]))[: None if max_detections in (None, -1) else max_detections]
     return roi[order], cls[order], scores[roi, cls][order]
 
 

@@ -40,9 +40,7 @@ def annotations(images: int = 6, seed: int = 0) -> dict:
             x, y = int(rng.integers(0, SIZE[1] - w)), int(rng.integers(0, SIZE[0] - h))
             content["annotations"].append(
                 {
-                    "id": len(
-                        content["annotations"]
-                    ),  # from 0, which the official code mistakes for no match
+                    "id": len(content["annotations"]),  # from 0, which the official code mistakes for no match
                     "image_id": 10 * i + 7,
                     "category_id": int(CLASSES.category_id[label]),
                     "bbox": [x, y, w, h],
@@ -62,9 +60,7 @@ def annotations(images: int = 6, seed: int = 0) -> dict:
     return content
 
 
-def rois(
-    content: dict, stages: int = 1, specific: bool = False, per_object: int = 6, seed: int = 1
-) -> list[RoIs]:
+def rois(content: dict, stages: int = 1, specific: bool = False, per_object: int = 6, seed: int = 1) -> list[RoIs]:
     """Jittered proposals of every object, logits that know the frequent classes, features that know all."""
     rng = np.random.default_rng(seed)
     made = []
@@ -74,9 +70,7 @@ def rois(
         truth[:, 2:] += truth[:, :2]
         owner = np.repeat(np.arange(len(objects)), per_object)
         boxes = (truth[owner] + rng.normal(0, 1.0, (len(owner), 4))).astype(np.float32)
-        label = np.array([CLASSES.category_id.tolist().index(a["category_id"]) for a in objects], np.int32)[
-            owner
-        ]
+        label = np.array([CLASSES.category_id.tolist().index(a["category_id"]) for a in objects], np.int32)[owner]
         r = len(boxes)
         logits = rng.normal(0, 1, (r, stages, K + 1))
         logits[np.arange(r), :, label] += np.where(label >= 2, 4, -3)[:, None]

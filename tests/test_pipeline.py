@@ -1,0 +1,88 @@
+"""The three commands one after the other, on a tiny Mini-LVIS with a random detector."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import calib.__main__
+import extract.__main__
+import fuse.__main__
+from tests.conftest import CLASSES
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(program, *arguments: object) -> None:
+    assert program.main([str(a) for a in arguments]) == 0
+
+
+def test_pipeline(tiny, tmp_path, capsys):
+    for split in ("train", "val"):
+        run(
+            extract.__main__,
+            *("--detector", "torchvision:benchmarks.minilvis.detector:mask_rcnn", "--weights", tiny.weights),
+            *("--detector-options", f"num_classes={CLASSES}", "--split", split, "--images-per-class", 2),
+            *("--train-annotations", tiny.data / "train.json", "--annotations", tiny.data / f"{split}.json"),
+            *("--images", tiny.data / split, "--out", tmp_path / f"{split}.zarr", "--proposals", 40),
+        )
+    run(calib.__main__, "train", "--cache", tmp_path / "train.zarr", "--out", tmp_path / "head", "--steps", 20)
+    inputs = ("--cache", tmp_path / "val.zarr", "--head", tmp_path / "head", "--annotations", tiny.data / "val.json")
+    run(fuse.__main__, "sweep", *inputs, "--out", tmp_path / "sweep", "--iou-types", "segm", "bbox")
+    assert "rhead-cat-scale" in capsys.readouterr().out
+    run(fuse.__main__, *inputs, "--out", tmp_path / "cat", "--tail", 10)
+
+    metrics = pd.read_csv(tmp_path / "sweep" / "metrics.csv", index_col=["iou_type", "row"])
+    assert len(metrics) == 2 * 9 and metrics["AP"].between(0, 100).all()
+    results = json.loads((tmp_path / "cat" / "detections.json").read_text())
+    assert {"image_id", "category_id", "score", "bbox", "segmentation"} == results[0].keys()
+    known = {c["id"] for c in json.loads((tiny.data / "val.json").read_text())["categories"]}
+    assert {r["category_id"] for r in results} <= known
+    html = (tmp_path / "sweep" / "report.html").read_text()
+    assert "rhead-cat" in html and not re.search(r"(src|href)=.http", html), "one file, nothing from outside"
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_heads_of_other_detectors_are_refused(tiny, tmp_path, capsys):
+    train = extract.run(tiny.config("train", tmp_path / "train.zarr", images_per_class=1))
+    calib.__main__.main(["train", "--cache", train.url, "--out", str(tmp_path / "head"), "--steps", "2"])
+    other = tiny.config("val", tmp_path / "val.zarr", images_per_class=1, weights=tmp_path / "other.safetensors")
+    content = bytearray(tiny.weights.read_bytes())
+    content[-1] ^= 1
+    other.weights.write_bytes(content)
+    extract.run(other)
+    arguments = ["--cache", other.out, "--head", str(tmp_path / "head"), "--annotations", str(other.annotations)]
+    capsys.readouterr()
+    assert fuse.__main__.main([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert "detector weights" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package", ["extract", "calib", "fuse"])
+def test_importing_a_package_is_quick_and_help_too(package):
+    heavy = "{'torch', 'numba', 'zarr', 'pandas', 'h5py', 'matplotlib', 'torchvision'}"
+    code = f"import sys, {package}, {package}.config; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    module = {"calib": "calib.train"}.get(package, package)
+    code = f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module('{module}', run_name='__main__')"
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and "Example: python -m" in result.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "numba", "zarr", "pandas"}
+
+
+def test_public_names():
+    for package in (extract, calib, fuse):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        assert set(package.__all__) <= set(dir(package))
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+            _ = package.nonsense
