@@ -13,7 +13,8 @@ from safetensors.torch import save
 
 from calib.heads import Head
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER
-from calib.storage import INFO_FILE, PARTIAL, WEIGHTS_FILE, load_info, write_atomically
+from calib.storage import INFO_FILE, WEIGHTS_FILE, load_info
+from extract.files import PARTIAL, write_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _OWN_FILES = (INFO_FILE, WEIGHTS_FILE, CHECKPOINT_FILE, METRICS_FILE, TENSORBOARD_FOLDER)
@@ -56,7 +57,7 @@ def save_checkpoint(
         if parameter.requires_grad:
             tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     state = {"step": step, "config": identity, "scaler": scaler.state_dict()}
-    write_atomically(out / CHECKPOINT_FILE, save(tensors, {"state": msgspec.json.encode(state).decode()}))
+    write_bytes(out / CHECKPOINT_FILE, save(tensors, {"state": msgspec.json.encode(state).decode()}))
 
 
 def load_checkpoint(out: Path, head: Head, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from calib.storage import write_atomically
+from extract.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class MetricsLog:
             return
         path = Path(out) / METRICS_FILE
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        write_atomically(path, b"".join(line for line in lines if _step_of(line) <= step))
+        write_bytes(path, b"".join(line for line in lines if _step_of(line) <= step))
         self._file = path.open("ab", buffering=0)
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from calib.heads import Head, HeadInfo
+from extract.files import write_bytes
 
 FORMAT = "tailcal-head"
 VERSION = 1
 WEIGHTS_FILE = "head.safetensors"
 INFO_FILE = "config.json"
-PARTIAL = ".partial"
-"""Suffix of a file that is being written."""
 
 
 def save_head(head: Head, path: str | Path) -> None:
@@ -28,9 +26,9 @@ def save_head(head: Head, path: str | Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / INFO_FILE).unlink(missing_ok=True)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in head.state_dict().items()}
-    write_atomically(path / WEIGHTS_FILE, save(tensors))
+    write_bytes(path / WEIGHTS_FILE, save(tensors))
     info = msgspec.json.encode({"format": FORMAT, "version": VERSION, **asdict(head.info)})
-    write_atomically(path / INFO_FILE, msgspec.json.format(info, indent=2) + b"\n")
+    write_bytes(path / INFO_FILE, msgspec.json.format(info, indent=2) + b"\n")
 
 
 def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
@@ -56,13 +54,6 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
             raise ValueError(f"{file}: {name} is {found}, {INFO_FILE} says {expected.get(name)}")
     head.load_state_dict(tensors)
     return head.to(device).eval()
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Replaces a file as a whole: what reads it sees the old or the new content."""
-    partial = file.with_name(file.name + PARTIAL)
-    partial.write_bytes(content)
-    os.replace(partial, file)
 
 
 def load_info(path: str | Path) -> HeadInfo:

@@ -8,7 +8,7 @@ _EXPORTS = {
     "Config": "extract.config",
     "RoIs": "extract.rois",
     "RoICache": "extract.cache",
-    "CacheError": "extract.shards",
+    "CacheError": "extract.layout",
     "load_detector": "extract.detectors",
     "open_cache": "extract.cache",
     "run": "extract.extraction",

@@ -9,8 +9,8 @@ import numpy as np
 import zarr
 
 from extract.classes import check_classes
+from extract.layout import COLUMNS, CacheError, Layers, open_group
 from extract.rois import RoIs
-from extract.shards import COLUMNS, CacheError, Layers, open_group
 
 IMAGE_COLUMNS = ("image_id", "height", "width", "flipped", "roi_count")
 

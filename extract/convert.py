@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from extract.cache import IMAGE_COLUMNS, RoICache
+from extract.layout import COLUMNS, FORMAT, IMAGES_PER_BLOCK, VERSION, CacheError, Header, Layers, block_slice
 from extract.rois import RoIs
-from extract.shards import (
-    COLUMNS,
-    FORMAT,
-    IMAGES_PER_BLOCK,
-    VERSION,
-    CacheError,
-    Header,
-    Layers,
-    block_slice,
-    create_cache,
-)
+from extract.shards import create_cache
 
 if TYPE_CHECKING:
     import h5py
@@ -178,7 +170,7 @@ def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5
     )
     bounds = cache.offsets[[*range(0, len(cache), IMAGES_PER_BLOCK), len(cache)]]
     for start, stop in tqdm(
-        list(zip(bounds[:-1], bounds[1:], strict=True)),
+        list(pairwise(bounds)),
         desc=column.name,
         unit="block",
         leave=False,

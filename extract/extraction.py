@@ -19,20 +19,11 @@ from extract.annotations import Annotations, read_annotations
 from extract.cache import RoICache, open_cache
 from extract.config import Config
 from extract.detectors import Detector, Image, load_detector
+from extract.layout import CacheError, Header, block_slice, num_blocks, open_group, row_bytes
 from extract.matching import GroundTruth, choose_training, label_rois
 from extract.plan import class_balanced_images
 from extract.rois import RoIs
-from extract.shards import (
-    CacheError,
-    CacheWriter,
-    Header,
-    block_slice,
-    create_cache,
-    num_blocks,
-    open_group,
-    resume_cache,
-    row_bytes,
-)
+from extract.shards import CacheWriter, create_cache, resume_cache
 
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "annotations", "images", "train_annotations", "device", "batch_size"}

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from extract.cache import RoICache, open_cache
 from extract.config import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.convert import export_hdf5, import_hdf5
-from extract.shards import CacheError, Layers
+from extract.layout import CacheError, Layers
 
 LOGIT_TOLERANCE = 2e-2
 """Largest difference, relative to an image's largest logit, that fp16 features and logits account for."""

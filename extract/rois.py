@@ -30,7 +30,8 @@ class RoIs:
         ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
         gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 where there is none.
         is_gt: (R,) bool, the proposal is itself a ground-truth box.
-        masks: (R, 28, 28) uint8, class-agnostic mask probability of `boxes` times 255, or None.
+        masks: (R, 28, 28) uint8, class-agnostic mask probability of `boxes` times 255 (a cache keeps at most 254),
+            or None.
         flipped: features and logits were computed on the mirrored image.
     """
 

@@ -1,99 +1,49 @@
-"""RoI caches on disk: layout and writing. With `cache.py`, the only module that knows Zarr.
+"""Writing RoI caches.
 
-`docs/format.md` specifies the layout. A cache is written in blocks of consecutive images. A block owns a fixed
-range of rows in every array, so blocks can be written in any order, by any number of processes, and again after
-an interruption, without coordination: the bytes are the same. A block is done once its entry in `progress` is
-written, the cache once its manifest is, which comes last.
+A cache is written in blocks of consecutive images. A block owns a fixed range of rows in every array, so blocks
+can be written in any order, by any number of processes, and again after an interruption, without coordination:
+the bytes are the same. A block is done once its entry in `progress` is written, the cache once its manifest is,
+which comes last.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
-from zarr.errors import GroupNotFoundError
 
 from extract.classes import check_classes
+from extract.layout import (
+    CHUNK_BYTES,
+    COLUMNS,
+    FILL,
+    FORMAT,
+    IMAGES_PER_BLOCK,
+    MASK_MAX,
+    MAX_CHUNK_ROWS,
+    SHARD_BYTES,
+    VERSION,
+    CacheError,
+    Column,
+    Header,
+    Layers,
+    block_slice,
+    fingerprint,
+    num_blocks,
+    open_group,
+    row_bytes,
+)
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from extract.cache import RoICache
-
-FORMAT = "tailcal-roi-cache"
-VERSION = 1
-LEVELS = ("pooled", "embedding", "logits")
-IMAGES_PER_BLOCK = 16
-# Measured on the pooled level: smaller chunks cost more in bookkeeping than they save in bytes not read.
-CHUNK_BYTES = 512 * 1024
-MAX_CHUNK_ROWS = 4096
-SHARD_BYTES = 128 * 1024 * 1024
-
-Layers = Sequence[tuple[np.ndarray, np.ndarray]]
-"""Fully connected layers as (weight (out, in), bias (out,)) float32, ReLU between them, the classifier last."""
-
-
-class CacheError(ValueError):
-    """A cache that is missing, unfinished, damaged or not what was asked for."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """How one field of `RoIs` is stored: array name, dtype, compressed or not, names of the axes behind `roi`.
-
-    Features and logits are stored raw: half floats of this kind hardly compress, and raw bytes read faster.
-    """
-
-    name: str
-    dtype: str
-    axes: tuple[str, ...] = ()
-    compressed: bool = True
-
-
-COLUMNS = {
-    "proposals": Column("proposal", "float32", ("stage", "xyxy")),
-    "boxes": Column("box", "float32", ("class", "xyxy")),
-    "logits": Column("logit", "float16", ("stage", "class_or_background"), compressed=False),
-    "objectness": Column("objectness", "float32"),
-    "features": Column("feature", "float16", ("stage", "channel", "y", "x"), compressed=False),
-    "labels": Column("label", "int32", ("stage",)),
-    "ious": Column("iou", "float32", ("stage",)),
-    "gt_ids": Column("gt_id", "int64", ("stage",)),
-    "is_gt": Column("is_gt", "uint8"),
-    "masks": Column("mask", "uint8", ("mask_y", "mask_x")),
-}
-FILL = {"f": np.nan, "i": -2, "u": 255}
-"""Value of unused rows by kind of dtype. No chunk of real data holds it alone: Zarr leaves out chunks that are all
-fill, and a chunk left out must mean a chunk lost. (Hence `is_gt` is not stored as bool.)"""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a cache says of itself, fixed when it is created.
-
-    Attributes:
-        level: "pooled", "embedding" or "logits": what `features` hold.
-        stages: matching IoU of each stage of the box head.
-        detector: the detector's description (name, framework, weights_sha256, stage_average …).
-        provenance: what else made the cache: configuration, annotation file's sha256, library versions.
-    """
-
-    level: str
-    stages: tuple[float, ...]
-    detector: Mapping[str, object]
-    provenance: Mapping[str, object]
-
-    def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise CacheError(f"level {self.level!r}, expected one of {', '.join(LEVELS)}")
 
 
 def create_cache(
@@ -212,49 +162,6 @@ class CacheWriter:
         return open_cache(self.url)
 
 
-def open_group(url: str, mode: str) -> zarr.Group:
-    """The Zarr group of a cache, finished or not. Raises FileNotFoundError or CacheError naming `url`."""
-    if "://" not in url and Path(url).is_file():
-        raise CacheError(f"{url}: is a file, a RoI cache is a folder")
-    try:
-        group = zarr.open_group(url, mode=mode)
-    except (GroupNotFoundError, FileNotFoundError):
-        raise FileNotFoundError(f"{url}: no RoI cache there") from None
-    if group.attrs.get("format") != FORMAT:
-        raise CacheError(f"{url}: format {group.attrs.get('format')!r}, expected {FORMAT!r}")
-    if group.attrs["version"] != VERSION:
-        raise CacheError(f"{url}: format version {group.attrs['version']}, this library reads {VERSION}")
-    return group
-
-
-def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame) -> str:
-    """sha256 of everything that determines a cache's content: header, classes, images."""
-    digest = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
-    digest.update(classes.to_csv().encode())
-    digest.update(images.to_csv(index=False).encode())
-    return digest.hexdigest()
-
-
-def num_blocks(images: int) -> int:
-    """Blocks that so many images fill."""
-    return -(-images // IMAGES_PER_BLOCK)
-
-
-def block_slice(block: int) -> slice:
-    """The images of a block."""
-    return slice(block * IMAGES_PER_BLOCK, (block + 1) * IMAGES_PER_BLOCK)
-
-
-def row_bytes(template: RoIs) -> int:
-    """Bytes that one RoI takes on disk before compression."""
-    arrays = {field: getattr(template, field) for field in COLUMNS}
-    return sum(
-        int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(COLUMNS[field].dtype).itemsize
-        for field, array in arrays.items()
-        if array is not None
-    )
-
-
 def _occupied(url: str) -> bool:
     """Whether there is anything at all, a cache or not: overwriting must never delete anything but a cache."""
     if "://" not in url:
@@ -346,6 +253,8 @@ def _stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...], url:
         raise CacheError(f"{url}: image {rois.image_id}: {field} are {found} per RoI, the cache stores {shape}")
     with np.errstate(over="ignore"):
         stored = values.astype(column.dtype)
+    if field == "masks":
+        stored = np.minimum(stored, MASK_MAX)
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         roi = int(np.argwhere(~np.isfinite(stored))[0][0])
         raise CacheError(

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from extract.files import write_bytes
+
 
 class _Mask(msgspec.Struct):
     size: tuple[int, int]
@@ -124,15 +126,3 @@ def top_of_groups(groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndar
     sizes = np.diff(np.append(starts, len(order)))
     rank = np.arange(len(order)) - np.repeat(starts, sizes)
     return np.sort(order[rank < count])
-
-
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file whole or not at all, making its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

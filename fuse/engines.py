@@ -70,7 +70,7 @@ def _nothing(dataset: dict, iou_type: str) -> dict:
     record = {"image_id": image["id"], "category_id": dataset["categories"][0]["id"], "score": 0.0}
     if iou_type == "bbox":
         return {**record, "bbox": [0.0, 0.0, 0.0, 0.0]}
-    from pycocotools import mask
+    from hotcoco import mask
 
     empty = mask.encode(np.zeros((image["height"], image["width"]), np.uint8, order="F"))
     return {**record, "segmentation": empty}

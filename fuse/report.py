@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from extract.bins import bin_index, bin_names
-from fuse.detections import write_bytes
+from extract.files import write_bytes
 from fuse.evaluation import bootstrap_intervals
 
 CHANGED = 15

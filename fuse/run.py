@@ -15,9 +15,10 @@ from calib.storage import load_head
 from extract.annotations import read_annotations
 from extract.bins import bin_counts
 from extract.cache import RoICache, open_cache
+from extract.files import write_bytes
 from fuse.annotations import Loaded, check_categories, load_annotations
 from fuse.config import Config, EvaluateConfig, EvaluationOptions, FusionOptions, SweepConfig
-from fuse.detections import Detections, write_bytes
+from fuse.detections import Detections
 from fuse.evaluation import FIXED_PER_CLASS, evaluated_classes
 from fuse.rows import Row, detect_rows
 from fuse.sweep import BASELINE, evaluate_rows, paper_rows
@@ -128,9 +129,6 @@ def _load_head(path: Path | None, cache: RoICache):
         return None
     head = load_head(path)
     head.check_cache(cache)
-    detector = str(cache.detector.get("name", ""))
-    if head.info.detector != detector:
-        raise ValueError(f"{path}: is a head of detector {head.info.detector!r}, {cache.url} is of {detector!r}")
     return head
 
 

@@ -13,7 +13,8 @@ import zarr
 
 from extract import CacheError, RoIs, open_cache, write_cache
 from extract.convert import export_hdf5, import_hdf5
-from extract.shards import COLUMNS, Header, create_cache, resume_cache
+from extract.layout import COLUMNS, Header
+from extract.shards import create_cache, resume_cache
 from tests.toy_cache import toy_cache
 
 K = 5
@@ -29,9 +30,7 @@ CLASSES = pd.DataFrame(
 HEADER = Header("pooled", (0.5,), {"name": "toy"}, {})
 
 
-def make_rois(
-    image_id: int, count: int, *, stages: int = 1, per_class: bool = False, masks: bool = True
-) -> RoIs:
+def make_rois(image_id: int, count: int, *, stages: int = 1, per_class: bool = False, masks: bool = True) -> RoIs:
     rng = np.random.default_rng(image_id)
     return RoIs(
         image_id=image_id,
@@ -46,7 +45,7 @@ def make_rois(
         ious=rng.random((count, stages), np.float32),
         gt_ids=rng.integers(-1, 2**40, (count, stages)),
         is_gt=np.zeros(count, bool),
-        masks=rng.integers(0, 256, (count, 28, 28)).astype(np.uint8) if masks else None,
+        masks=rng.integers(0, 255, (count, 28, 28)).astype(np.uint8) if masks else None,
         flipped=bool(image_id % 2),
     )
 
@@ -125,9 +124,7 @@ def test_blocks_in_any_order_and_twice_give_the_same_bytes(tmp_path):
         if name == "b":
             with pytest.raises(CacheError, match="16 of 40 images are not written yet"):
                 writer.finish()
-            with pytest.raises(
-                CacheError, match="not finished, 24 of 40 images are done; the command that began it"
-            ):
+            with pytest.raises(CacheError, match="not finished, 24 of 40 images are done; the command that began it"):
                 open_cache(url)
         else:
             writer.finish()
@@ -230,9 +227,7 @@ def test_only_caches_are_overwritten(tmp_path):
     zarr.create_group(tmp_path / "other")
     for folder in (valuable, tmp_path / "other"):
         for overwrite in (False, True):
-            with pytest.raises(
-                CacheError, match="is there already, and it is no" if overwrite else "is there already"
-            ):
+            with pytest.raises(CacheError, match="is there already, and it is no" if overwrite else "is there already"):
                 write_cache(folder, images, CLASSES, level="pooled", overwrite=overwrite)
     assert (valuable / "thesis.tex").exists()
     write_cache(tmp_path / "c", images, CLASSES, level="pooled")

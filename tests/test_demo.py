@@ -19,12 +19,8 @@ def test_demo(tmp_path):
     environment = Path(sys.prefix)
     started = time.perf_counter()
     # The environment that runs the tests has what the demo needs: nothing is installed again.
-    subprocess.run(
-        ["make", "demo", f"VENV={environment}", f"DATA={tmp_path / 'minilvis'}", f"RUN={tmp_path}"]
-        + [f"--assume-old={environment / 'demo'}"],
-        cwd=ROOT,
-        check=True,
-    )
+    variables = [f"VENV={environment}", f"DATA={tmp_path / 'minilvis'}", f"RUN={tmp_path}"]
+    subprocess.run(["make", f"--assume-old={environment / 'demo'}", "demo", *variables], cwd=ROOT, check=True)
     seconds = time.perf_counter() - started
     metrics = pd.read_csv(tmp_path / "sweep" / "metrics.csv", index_col=["iou_type", "row"]).loc["segm"]
     plain, cat, oracle = (metrics.loc[name] for name in ("original@0.0", "rhead-cat", "props-gt"))

@@ -12,13 +12,14 @@ from PIL import Image as PILImage
 
 import extract
 from extract.__main__ import COMMANDS
-from extract.annotations import read_annotations
+from extract.annotations import Annotations, read_annotations
 from extract.cli import run as run_command
 from extract.detectors import Image, load_detector
 from extract.extraction import Extraction, mirror_boxes, read_image
 from extract.housekeeping import forward, layers_on_features, worst_logit_error
 from extract.matching import GroundTruth, match
 from extract.recall import proposal_recall
+from tests.conftest import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,11 @@ def flags(config: extract.Config) -> list[str]:
         *("--split", config.split, "--train-annotations", config.train_annotations),
         *("--proposals", config.proposals, "--device", config.device),
     ]
+
+
+def truth_of(annotations: Annotations, position: int) -> GroundTruth:
+    of = annotations.of(position)
+    return GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
 
 
 def test_val_cache_is_what_the_live_detector_gives(tiny, caches):
@@ -66,7 +72,7 @@ def test_train_cache_keeps_objects_matches_and_some_background(tiny, caches):
         assert rois.gt_ids[rois.is_gt, 0].tolist() == annotations.ids[of].tolist()
         assert rois.labels[rois.is_gt, 0].tolist() == annotations.labels[of].tolist()
         np.testing.assert_allclose(rois.proposals[rois.is_gt, 0], annotations.boxes[of], atol=1e-3)
-        truth = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
+        truth = truth_of(annotations, position)
         labels, ious, _ = match(rois.proposals[:, 0], truth, 0.5, cache.num_classes)
         np.testing.assert_allclose(ious, rois.ious[:, 0], atol=1e-4)
         np.testing.assert_array_equal(labels, rois.labels[:, 0])
@@ -154,10 +160,9 @@ def test_recall_is_that_of_a_plain_count(tiny, caches):
     found = 0.0
     for threshold in np.arange(0.5, 1.0, 0.05):
         for position, rois in enumerate(caches["val"]):
-            of = annotations.of(position)
-            truth = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
-            labels, _, ids = match(rois.proposals[:, 0], truth, threshold, cache_classes := caches["val"].num_classes)
-            found += len(np.unique(ids[labels < cache_classes]))
+            truth = truth_of(annotations, position)
+            labels, _, ids = match(rois.proposals[:, 0], truth, threshold, CLASSES)
+            found += len(np.unique(ids[labels < CLASSES]))
     expected = found / 10 / len(annotations.ids) * 100
     assert table.loc["all", "AR@1000"] == pytest.approx(expected, abs=0.5)
     assert table.loc["all", "AR@100"] == table.loc["all", "AR@1000"], "60 proposals are no more than 100"
@@ -168,7 +173,7 @@ def test_command_line(tiny, caches, tmp_path, capsys):
     arguments = [*flags(config), "--images-per-class", 1]
     assert command(*arguments, "--estimate") == 0 and not out.exists()
     assert command(*arguments) == 0
-    assert "12 labels seen" in capsys.readouterr().out or True
+    assert "labels seen" in capsys.readouterr().out
     assert command("inspect", out) == 0 and "RoI cache" in capsys.readouterr().out
     assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
     assert command("recall", out, "--annotations", config.annotations) == 0

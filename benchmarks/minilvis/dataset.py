@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hotcoco import mask as rle
 from PIL import Image
-from pycocotools import mask as rle
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,7 @@ def load(folder: Path, split: str, limit: int | None = None) -> Split:
     """Read FOLDER/SPLIT.json and its images, at most the first `limit` of them."""
     path = Path(folder) / f"{split}.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: not there; make it with: python -m benchmarks.minilvis.make --out {folder}"
-        )
+        raise FileNotFoundError(f"{path}: not there; make it with: python -m benchmarks.minilvis.make --out {folder}")
     annotations = json.loads(path.read_text())
     annotations["images"] = annotations["images"][:limit]
     by_image = {one["id"]: [] for one in annotations["images"]}

@@ -41,9 +41,7 @@ class Backbone(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = IntermediateLayerGetter(
-            resnet18(weights=None), {"layer1": "0", "layer2": "1", "layer3": "2"}
-        )
+        self.body = IntermediateLayerGetter(resnet18(weights=None), {"layer1": "0", "layer2": "1", "layer3": "2"})
         self.fpn = FeaturePyramidNetwork([64, 128, 256], CHANNELS)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -99,10 +97,7 @@ def load_weights(path, num_classes: int = 240, **kwargs) -> MaskRCNN:
 
     detector = mask_rcnn(num_classes, **kwargs)
     detector.load_state_dict(
-        {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in load_file(path).items()
-        }
+        {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
     )
     return detector.eval()
 

@@ -16,8 +16,8 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from hotcoco import mask as rle
 from PIL import Image
-from pycocotools import mask as rle
 from tqdm import tqdm
 
 from benchmarks.minilvis import classes as table
@@ -46,9 +46,7 @@ def make(config: Config) -> Path:
     emoji = table.select(config.classes)
     table.load_sprites(emoji[:1])  # a missing package is named here, once, not by every worker
     if config.size < 96:
-        raise ValueError(
-            f"size: {config.size} px is too small for {plan.OBJECTS[1]} objects; the least is 96"
-        )
+        raise ValueError(f"size: {config.size} px is too small for {plan.OBJECTS[1]} objects; the least is 96")
     ids = plan.category_ids(config.classes, np.random.default_rng((config.seed, 99)))
     images = {split: plan_split(config, split) for split in plan.SPLITS}
     categories = _categories(emoji, ids, images["train"])

@@ -45,9 +45,7 @@ def train_counts(classes: int, images: int, rng: np.random.Generator) -> np.ndar
         counts = np.maximum(1, (counts * ((low + high) / 2 / counts.sum())).astype(np.int64))
         counts[-1] += max(0, low - counts.sum())
     if counts.sum() > high:
-        raise ValueError(
-            f"train_images: {images} images hold at most {high} objects, too few for {classes} classes"
-        )
+        raise ValueError(f"train_images: {images} images hold at most {high} objects, too few for {classes} classes")
     return counts[_mixed_order(classes, rng)]
 
 
@@ -56,9 +54,7 @@ def eval_counts(train: np.ndarray, images: int) -> np.ndarray:
     total = sum(OBJECTS) // 2 * images
     floor = min(EVAL_MIN, total // len(train))
     if floor < 1:
-        raise ValueError(
-            f"eval_images: {images} images show {total} objects, fewer than the {len(train)} classes"
-        )
+        raise ValueError(f"eval_images: {images} images show {total} objects, fewer than the {len(train)} classes")
     weight = train**EVAL_TEMPER
     counts = floor + np.floor((total - floor * len(train)) * weight / weight.sum()).astype(np.int64)
     counts[np.argmax(train)] += total - counts.sum()

@@ -30,9 +30,7 @@ class Rendered:
     masks: np.ndarray  # (n, H, W) bool, the visible part of each object; disjoint
 
 
-def render(
-    objects: np.ndarray, sprites: list[list[Image.Image]], size: int, rng: np.random.Generator
-) -> Rendered:
+def render(objects: np.ndarray, sprites: list[list[Image.Image]], size: int, rng: np.random.Generator) -> Rendered:
     """`objects`: (n,) classes, indices into `sprites` (per class its drawings)."""
     background = _background(size, rng)
     # A hopelessly crowded start (an object that fits nowhere) is thrown away as a whole.
@@ -40,9 +38,7 @@ def render(
         pass
     canvas, owner = placed
     canvas += rng.normal(0, rng.uniform(0, 6), canvas.shape)
-    return Rendered(
-        canvas.clip(0, 255).astype(np.uint8), owner[None] == np.arange(len(objects))[:, None, None]
-    )
+    return Rendered(canvas.clip(0, 255).astype(np.uint8), owner[None] == np.arange(len(objects))[:, None, None])
 
 
 def _place_all(objects, sprites, canvas, rng):
@@ -106,24 +102,16 @@ def _shift_colour(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle = np.deg2rad(rng.uniform(-20, 20))
     third, root = (1 - np.cos(angle)) / 3, np.sin(angle) / np.sqrt(3)
     # Rotation about the grey axis (1, 1, 1).
-    hue = (
-        np.full((3, 3), third)
-        + np.cos(angle) * np.eye(3)
-        + root * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    )
+    hue = np.full((3, 3), third) + np.cos(angle) * np.eye(3) + root * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     contrast, brightness = rng.uniform(0.6, 1.2), rng.uniform(-30, 30)
-    return (
-        ((rgb @ hue.T.astype(np.float32) - 128) * contrast + 128 + brightness).clip(0, 255).astype(np.float32)
-    )
+    return ((rgb @ hue.T.astype(np.float32) - 128) * contrast + 128 + brightness).clip(0, 255).astype(np.float32)
 
 
 def _shrink(rgb, alpha, factor):
     shape = [max(6, round(s * factor)) for s in alpha.shape[::-1]]
     small = np.asarray(Image.fromarray(alpha).resize(shape, Image.Resampling.BILINEAR))
     if rgb is not None:
-        rgb = np.asarray(
-            Image.fromarray(rgb.astype(np.uint8)).resize(shape, Image.Resampling.BILINEAR), np.float32
-        )
+        rgb = np.asarray(Image.fromarray(rgb.astype(np.uint8)).resize(shape, Image.Resampling.BILINEAR), np.float32)
     return rgb, small
 
 
@@ -151,9 +139,7 @@ def _photographs() -> list[Image.Image]:
     """scikit-image's photographs, at most 512 px on the shorter side: they are only ever shown small."""
     spec = importlib.util.find_spec("skimage")
     if spec is None:
-        raise ModuleNotFoundError(
-            "Mini-LVIS uses scikit-image's photographs as backgrounds: pip install scikit-image"
-        )
+        raise ModuleNotFoundError("Mini-LVIS uses scikit-image's photographs as backgrounds: pip install scikit-image")
     folder = Path(next(iter(spec.submodule_search_locations))) / "data"
     images = [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
     for image in images:

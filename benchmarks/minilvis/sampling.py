@@ -14,9 +14,7 @@ Sampling = Literal["plain", "rfs"]
 REPEAT_THRESHOLD = 0.01
 
 
-def repeat_factors(
-    classes: list[np.ndarray], num_classes: int, threshold: float = REPEAT_THRESHOLD
-) -> np.ndarray:
+def repeat_factors(classes: list[np.ndarray], num_classes: int, threshold: float = REPEAT_THRESHOLD) -> np.ndarray:
     """(N,) float64 repeat factor >= 1 of each image; `classes`: per image the indices 0…K-1 of its objects.
 
     A class in the share f of the images has the factor max(1, sqrt(threshold / f)), an image that of its

@@ -70,9 +70,7 @@ def train(config: Config) -> Path:
 
     torch.manual_seed(config.seed)
     detector = mask_rcnn(num_classes).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        detector.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.SGD(detector.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     first = resume(checkpoint, config, detector, optimizer)
     log = Log(config.out / "log.jsonl", first)
     if first == 0:
@@ -176,10 +174,7 @@ def run_identity(config: Config) -> dict:
 def export(config: Config, detector, log_file: Path) -> Path:
     """Write the weights as float16; after a full run put them and the log where they are committed."""
     path = config.out / f"{config.sampling}.safetensors"
-    half = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in detector.state_dict().items()
-    }
+    half = {name: value.half() if value.is_floating_point() else value for name, value in detector.state_dict().items()}
     metadata = {
         "config": json.dumps(run_identity(config)),
         "builder": "benchmarks.minilvis.detector:mask_rcnn",

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from extract.config import DetectorSpec
+from extract.layout import Layers
 from extract.rois import RoIs
-from extract.shards import Layers
 
 FRAMEWORKS = {"torchvision": "extract.detectors.torchvision"}
 

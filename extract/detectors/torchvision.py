@@ -21,8 +21,8 @@ from torchvision.ops import clip_boxes_to_image
 
 from extract.config import DetectorSpec
 from extract.detectors import Choose, Image, import_builder, parse_options
+from extract.layout import Layers
 from extract.rois import RoIs
-from extract.shards import Layers
 
 MASK_BATCH = 1024
 """RoIs whose masks are computed at a time: bounds memory, which thousands of mask feature maps would fill."""

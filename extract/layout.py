@@ -1,0 +1,133 @@
+"""What is stored where in a RoI cache; `docs/format.md` says it in words.
+
+`layout`, `shards` (writing) and `cache` (reading) are the only modules that know Zarr.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import zarr
+from zarr.errors import GroupNotFoundError
+
+from extract.rois import RoIs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "tailcal-roi-cache"
+VERSION = 1
+LEVELS = ("pooled", "embedding", "logits")
+IMAGES_PER_BLOCK = 16
+# Measured on the pooled level: smaller chunks cost more in bookkeeping than they save in bytes not read.
+CHUNK_BYTES = 512 * 1024
+MAX_CHUNK_ROWS = 4096
+SHARD_BYTES = 128 * 1024 * 1024
+
+Layers = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Fully connected layers as (weight (out, in), bias (out,)) float32, ReLU between them, the classifier last."""
+
+
+class CacheError(ValueError):
+    """A cache that is missing, unfinished, damaged or not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one field of `RoIs` is stored: array name, dtype, compressed or not, names of the axes behind `roi`.
+
+    Features and logits are stored raw: half floats of this kind hardly compress, and raw bytes read faster.
+    """
+
+    name: str
+    dtype: str
+    axes: tuple[str, ...] = ()
+    compressed: bool = True
+
+
+COLUMNS = {
+    "proposals": Column("proposal", "float32", ("stage", "xyxy")),
+    "boxes": Column("box", "float32", ("class", "xyxy")),
+    "logits": Column("logit", "float16", ("stage", "class_or_background"), compressed=False),
+    "objectness": Column("objectness", "float32"),
+    "features": Column("feature", "float16", ("stage", "channel", "y", "x"), compressed=False),
+    "labels": Column("label", "int32", ("stage",)),
+    "ious": Column("iou", "float32", ("stage",)),
+    "gt_ids": Column("gt_id", "int64", ("stage",)),
+    "is_gt": Column("is_gt", "uint8"),
+    "masks": Column("mask", "uint8", ("mask_y", "mask_x")),
+}
+FILL = {"f": np.nan, "i": -2, "u": 255}
+"""Value of unused rows by kind of dtype. No chunk of real data holds it alone: Zarr leaves out chunks that are all
+fill, and a chunk left out must mean a chunk lost. So `is_gt` is not stored as bool, and masks end at `MASK_MAX`."""
+MASK_MAX = FILL["u"] - 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a cache says of itself, fixed when it is created.
+
+    Attributes:
+        level: "pooled", "embedding" or "logits": what `features` hold.
+        stages: matching IoU of each stage of the box head.
+        detector: the detector's description (name, framework, weights_sha256, stage_average …).
+        provenance: what else made the cache: configuration, annotation file's sha256, library versions.
+    """
+
+    level: str
+    stages: tuple[float, ...]
+    detector: Mapping[str, object]
+    provenance: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise CacheError(f"level {self.level!r}, expected one of {', '.join(LEVELS)}")
+
+
+def open_group(url: str, mode: str) -> zarr.Group:
+    """The Zarr group of a cache, finished or not. Raises FileNotFoundError or CacheError naming `url`."""
+    if "://" not in url and Path(url).is_file():
+        raise CacheError(f"{url}: is a file, a RoI cache is a folder")
+    try:
+        group = zarr.open_group(url, mode=mode)
+    except (GroupNotFoundError, FileNotFoundError):
+        raise FileNotFoundError(f"{url}: no RoI cache there") from None
+    if group.attrs.get("format") != FORMAT:
+        raise CacheError(f"{url}: format {group.attrs.get('format')!r}, expected {FORMAT!r}")
+    if group.attrs["version"] != VERSION:
+        raise CacheError(f"{url}: format version {group.attrs['version']}, this library reads {VERSION}")
+    return group
+
+
+def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame) -> str:
+    """sha256 of everything that determines a cache's content: header, classes, images."""
+    digest = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
+    digest.update(classes.to_csv().encode())
+    digest.update(images.to_csv(index=False).encode())
+    return digest.hexdigest()
+
+
+def num_blocks(images: int) -> int:
+    """Blocks that so many images fill."""
+    return -(-images // IMAGES_PER_BLOCK)
+
+
+def block_slice(block: int) -> slice:
+    """The images of a block."""
+    return slice(block * IMAGES_PER_BLOCK, (block + 1) * IMAGES_PER_BLOCK)
+
+
+def row_bytes(template: RoIs) -> int:
+    """Bytes that one RoI takes on disk before compression."""
+    arrays = {field: getattr(template, field) for field in COLUMNS}
+    return sum(
+        int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(COLUMNS[field].dtype).itemsize
+        for field, array in arrays.items()
+        if array is not None
+    )
