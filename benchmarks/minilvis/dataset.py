@@ -46,15 +46,13 @@ class Split:
         }
 
 
-def load(folder: Path, split: str, limit: int | None = None) -> Split:
-    """Read FOLDER/SPLIT.json and its images, at most the first `limit` of them."""
+def load(folder: Path, split: str) -> Split:
+    """Read FOLDER/SPLIT.json and its images."""
     path = Path(folder) / f"{split}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; make it with: python -m benchmarks.minilvis.make --out {folder}")
     annotations = json.loads(path.read_text())
-    annotations["images"] = annotations["images"][:limit]
     by_image = {one["id"]: [] for one in annotations["images"]}
-    annotations["annotations"] = [one for one in annotations["annotations"] if one["image_id"] in by_image]
     for one in annotations["annotations"]:
         by_image[one["image_id"]].append(one)
     images = np.stack(
