@@ -1,27 +1,17 @@
 """Frozen RoI features of a two-stage detector, computed once and kept in Zarr caches."""
 
-from __future__ import annotations
+import lazy_loader
 
-from importlib import import_module
-
-_EXPORTS = {
-    "Config": "extract.config",
-    "RoIs": "extract.rois",
-    "RoICache": "extract.cache",
-    "CacheError": "extract.layout",
-    "load_detector": "extract.detectors",
-    "open_cache": "extract.cache",
-    "run": "extract.extraction",
-    "write_cache": "extract.convert",
-}
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# Nothing is imported before it is used, so that a command waits only for what it needs.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "config": ["Config"],
+        "rois": ["RoIs"],
+        "cache": ["RoICache", "open_cache"],
+        "layout": ["CacheError"],
+        "detectors": ["load_detector"],
+        "extraction": ["run"],
+        "convert": ["write_cache"],
+    },
+)
