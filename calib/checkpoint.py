@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from calib.heads import Head
-from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER
-from calib.storage import INFO_FILE, WEIGHTS_FILE, load_info
+from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER, is_metrics_file
+from calib.storage import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info
 from extract.files import PARTIAL, write_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-_OWN_FILES = (INFO_FILE, WEIGHTS_FILE, CHECKPOINT_FILE, METRICS_FILE, TENSORBOARD_FOLDER)
+# config.json goes last: as long as it is there, the folder is known as a head's.
+_OWN_FILES = (TENSORBOARD_FOLDER, METRICS_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, INFO_FILE)
 
 
 def is_finished(out: Path, identity: dict[str, Any]) -> bool:
@@ -89,14 +90,36 @@ def _header(file: Path) -> dict[str, Any]:
         with safe_open(file, framework="pt") as tensors:
             return msgspec.json.decode(tensors.metadata()["state"], type=dict)
     except (SafetensorError, TypeError, KeyError, msgspec.MsgspecError) as error:
-        raise ValueError(f"{file}: damaged checkpoint ({error}); --overwrite starts anew") from None
+        raise ValueError(f"{file}: damaged or not a checkpoint ({error}); remove it to start anew") from None
 
 
 def _check_folder(out: Path) -> None:
-    """An empty folder may become a head's, one with other things in it may not."""
-    names = [file.name.removesuffix(PARTIAL) for file in out.iterdir()] if out.is_dir() else []
-    if (out.exists() and not out.is_dir()) or (names and not set(names) & set(_OWN_FILES)):
+    """Raises ValueError for what is neither empty nor a run's, so that nothing of anybody else is replaced.
+
+    A run is known by its config.json, before that by its checkpoint, before that by having nothing but metrics.
+    """
+    if not out.exists():
+        return
+    if (out / INFO_FILE).is_file():
+        own = _format(out / INFO_FILE) == FORMAT
+    elif (out / CHECKPOINT_FILE).is_file():
+        own = "config" in _header(out / CHECKPOINT_FILE)
+    else:
+        own = out.is_dir() and _only_metrics(out)
+    if not own:
         raise ValueError(f"{out}: exists and is not the folder of a head")
+
+
+def _format(file: Path) -> object:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict).get("format")
+    except (ValueError, msgspec.MsgspecError):
+        return None
+
+
+def _only_metrics(out: Path) -> bool:
+    names = {file.name for file in out.iterdir()} - {name + PARTIAL for name in _OWN_FILES}
+    return not names or (names <= {METRICS_FILE, TENSORBOARD_FOLDER} and is_metrics_file(out / METRICS_FILE))
 
 
 def _refuse_changes(out: Path, there: dict[str, Any], now: dict[str, Any]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-HEADS = ("linear", "2fc_rand", "3fc_rand", "3fc_ft")
+Kind = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft"]
+Precision = Literal["fp32", "bf16", "fp16"]
+HEADS: tuple[str, ...] = get_args(Kind)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 _WITHOUT_INFLUENCE = ("cache", "out", "device", "checkpoint_every", "overwrite")
 """Fields that do not decide which head comes out; the cache does, but by fingerprint, not by path."""
@@ -26,7 +29,7 @@ class Config:
     out: str
     """Folder of the finished head, its checkpoints and its metrics."""
 
-    head: Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft"] = "3fc_ft"
+    head: Kind = "3fc_ft"
     """linear: a new classifier on the detector's own embedding; 2fc_rand, 3fc_rand: new fully connected
     layers; 3fc_ft: the detector's own layers, all of them trained further."""
 
@@ -60,7 +63,7 @@ class Config:
     device: str = "auto"
     """Torch device; auto is CUDA where there is one, the CPU elsewhere."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the matrix products; weights stay float32."""
 
     checkpoint_every: int = 1000
@@ -71,8 +74,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what was expected."""
-        if self.head not in HEADS:
-            raise ValueError(f"head is {self.head!r}, expected one of {', '.join(HEADS)}")
+        self._expect("head", self.head in HEADS, f"one of {', '.join(HEADS)}")
         for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         self._expect("lr", self.lr > 0, "more than 0")
@@ -80,7 +82,7 @@ class Config:
         self._expect("weight_decay", self.weight_decay >= 0, "at least 0")
         self._expect("seed", self.seed >= 0, "at least 0")
         self._expect("milestones", all(m > 0 for m in self.milestones), "numbers above 0")
-        self._expect("precision", self.precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16")
+        self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step number `step` (from 0)."""
@@ -94,4 +96,4 @@ class Config:
 
     def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
-            raise ValueError(f"{name} is {getattr(self, name)}, expected {expected}")
+            raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")

@@ -43,13 +43,15 @@ class Features:
         return picked.to(self._device, non_blocking=True).float()
 
 
-def available_memory() -> int:
-    """Bytes that can be used without swapping, a container's limit respected."""
+def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that can be used without swapping, what a container (cgroup v2) has left respected."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    if container.exists() and (limit := container.read_text().strip()).isdigit():
-        limits.append(int(limit))
+    if (cgroup / "memory.max").exists() and (limit := (cgroup / "memory.max").read_text().strip()).isdigit():
+        statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # The kernel drops files that were read and not used since, so they count as free.
+        used = int((cgroup / "memory.current").read_text()) - int(statistics["inactive_file"])
+        limits.append(max(int(limit) - used, 0))
     return min(limits)

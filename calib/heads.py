@@ -28,12 +28,13 @@ class HeadInfo:
     """What a head is made for; stored beside its weights.
 
     Attributes:
-        kind: "linear", "2fc_rand", "3fc_rand" or "3fc_ft".
+        kind: one of `calib.config.HEADS`.
         level: level of the features it takes, "pooled" or "embedding".
         feature_shape: one RoI's features, (C, 7, 7) or (C,).
         widths: sizes of the layers, from the flattened feature to K+1.
         frozen_layers: how many layers at the bottom are the detector's own and not trained.
         category_ids: the annotation file's ids of classes 0…K-1.
+        instance_counts: training instances of these classes; they decide which columns a fusion replaces.
         stages: matching IoU of each stage.
         stage_average: what is averaged over the stages, "scores" or "logits".
         detector: name of the detector that made the features.
@@ -48,6 +49,7 @@ class HeadInfo:
     widths: tuple[int, ...]
     frozen_layers: int
     category_ids: tuple[int, ...]
+    instance_counts: tuple[int, ...]
     stages: tuple[float, ...]
     stage_average: str = "scores"
     detector: str = ""
@@ -112,6 +114,13 @@ class Head(nn.Module):
         ):
             if own != other:
                 raise ValueError(f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}")
+        for index, (own, other) in enumerate(zip(self.info.instance_counts, _instance_counts(cache), strict=True)):
+            if own != other:
+                raise ValueError(
+                    f"{cache.url}: class {cache.classes['name'][index]} has {other} training instances, "
+                    f"the head was trained with {own}; extract the cache with the train file's counts "
+                    "(--train-annotations)"
+                )
 
     def _checked_features(self, rois: RoIs) -> np.ndarray:
         expected = (len(self.stages), *self.info.feature_shape)
@@ -144,7 +153,10 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
     keep = {"3fc_ft": None, "linear": -1 if cache.level == "pooled" else 0}.get(kind, 0)
     kept = [layers[:keep] for layers in own]
     if keep != 0 and not all(own):
-        raise ValueError(f"{cache.url}: head {kind!r} needs the detector's own layers, which the cache lacks")
+        raise ValueError(
+            f"{cache.url}: head {kind!r} needs the detector's own layers, which the cache lacks; "
+            "2fc_rand and 3fc_rand do without"
+        )
     feature_shape = tuple(cache.fields["features"][1:])
     widths = (math.prod(feature_shape), *(len(bias) for _, bias in kept[0]))
     if kind != "3fc_ft":
@@ -159,6 +171,7 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
         widths=widths,
         frozen_layers=len(kept[0]) if kind == "linear" else 0,
         category_ids=tuple(cache.classes["category_id"].tolist()),
+        instance_counts=_instance_counts(cache),
         stages=tuple(cache.stages),
         stage_average=check_average(cache.detector.get("stage_average", "scores")),
         detector=str(cache.detector.get("name", "")),
@@ -171,6 +184,10 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
     for stage, layers in enumerate(kept):
         _initialise(_linears(head.stages[stage]), layers, generator, f"{cache.url}: detector/stage_{stage}")
     return head
+
+
+def _instance_counts(cache: RoICache) -> tuple[int, ...]:
+    return tuple(cache.classes["instance_count"].tolist())
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

@@ -80,6 +80,14 @@ class MetricsLog:
             self._board.close()
 
 
+def is_metrics_file(path: Path) -> bool:
+    """Whether a file of this name was begun by a `MetricsLog`; it may still be empty."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    return not content or b'"fg_accuracy"' in content
+
+
 def _step_of(line: bytes) -> float:
     """The step of a record; infinite for a line that an interruption cut short."""
     try:

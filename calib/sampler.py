@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from extract.matching import BACKGROUND_IOU
+
 if TYPE_CHECKING:
     from extract import RoICache
 
 logger = logging.getLogger(__name__)
-
-MIN_BACKGROUND_IOU = 0.1
-"""Below it a RoI is too easy a background to learn from."""
 
 
 class Step(NamedTuple):
@@ -48,7 +47,11 @@ class BiLevelSampler:
 
     Background of a stage are the RoIs labelled so there whose largest IoU with a ground-truth box is in
     [0.1, m), m being the stage's matching IoU: 0.5 for a single stage, up to 0.7 in a cascade, whose last
-    stage must learn to reject a RoI of IoU 0.6. RoIs of unknown label (-1) are never drawn.
+    stage must learn to reject a RoI of IoU 0.6.
+
+    LVIS annotates only some classes of an image. As in the paper, background is nevertheless whatever no
+    annotated object overlaps by the matching IoU, also where it may show an object that nobody annotated.
+    Extraction can label doubtful background as unknown (-1, see docs/format.md); such RoIs are never drawn.
 
     Step `i` is a function of the cache, the parameters and `i` alone. Stages share the draws of classes and
     images as long as the same classes have foreground there, which ground-truth boxes see to.
@@ -129,7 +132,7 @@ class _StageIndex:
         pair_class, self._image = np.divmod(pairs, max(num_images, 1))
         self.classes, self._pair_start, self._pair_count = _runs(pair_class)
 
-        is_background = (labels == num_classes) & (ious >= MIN_BACKGROUND_IOU) & (ious < matching_iou)
+        is_background = (labels == num_classes) & (ious >= BACKGROUND_IOU) & (ious < matching_iou)
         self._background = np.flatnonzero(is_background)
         self._background_count = np.bincount(image[self._background], minlength=num_images)
         self._background_start = np.cumsum(self._background_count) - self._background_count

@@ -44,6 +44,7 @@ from calib.heads import Head, build_head
 from calib.metrics import MetricsLog, Tally
 from calib.sampler import BiLevelSampler
 from calib.storage import load_head, save_head
+from extract.devices import resolve_device
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -51,19 +52,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 50
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions that are not torch's own."""
 
 
 def train(cache: RoICache, config: Config) -> Head:
     """Trains a head as `config` says, resuming what is in `config.out`; an empty `out` writes nothing.
 
     Raises:
-        ValueError: cache and head do not fit, `out` holds another configuration, or a value is not finite.
+        ValueError: the cache is not a train cache or does not fit the head, `out` holds another configuration, or
+            a value is not finite.
         KeyboardInterrupt: Ctrl-C; a checkpoint of the last whole step is in `config.out`.
     """
+    if cache.split != "train":
+        raise ValueError(
+            f"{cache.url}: is a cache of split {cache.split!r}, a head is trained on one extracted with --split train"
+        )
     identity = config.identity(cache.fingerprint)
     out = Path(config.out)
-    device = _device(config.device)
+    device = resolve_device(config.device)
     if config.out and not config.overwrite and is_finished(out, identity):
         logger.info("%s: is finished already", out)
         return load_head(out, device)
@@ -97,7 +104,7 @@ def train(cache: RoICache, config: Config) -> Head:
                 rows, labels = sampler.step(step, stage)
                 inputs = features.gather(rows, stage)
                 targets = torch.from_numpy(labels).to(device, torch.int64)
-                with torch.autocast(device.type, AUTOCAST[config.precision], config.precision != "fp32"):
+                with torch.autocast(device.type, AUTOCAST.get(config.precision), config.precision in AUTOCAST):
                     logits = head(inputs, stage).float()
                 loss = cross_entropy(logits, targets)
                 scaler.scale(loss).backward()
@@ -160,15 +167,6 @@ def main(config: Config) -> None:
         f"{config.out}: head {head.name}, {len(head.stages)} stage(s), {head.num_classes:,} classes, "
         f"{parameters:,} parameters, {config.steps:,} steps, finished"
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class _Image(msgspec.Struct):
     id: int
     height: int
     width: int
+    not_exhaustive_category_ids: list[int] = []
     file_name: str = ""
     coco_url: str = ""
 
@@ -66,6 +67,7 @@ class Annotations:
         labels: (A,) int32 contiguous classes.
         boxes: (A, 4) float32 xyxy pixels, inside the image.
         crowd: (A,) bool, regions of many objects that no proposal is matched with.
+        exhaustive: (N,) bool, no class is marked as only partly annotated in the image.
         offsets: (N+1,) int64; image i owns annotations `offsets[i]:offsets[i+1]`.
     """
 
@@ -80,6 +82,7 @@ class Annotations:
     labels: np.ndarray
     boxes: np.ndarray
     crowd: np.ndarray
+    exhaustive: np.ndarray
     offsets: np.ndarray
 
     def of(self, position: int) -> slice:
@@ -127,6 +130,7 @@ def read_annotations(path: str | Path) -> Annotations:
         labels=label[order].astype(np.int32),
         boxes=boxes[order],
         crowd=np.array([a.iscrowd for a in annotations], bool)[order],
+        exhaustive=np.array([not image.not_exhaustive_category_ids for image in images], bool),
         offsets=np.searchsorted(owner[order], np.arange(len(images) + 1)),
     )
 

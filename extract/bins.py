@@ -10,6 +10,17 @@ BINS = (0.0, 10.0, 100.0, 1000.0, float("inf"))
 """Edges of the paper's half-open bins of training instances."""
 
 
+def edges(bins: tuple[float, ...]) -> tuple[float, ...]:
+    """The whole row of edges, from 0 to infinity, for the inner ones that a user gives.
+
+    Raises ValueError unless they are ascending numbers above 0.
+    """
+    whole = (0.0, *bins, float("inf"))
+    if not _ascending(whole):
+        raise ValueError(f"bins is {tuple(bins)}, expected ascending numbers above 0")
+    return whole
+
+
 def bin_names(edges: tuple[float, ...] = BINS) -> list[str]:
     """Names as the paper prints them: `(0,10)`, `[10,100)`, `[100,1000)`, `[1000,-)`."""
     check_edges(edges)
@@ -34,5 +45,9 @@ def bin_counts(instance_count: np.ndarray, edges: tuple[float, ...] = BINS) -> l
 
 def check_edges(edges: tuple[float, ...]) -> None:
     """Raises ValueError unless there are at least two edges, ascending from 0 or more."""
-    if len(edges) < 2 or edges[0] < 0 or any(not low < high for low, high in itertools.pairwise(edges)):
+    if len(edges) < 2 or edges[0] < 0 or not _ascending(edges):
         raise ValueError(f"bins are {tuple(edges)}, expected ascending edges from 0, such as {BINS}")
+
+
+def _ascending(edges: tuple[float, ...]) -> bool:
+    return all(low < high for low, high in itertools.pairwise(edges))

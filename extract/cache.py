@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from extract.classes import check_classes
-from extract.layout import COLUMNS, CacheError, Layers, open_group
+from extract.layout import COLUMNS, OPTIONAL, CacheError, Header, Layers, fingerprint, open_group
 from extract.rois import RoIs
 
 IMAGE_COLUMNS = ("image_id", "height", "width", "flipped", "roi_count")
@@ -23,7 +23,7 @@ def open_cache(url: str) -> RoICache:
     url = str(url)
     group = open_group(url, "r")
     if not group.attrs["complete"]:
-        counts = group["progress"][:]
+        counts = group["progress"][:, 0]
         raise CacheError(
             f"{url}: is not finished, {(counts >= 0).sum()} of {len(counts)} images are done; "
             "the command that began it resumes it"
@@ -42,9 +42,10 @@ class RoICache(Sequence):
             the counts being those of the training set.
         images: DataFrame in stored order: image_id, height, width, flipped, roi_count.
         stages: matching IoU of each stage, length S.
+        split: "train" or "val".
         level: "pooled", "embedding" or "logits".
         detector, provenance: dicts saying what made it.
-        fingerprint: sha256 over all of this.
+        fingerprint: sha256 over all of this and the content of every image.
         offsets: (N+1,) int64; image i owns the packed rows `offsets[i]:offsets[i+1]` of `read` and `take`.
     """
 
@@ -53,24 +54,34 @@ class RoICache(Sequence):
 
         attributes = group.attrs.asdict()
         self.url = url
+        self.split: str = attributes["split"]
         self.level: str = attributes["level"]
         self.stages: tuple[float, ...] = tuple(attributes["stages"])
         self.detector: dict = attributes["detector"]
         self.provenance: dict = attributes["provenance"]
-        self.fingerprint: str = attributes["fingerprint"]
-        self.classes = _read_classes(group["classes"], url)
-        self.images = pd.DataFrame({name: group["images"][name][:] for name in IMAGE_COLUMNS})
-        self.offsets = np.concatenate([[0], np.cumsum(self.images["roi_count"].to_numpy(np.int64))])
         self._group = group
-        self._starts = group["images/roi_start"][:]
-        self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
         self._arrays = {field: group[c.name] for field, c in COLUMNS.items() if c.name in group}
+        missing = COLUMNS.keys() - self._arrays.keys() - OPTIONAL
+        if missing:
+            raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
+        self.classes = check_classes(pd.DataFrame(self._class_table()), url)
+        self.images = pd.DataFrame({name: self._table(f"images/{name}") for name in IMAGE_COLUMNS})
+        self.offsets = np.concatenate([[0], np.cumsum(self.images["roi_count"].to_numpy(np.int64))])
+        self._starts = self._table("images/roi_start")
+        if (self._starts[1:] < self._starts[:-1] + np.diff(self.offsets)[:-1]).any():
+            raise CacheError(f"{url}/images: the ranges of roi_start and roi_count overlap")
+        self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
+        header = Header(self.split, self.level, self.stages, self.detector, self.provenance)
+        images = self.images.drop(columns="roi_count")
+        self.fingerprint: str = fingerprint(header, self.classes, images, self._table("images/digest"))
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> RoIs:
-        """The RoIs of the image at a position of `images`; `image` finds them by id."""
+    def __getitem__(self, position: int | slice) -> RoIs | list[RoIs]:
+        """The RoIs of the image at a position of `images`, or of several; `image` finds them by id."""
+        if isinstance(position, slice):
+            return [self[i] for i in range(len(self))[position]]
         row = self.images.iloc[position]
         rows = self._rows(range(len(self))[position])
         arrays = {field: self._get(field, rows) if field in self._arrays else None for field in COLUMNS}
@@ -125,9 +136,8 @@ class RoICache(Sequence):
         name = f"detector/stage_{stage}"
         if name not in self._group:
             return []
-        arrays = self._group[name]
-        depth = sum(key.startswith("weight_") for key in arrays.array_keys())
-        return [(arrays[f"weight_{d}"][:], arrays[f"bias_{d}"][:]) for d in range(depth)]
+        depth = sum(key.startswith("weight_") for key in self._group[name].array_keys())
+        return [(self._table(f"{name}/weight_{d}"), self._table(f"{name}/bias_{d}")) for d in range(depth)]
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<10} {text}" for name, text in self._summary())
@@ -142,7 +152,7 @@ class RoICache(Sequence):
         foreground = int(((labels := self.read("labels")[:, 0]) >= 0).sum() - (labels == self.num_classes).sum())
         features = self.fields.get("features")
         return [
-            ("RoI cache", self.url),
+            ("RoI cache", f"{self.url} ({self.split})"),
             ("images", f"{len(self):,} ({int(self.images['flipped'].sum()):,} flipped)"),
             ("RoIs", f"{int(self.offsets[-1]):,} ({foreground:,} foreground, {len(self.stages)} stage(s))"),
             ("classes", f"{self.num_classes:,} ({len(np.unique(labels[labels >= 0])):,} labels seen)"),
@@ -161,6 +171,25 @@ class RoICache(Sequence):
     def _need(self, field: str) -> None:
         if field not in self._arrays:
             raise CacheError(f"{self.url}: has no {field} (level {self.level!r}); it has {', '.join(self._arrays)}")
+
+    def _table(self, name: str) -> np.ndarray:
+        """A small array, whole."""
+        try:
+            array = self._group[name]
+            if array.nchunks_initialized < array.nchunks:
+                raise CacheError(f"{self.url}/{name}: its chunk is missing")
+            return array[:]
+        except KeyError:
+            raise CacheError(f"{self.url}: has no {name}") from None
+        except (ValueError, OSError, RuntimeError) as error:
+            raise (
+                error if isinstance(error, CacheError) else CacheError(f"{self.url}/{name}: damaged: {error}")
+            ) from None
+
+    def _class_table(self) -> dict[str, object]:
+        numbers = {n: self._table(f"classes/{n}") for n in ("category_id", "image_count", "instance_count")}
+        text = self._group["classes"].attrs
+        return numbers | {"name": text["name"], "frequency": list(text["frequency"])}
 
     def _rows(self, position: int) -> slice:
         start = int(self._starts[position])
@@ -196,11 +225,3 @@ class RoICache(Sequence):
                 raise CacheError(
                     f"{self.url}/{COLUMNS[field].name}: {found} shards, the manifest needs {shards}; extract it again"
                 )
-
-
-def _read_classes(group: zarr.Group, url: str):
-    import pandas as pd
-
-    table = {name: group[name][:] for name in ("category_id", "image_count", "instance_count")}
-    table |= {"name": group.attrs["name"], "frequency": list(group.attrs["frequency"])}
-    return check_classes(pd.DataFrame(table), url)

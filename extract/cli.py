@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 DISTRIBUTION = "tailcal"
 
@@ -36,12 +37,16 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
     PYTHONDEVMODE or -X dev they keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if Path(sys.argv[0]).name.startswith(DISTRIBUTION):
+        prog = Path(sys.argv[0]).name
     if arguments[:1] == ["--version"]:
         print(f"{prog} ({DISTRIBUTION} {_version()})")
         return 0
-    name = arguments.pop(0) if arguments and arguments[0] in commands else ""
-    if name == "" and "" not in commands:
-        return _usage(prog, commands, arguments)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    if name not in commands:
+        known = ", ".join(filter(None, commands))
+        print(f"error: {prog} has no command {name!r}; it has {known or 'none, only options'}", file=sys.stderr)
+        return 2
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         config = _parse(prog, name, commands, arguments)
@@ -54,10 +59,12 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:
         return 1
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        if sys.flags.dev_mode:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        # Of the RuntimeErrors only "out of memory" is the user's to mend; the rest are faults of the program.
+        foreseen = not isinstance(error, RuntimeError) or "out of memory" in str(error)
+        if sys.flags.dev_mode or not foreseen:
             raise
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1
     return 0
 
@@ -75,22 +82,6 @@ def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: lis
         description=description,
         args=arguments,
     )
-
-
-def _usage(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
-    asked = not arguments or arguments[0] in ("-h", "--help")
-    lines = [
-        f"usage: {prog} COMMAND …",
-        *(f"  {name:<10} {_first_line(c.config)}" for name, c in commands.items()),
-    ]
-    if not asked:
-        lines.insert(0, f"error: unknown command {arguments[0]!r}")
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
-    return 0 if asked else 2
-
-
-def _first_line(config: type) -> str:
-    return (config.__doc__ or "").strip().splitlines()[0]
 
 
 def _version() -> str:

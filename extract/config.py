@@ -54,7 +54,7 @@ class Config(DetectorSpec):
     classifier (linear heads only) or the logits alone (methods that need no training)."""
 
     train_annotations: Path | None = None
-    """File that the class table's training counts come from, if not `annotations`."""
+    """File that the class table's training counts come from; needed for val, `annotations` themselves for train."""
 
     images_per_class: int | None = None
     """Visit only as many images as give every class so many."""
@@ -96,7 +96,10 @@ class Config(DetectorSpec):
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Shows what a cache holds."""
+    """Shows what a cache holds.
+
+    Example: python -m extract inspect train.zarr
+    """
 
     cache: Positional[str]
     """Path or fsspec URL."""
@@ -104,7 +107,10 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Reads a whole cache, checksums included, and compares its logits with those of the stored features."""
+    """Reads a whole cache, checksums included, and compares its logits with those of the stored features.
+
+    Example: python -m extract verify train.zarr
+    """
 
     cache: Positional[str]
     """Path or fsspec URL."""
@@ -112,7 +118,10 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Writes a whole cache to one HDF5 file."""
+    """Writes a whole cache to one HDF5 file.
+
+    Example: python -m extract export train.zarr train.h5
+    """
 
     cache: Positional[str]
     """Path or fsspec URL."""
@@ -123,7 +132,10 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Writes a cache from an HDF5 file; docs/format.md says what the file must hold."""
+    """Writes a cache from an HDF5 file; docs/format.md says what the file must hold.
+
+    Example: python -m extract import train.h5 train.zarr
+    """
 
     file: Positional[Path]
     """The .h5 file."""
@@ -137,7 +149,10 @@ class ImportConfig:
 
 @dataclass(frozen=True)
 class RecallConfig:
-    """Average recall of a val cache's proposals, overall and per bin of training instances (paper, Table 3)."""
+    """Average recall of a val cache's proposals, overall and per bin of training instances (paper, Table 3).
+
+    Example: python -m extract recall val.zarr --annotations val.json
+    """
 
     cache: Positional[str]
     """Path or fsspec URL of a val cache."""

@@ -6,19 +6,23 @@ The HDF5 file has the layout of the Zarr group, its RoI arrays packed without un
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from extract.cache import IMAGE_COLUMNS, RoICache
-from extract.layout import COLUMNS, FORMAT, IMAGES_PER_BLOCK, VERSION, CacheError, Header, Layers, block_slice
+from extract.classes import COLUMNS as CLASS_COLUMNS
+from extract.extras import require
+from extract.files import replacing
+from extract.layout import COLUMNS, FORMAT, IMAGES_PER_BLOCK, OPTIONAL, VERSION, CacheError, Header, Layers, block_slice
 from extract.rois import RoIs
 from extract.shards import create_cache
+from extract.stores import remove_cache
 
 if TYPE_CHECKING:
     import h5py
@@ -32,6 +36,7 @@ def write_cache(
     rois: Sequence[RoIs],
     classes: pd.DataFrame,
     *,
+    split: str,
     level: str,
     stages: Sequence[float] = (0.5,),
     head: Sequence[Layers] = (),
@@ -45,7 +50,8 @@ def write_cache(
         url: path or fsspec URL of the cache.
         rois: one `RoIs` an image; gone through twice, so a sequence that loads each image when asked will do.
         classes: DataFrame with category_id, name, frequency, image_count, instance_count, ascending by id.
-        level: what `features` hold: "pooled" (R, S, C, 7, 7), "embedding" (R, S, C) or "logits" (None).
+        split: "train" (to train heads on) or "val" (to detect and evaluate on, without ground-truth boxes).
+        level: what `features` hold: "pooled" (R, S, C, P, P), "embedding" (R, S, C) or "logits" (None).
         stages: matching IoU per stage.
         head: per stage the detector's own fully connected layers, (weight (out, in), bias (out,)), background last.
         detector: what there is to say of the detector; `stage_average` is "scores" (default) or "logits".
@@ -61,31 +67,29 @@ def write_cache(
     images = pd.DataFrame(
         [(r.image_id, r.height, r.width, r.flipped, len(r)) for r in rois], columns=list(IMAGE_COLUMNS)
     )
-    header = Header(level, tuple(stages), dict(detector or {}), dict(provenance or {}))
+    header = Header(split, level, tuple(stages), dict(detector or {}), dict(provenance or {}))
     capacity = max(int(images["roi_count"].max()), 1)
     table = images.drop(columns="roi_count")
     writer = create_cache(url, rois[0], header, classes, table, capacity, head, overwrite)
-    for block in writer.pending():
-        writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
-    return writer.finish()
+    try:
+        for block in writer.pending():
+            writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
+        return writer.finish()
+    except BaseException:
+        # Unlike an extraction this cannot be resumed, so nothing half-written stays.
+        remove_cache(url)
+        raise
 
 
 def export_hdf5(cache: RoICache, path: str | Path) -> None:
     """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError."""
-    import h5py
-
-    path = Path(path)
-    if path.exists():
+    h5py = require("h5py", "hdf5")
+    if Path(path).exists():
         raise FileExistsError(f"{path}: exists already")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            _export_tables(cache, file)
-            for field, shape in cache.fields.items():
-                _export_column(cache, field, shape, file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, h5py.File(partial, "w") as file:
+        _export_tables(cache, file)
+        for field, shape in cache.fields.items():
+            _export_column(cache, field, shape, file)
 
 
 def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache:
@@ -93,9 +97,7 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
 
     Raises FileNotFoundError, or CacheError naming the file and what it lacks.
     """
-    import h5py
-    import pandas as pd
-
+    h5py = require("h5py", "hdf5")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -110,14 +112,13 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
                 f"expected {FORMAT!r} version {VERSION}"
             )
         try:
-            header = json.loads(file.attrs["header"])
-            classes = pd.DataFrame({name: file["classes"][name][:] for name in file["classes"]})
-            classes[list(TEXT)] = classes[list(TEXT)].map(bytes.decode)
-            rois = _Hdf5Images(file)
-            head = _import_head(file)
+            header = msgspec.json.decode(file.attrs["header"], type=Header)
+            rois, classes, head = _Hdf5Images(file), _import_classes(file), _import_head(file)
         except KeyError as error:
             raise CacheError(f"{path}: {error.args[0]}") from None
-        return write_cache(url, rois, classes, head=head, overwrite=overwrite, **header)
+        except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
+            raise CacheError(f"{path}: {error}") from None
+        return write_cache(url, rois, classes, head=head, overwrite=overwrite, **vars(header))
 
 
 class _Hdf5Images(Sequence):
@@ -143,12 +144,9 @@ class _Hdf5Images(Sequence):
         return RoIs(**image, **{"features": None, **arrays, "is_gt": arrays["is_gt"].astype(bool)})
 
 
-OPTIONAL = ("features", "masks")
-
-
 def _export_tables(cache: RoICache, file: h5py.File) -> None:
     file.attrs.update({"format": FORMAT, "version": VERSION})
-    header = Header(cache.level, cache.stages, cache.detector, cache.provenance)
+    header = Header(cache.split, cache.level, cache.stages, cache.detector, cache.provenance)
     file.attrs["header"] = json.dumps(vars(header))
     for name in cache.classes:
         values = cache.classes[name]
@@ -177,6 +175,13 @@ def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5
         disable=None,
     ):
         dataset[start:stop] = cache.take(field, np.arange(start, stop))
+
+
+def _import_classes(file: h5py.File) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = {name: file["classes"][name][:] for name in CLASS_COLUMNS}
+    return pd.DataFrame(columns | {name: [value.decode() for value in columns[name]] for name in TEXT})
 
 
 def _import_head(file: h5py.File) -> list[Layers]:

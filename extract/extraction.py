@@ -5,23 +5,18 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
-from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from extract.annotations import Annotations, read_annotations
 from extract.cache import RoICache, open_cache
 from extract.config import Config
-from extract.detectors import Detector, Image, load_detector
-from extract.layout import CacheError, Header, block_slice, num_blocks, open_group, row_bytes
-from extract.matching import GroundTruth, choose_training, label_rois
-from extract.plan import class_balanced_images
+from extract.detectors import Detector, load_detector
+from extract.job import Extraction
+from extract.layout import CacheError, Header, block_slice, open_group, row_bytes
 from extract.rois import RoIs
 from extract.shards import CacheWriter, create_cache, resume_cache
 
@@ -37,13 +32,17 @@ def run(config: Config) -> RoICache | None:
     Raises ValueError or FileNotFoundError naming the file and the field; nothing is written before the detector,
     the annotations and the first images have proved readable.
     """
+    if config.split == "val" and config.train_annotations is None:
+        raise ValueError("train_annotations is missing: a val cache needs them for the training counts of its classes")
     annotations = read_annotations(config.annotations)
     source = read_annotations(config.train_annotations) if config.train_annotations else annotations
     _same_classes(annotations, source)
     detector = load_detector(config)
     _fits(detector, annotations, config)
     job = Extraction(config, annotations, detector)
-    header = Header(config.level, detector.stages, detector.description, _provenance(config, annotations, source))
+    header = Header(
+        config.split, config.level, detector.stages, detector.description, _provenance(config, annotations, source)
+    )
     if not config.overwrite and (cache := _finished(config, header)):
         log.info("%s is finished already", config.out)
         return cache
@@ -67,111 +66,6 @@ def command(config: Config) -> None:
     """`run`, then what the cache holds."""
     if cache := run(config):
         print(cache)
-
-
-class Extraction:
-    """The images to visit, in their order, and one block of them at a time."""
-
-    def __init__(self, config: Config, annotations: Annotations, detector: Detector):
-        self.config, self.annotations, self.detector = config, annotations, detector
-        self.positions = np.arange(len(annotations.image_ids))
-        if config.images_per_class is not None:
-            self.positions = class_balanced_images(annotations, config.images_per_class, config.seed)
-        self.blocks = num_blocks(len(self.positions))
-        self.masks = config.masks if config.masks is not None else config.split == "val" and detector.has_masks
-        flip = config.flip if config.flip is not None else 0.5 * (config.split == "train")
-        self.flipped = np.array([self._rng(p, 0).random() < flip for p in self.positions], bool)
-
-    @property
-    def capacity(self) -> int:
-        """Upper bound of the RoIs kept of one image."""
-        objects = np.diff(self.annotations.offsets)[self.positions].max(initial=0)
-        return self.config.proposals + (int(objects) if self.config.split == "train" else 0)
-
-    def block(self, block: int) -> list[RoIs]:
-        """The RoIs of one block's images, labelled, in the coordinates of the unflipped images."""
-        indices = range(len(self.positions))[block_slice(block)]
-        size = self.config.batch_size
-        batches = [indices[i : i + size] for i in range(0, len(indices), size)]
-        return [rois for batch in batches for rois in self._batch(list(batch))]
-
-    def _batch(self, indices: list[int]) -> Iterator[RoIs]:
-        images = [self._load(i) for i in indices]
-        truths = [self._truth(i) for i in indices]
-        found = self.detector.rois(
-            images,
-            choose=lambda i, proposals: self._choose(indices[i], truths[i], proposals),
-            level=self.config.level,
-            masks=self.masks,
-        )
-        for index, rois, truth in zip(indices, found, truths, strict=True):
-            labelled = label_rois(rois, truth, self.detector.stages)
-            yield _mirror_back(labelled) if self.flipped[index] else labelled
-
-    def _load(self, index: int) -> Image:
-        position = self.positions[index]
-        size = (int(self.annotations.heights[position]), int(self.annotations.widths[position]))
-        pixels = read_image(self.config.images, self.annotations.file_names[position], size)
-        image_id = int(self.annotations.image_ids[position])
-        return Image(image_id, pixels[:, ::-1] if self.flipped[index] else pixels)
-
-    def _truth(self, index: int) -> GroundTruth:
-        position = self.positions[index]
-        a, of = self.annotations, self.annotations.of(position)
-        boxes = a.boxes[of]
-        if self.flipped[index]:
-            boxes = mirror_boxes(boxes, int(a.widths[position]))
-        return GroundTruth(boxes, a.labels[of], a.ids[of], a.crowd[of])
-
-    def _choose(self, index: int, truth: GroundTruth, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        proposals = proposals[: self.config.proposals]
-        if self.config.split == "val":
-            return np.arange(len(proposals)), np.empty((0, 4), np.float32)
-        rng = self._rng(self.positions[index], 1)
-        keep = choose_training(proposals, truth, self.detector.stages[0], self.config.background, rng)
-        return keep, truth.boxes[~truth.crowd]
-
-    def _rng(self, position: int, purpose: int) -> np.random.Generator:
-        """One generator per image and purpose, so that an image's draws depend on no other image."""
-        return np.random.default_rng([self.config.seed, int(self.annotations.image_ids[position]), purpose])
-
-
-def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> np.ndarray:
-    """The first of `names` that exists below `folder`, as (H, W, 3) uint8 RGB.
-
-    Raises FileNotFoundError naming the folder and the names tried, ValueError for a file that is no image or
-    not of `size` (height, width).
-    """
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder}: has no {' or '.join(names) or 'image without a file name'}")
-    try:
-        with PILImage.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from None
-    if pixels.shape[:2] != size:
-        raise ValueError(
-            f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations say {size[1]}×{size[0]}"
-        )
-    return pixels
-
-
-def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """xyxy boxes (…, 4) of the image mirrored left to right."""
-    mirrored = boxes.copy()
-    mirrored[..., 0], mirrored[..., 2] = width - boxes[..., 2], width - boxes[..., 0]
-    return mirrored
-
-
-def _mirror_back(rois: RoIs) -> RoIs:
-    return replace(
-        rois,
-        proposals=mirror_boxes(rois.proposals, rois.width),
-        boxes=mirror_boxes(rois.boxes, rois.width),
-        masks=None if rois.masks is None else rois.masks[:, :, ::-1],
-        flipped=True,
-    )
 
 
 def _same_classes(annotations: Annotations, source: Annotations) -> None:
@@ -215,7 +109,7 @@ def _finished(config: Config, header: Header) -> RoICache | None:
         return None
     ours, theirs = (_flat({**h, "stages": list(h["stages"])}) for h in (asdict(header), _header(attributes)))
     differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    differing = [key for key in differing if not key.startswith("provenance.versions.")]
+    differing = [key for key in differing if "version" not in key]
     if differing:
         key = differing[0]
         raise CacheError(
@@ -226,7 +120,7 @@ def _finished(config: Config, header: Header) -> RoICache | None:
 
 
 def _header(attributes: dict) -> dict:
-    return {name: attributes[name] for name in ("level", "stages", "detector", "provenance")}
+    return {name: attributes[name] for name in ("split", "level", "stages", "detector", "provenance")}
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, object]:

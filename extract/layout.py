@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 FORMAT = "tailcal-roi-cache"
 VERSION = 1
-LEVELS = ("pooled", "embedding", "logits")
+LEVELS = {"pooled": 5, "embedding": 3, "logits": None}
+"""What `features` may hold → their number of axes, (R, S, C, P, P) or (R, S, C)."""
+SPLITS = ("train", "val")
 IMAGES_PER_BLOCK = 16
 # Measured on the pooled level: smaller chunks cost more in bookkeeping than they save in bytes not read.
 CHUNK_BYTES = 512 * 1024
@@ -63,6 +65,7 @@ COLUMNS = {
     "is_gt": Column("is_gt", "uint8"),
     "masks": Column("mask", "uint8", ("mask_y", "mask_x")),
 }
+OPTIONAL = frozenset({"features", "masks"})
 FILL = {"f": np.nan, "i": -2, "u": 255}
 """Value of unused rows by kind of dtype. No chunk of real data holds it alone: Zarr leaves out chunks that are all
 fill, and a chunk left out must mean a chunk lost. So `is_gt` is not stored as bool, and masks end at `MASK_MAX`."""
@@ -74,18 +77,22 @@ class Header:
     """What a cache says of itself, fixed when it is created.
 
     Attributes:
+        split: "train" (ground truth, its matches and a sample of background) or "val" (the top proposals).
         level: "pooled", "embedding" or "logits": what `features` hold.
         stages: matching IoU of each stage of the box head.
         detector: the detector's description (name, framework, weights_sha256, stage_average …).
         provenance: what else made the cache: configuration, annotation file's sha256, library versions.
     """
 
+    split: str
     level: str
     stages: tuple[float, ...]
     detector: Mapping[str, object]
     provenance: Mapping[str, object]
 
     def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise CacheError(f"split {self.split!r}, expected {' or '.join(map(repr, SPLITS))}")
         if self.level not in LEVELS:
             raise CacheError(f"level {self.level!r}, expected one of {', '.join(LEVELS)}")
 
@@ -98,6 +105,10 @@ def open_group(url: str, mode: str) -> zarr.Group:
         group = zarr.open_group(url, mode=mode)
     except (GroupNotFoundError, FileNotFoundError):
         raise FileNotFoundError(f"{url}: no RoI cache there") from None
+    except ValueError as error:
+        raise CacheError(f"{url}/zarr.json: damaged: {error}") from None
+    if group.attrs.get("creating"):
+        raise FileNotFoundError(f"{url}: no RoI cache there, only the beginning of one")
     if group.attrs.get("format") != FORMAT:
         raise CacheError(f"{url}: format {group.attrs.get('format')!r}, expected {FORMAT!r}")
     if group.attrs["version"] != VERSION:
@@ -105,12 +116,21 @@ def open_group(url: str, mode: str) -> zarr.Group:
     return group
 
 
-def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame) -> str:
-    """sha256 of everything that determines a cache's content: header, classes, images."""
+def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame, digests: np.ndarray) -> str:
+    """sha256 of header, class table, image table and the images' content (N,) int64 from `image_digest`."""
     digest = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
     digest.update(classes.to_csv().encode())
     digest.update(images.to_csv(index=False).encode())
+    digest.update(digests.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def image_digest(arrays: Sequence[np.ndarray]) -> int:
+    """The first eight bytes of the sha256 of one image's arrays as they are stored, as a signed integer."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return int.from_bytes(digest.digest()[:8], "little", signed=True)
 
 
 def num_blocks(images: int) -> int:
@@ -131,3 +151,35 @@ def row_bytes(template: RoIs) -> int:
         for field, array in arrays.items()
         if array is not None
     )
+
+
+def check_values(rois: RoIs) -> None:
+    """Raises CacheError for labels outside -1…K and for boxes whose corners are the wrong way round."""
+    if rois.labels.size and not (rois.labels.min() >= -1 and rois.labels.max() <= rois.num_classes):
+        raise CacheError(f"labels span {rois.labels.min()}…{rois.labels.max()}, expected -1…{rois.num_classes}")
+    for field in ("proposals", "boxes"):
+        boxes = getattr(rois, field)
+        inverted = (boxes[..., :2] > boxes[..., 2:]).any(axis=tuple(range(1, boxes.ndim)))
+        if inverted.any():
+            roi = int(np.argmax(inverted))
+            raise CacheError(f"{field} of RoI {roi} are not xyxy: {boxes[roi].ravel()[:4].tolist()}")
+
+
+def stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...]) -> np.ndarray:
+    """One image's values of a field as they are stored. Raises CacheError naming the field."""
+    values = getattr(rois, field)
+    if values is None or values.shape[1:] != shape:
+        found = None if values is None else values.shape[1:]
+        raise CacheError(f"{field} are {found} per RoI, the cache stores {shape}")
+    if (values.dtype.kind == "f") != (column.dtype.startswith("float")):
+        raise CacheError(f"{field} are {values.dtype}, the cache stores {column.dtype}")
+    with np.errstate(over="ignore"):
+        converted = values.astype(column.dtype)
+    if field == "masks":
+        converted = np.minimum(converted, MASK_MAX)
+    if converted.dtype.kind == "f" and not np.isfinite(converted).all():
+        roi = int(np.argwhere(~np.isfinite(converted))[0][0])
+        raise CacheError(
+            f"{field} of RoI {roi} are not finite as {column.dtype} (largest magnitude {np.abs(values[roi]).max()})"
+        )
+    return converted

@@ -12,15 +12,26 @@ from extract.rois import RoIs
 BACKGROUND_IOU = 0.1
 """Lower bound of the IoU that background RoIs of a training cache have (their upper bound is the matching IoU)."""
 
+NO_CLASS = np.iinfo(np.int32).max
+
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """The annotated objects of one image: boxes (G, 4) float32 xyxy, labels (G,) int32, ids (G,) int64, crowd (G,)."""
+    """The annotated objects of one image.
+
+    Attributes:
+        boxes: (G, 4) float32 xyxy.
+        labels: (G,) int32.
+        ids: (G,) int64.
+        crowd: (G,) bool, regions of many objects.
+        exhaustive: every object of the annotated classes is annotated.
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     ids: np.ndarray
     crowd: np.ndarray
+    exhaustive: bool = True
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -36,7 +47,9 @@ def match(
     """Labels (P,) int32, IoU (P,) float32 and annotation ids (P,) int64 of proposals (P, 4).
 
     A proposal takes the class of the ground-truth box that it overlaps most if that IoU is at least `threshold`,
-    else it is background (`num_classes`). Where most of it lies in a crowd region its label is not known (-1).
+    else it is background (`num_classes`), or not known (-1) where that cannot be said: in an image that is not
+    annotated exhaustively, and where a share of at least `threshold` of the proposal lies in a crowd region.
+    In a federated data set "background" says no more than that no *annotated* object is there, as in the paper.
     """
     proposals = np.asarray(proposals, np.float32)
     single = ~truth.crowd
@@ -49,6 +62,8 @@ def match(
         ious = iou[np.arange(len(iou)), best]
         ids = np.where(ious > 0, truth.ids[single][best], -1)
         labels = np.where(ious >= threshold, truth.labels[single][best], num_classes).astype(np.int32)
+    if not truth.exhaustive:
+        labels[labels == num_classes] = -1
     if truth.crowd.any() and len(proposals):
         inter, area, _ = _overlap(proposals, truth.boxes[truth.crowd])
         inside = (inter >= threshold * area[:, None]).any(1)
@@ -57,9 +72,16 @@ def match(
 
 
 def label_rois(rois: RoIs, truth: GroundTruth, stages: Sequence[float]) -> RoIs:
-    """`rois` with labels, ious and gt_ids of every stage, each by its own proposals and matching IoU."""
+    """`rois` with labels, ious and gt_ids of every stage, each by its own proposals and matching IoU.
+
+    RoIs that are ground truth come in the order of `truth`, crowds left out, and are each matched with themselves in
+    the first stage: of two annotations with the same box neither takes the other's.
+    """
     matched = [match(rois.proposals[:, s], truth, t, rois.num_classes) for s, t in enumerate(stages)]
     labels, ious, ids = (np.stack(columns, 1) for columns in zip(*matched, strict=True))
+    if rois.is_gt.any():
+        labels[rois.is_gt, 0], ids[rois.is_gt, 0] = truth.labels[~truth.crowd], truth.ids[~truth.crowd]
+        ious[rois.is_gt, 0] = 1
     return replace(rois, labels=labels, ious=ious, gt_ids=ids)
 
 
@@ -70,10 +92,9 @@ def choose_training(
 
     All that match an object, and at most `background` of those whose IoU lies in [0.1, threshold).
     """
-    labels, ious, _ = match(proposals, truth, threshold, num_classes=np.iinfo(np.int32).max)
-    unmatched = labels == np.iinfo(np.int32).max
-    foreground = np.flatnonzero((labels >= 0) & ~unmatched)
-    candidates = np.flatnonzero(unmatched & (ious >= BACKGROUND_IOU))
+    labels, ious, _ = match(proposals, truth, threshold, num_classes=NO_CLASS)
+    foreground = np.flatnonzero((labels >= 0) & (labels < NO_CLASS))
+    candidates = np.flatnonzero((labels == NO_CLASS) & (ious >= BACKGROUND_IOU))
     if len(candidates) > background:
         candidates = rng.choice(candidates, background, replace=False)
     return np.sort(np.concatenate([foreground, candidates]))

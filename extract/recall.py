@@ -31,11 +31,16 @@ def proposal_recall(
 ) -> pd.DataFrame:
     """Average recall of the first stage's proposals over IoU 0.50, 0.55 … 0.95, in points of 0 to 100.
 
-    Rows: each bin of training instances, then all objects. Columns: `objects`, then AR@N for every number N of
-    best proposals an image. Classes are ignored, as are crowd regions; ground truth is that of the cache's images.
+    Rows: each bin of training instances, then all objects. Columns: `objects`, then AR@N for every number N of best
+    proposals an image that the cache can tell: one of 300 proposals cannot tell AR@1000. Classes are ignored, as are
+    crowd regions; ground truth is that of the cache's images.
 
-    Raises ValueError naming the cache if the annotations lack one of its images or classes.
+    Raises ValueError naming the cache if it is no val cache or the annotations lack one of its images or classes.
     """
+    if cache.split != "val":
+        raise ValueError(f"{cache.url}: is a {cache.split} cache, which holds a choice of proposals; use a val cache")
+    cap = cache.provenance.get("config", {}).get("proposals", max(limits))
+    limits = [n for n in limits if n <= cap] or [cap]
     position = np.searchsorted(annotations.image_ids, ids := cache.images["image_id"].to_numpy())
     if not np.isin(ids, annotations.image_ids).all():
         missing = ids[~np.isin(ids, annotations.image_ids)][0]

@@ -25,12 +25,12 @@ class RoIs:
         boxes: (R, 4) float32 refined boxes of a class-agnostic regressor, or (R, K, 4) of a class-specific one.
         logits: (R, S, K+1) float16 or float32, the original classifier's, background last.
         objectness: (R,) float32, the proposal network's probability (1 for ground-truth boxes).
-        features: (R, S, *D) float16 or float32, pooled maps (C, 7, 7) or embeddings (C,); None at level "logits".
+        features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at level "logits".
         labels: (R, S) int32, each stage's class by that stage's matching IoU.
         ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
         gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 where there is none.
         is_gt: (R,) bool, the proposal is itself a ground-truth box.
-        masks: (R, 28, 28) uint8, class-agnostic mask probability of `boxes` times 255 (a cache keeps at most 254),
+        masks: (R, M, M) uint8, class-agnostic mask probability of `boxes` times 255 (a cache keeps at most 254),
             or None.
         flipped: features and logits were computed on the mirrored image.
     """
@@ -80,32 +80,11 @@ class RoIs:
         """K, without background."""
         return self.logits.shape[2] - 1
 
-    def take(self, index: np.ndarray) -> RoIs:
-        """The RoIs at `index` (integers or a bool mask over R), in that order."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        picked = {name: None if array is None else array[index] for name, array in arrays.items()}
-        return RoIs(image_id=self.image_id, height=self.height, width=self.width, flipped=self.flipped, **picked)
-
     def _ndim(self, name: str, ndim: int) -> tuple[int, ...]:
         shape = getattr(self, name).shape
         if len(shape) != ndim:
             raise ValueError(f"image {self.image_id}: {name} has shape {shape}, expected {ndim} axes")
         return shape
-
-
-ARRAYS = (
-    "proposals",
-    "boxes",
-    "logits",
-    "objectness",
-    "features",
-    "labels",
-    "ious",
-    "gt_ids",
-    "is_gt",
-    "masks",
-)
-"""Names of the per-RoI arrays of `RoIs`, in the order of the cache's columns."""
 
 
 def _either(shapes: list[tuple[int, ...]]) -> str:

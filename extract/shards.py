@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +23,7 @@ from extract.layout import (
     FILL,
     FORMAT,
     IMAGES_PER_BLOCK,
-    MASK_MAX,
+    LEVELS,
     MAX_CHUNK_ROWS,
     SHARD_BYTES,
     VERSION,
@@ -33,12 +32,15 @@ from extract.layout import (
     Header,
     Layers,
     block_slice,
-    fingerprint,
+    check_values,
+    image_digest,
     num_blocks,
     open_group,
     row_bytes,
+    stored,
 )
 from extract.rois import RoIs
+from extract.stores import may_be_replaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,9 +78,12 @@ def create_cache(
         raise CacheError(f"{url}: RoIs have {template.logits.shape[1]} stages, the header {len(header.stages)}")
     if images["image_id"].duplicated().any():
         raise CacheError(f"{url}: image id {images['image_id'][images['image_id'].duplicated()].iloc[0]} repeats")
-    if _occupied(url) and not (overwrite and _is_cache(url)):
-        raise CacheError(f"{url}: something is there already" + ", and it is no RoI cache" * overwrite)
-    group = zarr.create_group(url, overwrite=overwrite)
+    axes = None if template.features is None else template.features.ndim
+    if axes != LEVELS[header.level]:
+        raise CacheError(f"{url}: level {header.level!r} needs features of {LEVELS[header.level]} axes, got {axes}")
+    replace = may_be_replaced(url, overwrite)
+    # The mark lets an interrupted beginning be told from a folder of somebody's.
+    group = zarr.create_group(url, overwrite=replace, attributes={"creating": True})
     rows_per_block, shard_rows = _rows(template, capacity * min(IMAGES_PER_BLOCK, max(len(images), 1)))
     _create_columns(group, template, num_blocks(len(images)) * rows_per_block, shard_rows)
     _create_tables(group, classes, images)
@@ -91,10 +96,8 @@ def create_cache(
                 ("output", "input"),
             )
             _array(group, f"detector/stage_{stage}/bias_{depth}", bias.astype(np.float32), ("output",))
-    attributes = {**asdict(header), "fingerprint": fingerprint(header, classes, images), "complete": False}
-    attributes |= {"rows_per_block": rows_per_block, "images_per_block": IMAGES_PER_BLOCK}
-    # The format mark comes last: a group without it is no cache, whatever an interruption left.
-    group.update_attributes({**attributes, "format": FORMAT, "version": VERSION})
+    sizes = {"rows_per_block": rows_per_block, "images_per_block": IMAGES_PER_BLOCK}
+    group.attrs.put({"format": FORMAT, "version": VERSION, "complete": False, **sizes, **asdict(header)})
     return CacheWriter(group, url)
 
 
@@ -114,10 +117,15 @@ class CacheWriter:
         self.attributes = group.attrs.asdict()
         self._group = group
         self._image_ids = group["images/image_id"][:]
+        if self.attributes["images_per_block"] != IMAGES_PER_BLOCK:
+            raise CacheError(
+                f"{url}: is written in blocks of {self.attributes['images_per_block']} images, "
+                f"this library writes blocks of {IMAGES_PER_BLOCK}; --overwrite starts anew"
+            )
 
     def pending(self) -> list[int]:
         """The blocks not written yet, ascending."""
-        counts = self._group["progress"][:]
+        counts = self._group["progress"][:, 0]
         return [b for b in range(num_blocks(len(counts))) if (counts[block_slice(b)] < 0).any()]
 
     def write_block(self, block: int, rois: Sequence[RoIs]) -> None:
@@ -133,23 +141,30 @@ class CacheWriter:
         capacity = self.attributes["rows_per_block"]
         if counts.sum() > capacity:
             raise CacheError(f"{self.url}: block {block} has {counts.sum()} RoIs, its capacity is {capacity}")
+        packed = [self._stored(r) for r in rois]
         if counts.sum():
             rows = slice(block * capacity, block * capacity + int(counts.sum()))
             owners = np.arange(len(counts), dtype=np.int32) + block * IMAGES_PER_BLOCK
             self._group["image"][rows] = np.repeat(owners, counts)
-            for field, column in COLUMNS.items():
-                if column.name in self._group:
-                    shape = self._group[column.name].shape[1:]
-                    self._group[column.name][rows] = np.concatenate(
-                        [_stored(r, field, column, shape, self.url) for r in rois]
-                    )
-        self._group["progress"][block_slice(block)] = counts
+            for name in packed[0]:
+                self._group[name][rows] = np.concatenate([arrays[name] for arrays in packed])
+        digests = [image_digest(list(arrays.values())) for arrays in packed]
+        self._group["progress"][block_slice(block)] = np.stack([counts, digests], 1)
+
+    def _stored(self, rois: RoIs) -> dict[str, np.ndarray]:
+        """One image's arrays as they are stored; refuses what is not valid."""
+        columns = {f: c for f, c in COLUMNS.items() if c.name in self._group}
+        try:
+            check_values(rois)
+            return {c.name: stored(rois, f, c, self._group[c.name].shape[1:]) for f, c in columns.items()}
+        except CacheError as error:
+            raise CacheError(f"{self.url}: image {rois.image_id}: {error}") from None
 
     def finish(self) -> RoICache:
         """Writes the manifest and opens the cache. Raises CacheError while blocks are pending."""
         from extract.cache import open_cache
 
-        counts = self._group["progress"][:]
+        counts, digests = self._group["progress"][:].T
         if (counts < 0).any():
             raise CacheError(f"{self.url}: {(counts < 0).sum()} of {len(counts)} images are not written yet")
         starts = np.empty(len(counts), np.int64)
@@ -157,29 +172,10 @@ class CacheWriter:
             inside = counts[block_slice(block)]
             starts[block_slice(block)] = block * self.attributes["rows_per_block"] + np.cumsum(inside) - inside
         _array(self._group, "images/roi_start", starts, ("image",))
-        _array(self._group, "images/roi_count", counts, ("image",))
+        _array(self._group, "images/roi_count", counts.astype(np.int32), ("image",))
+        _array(self._group, "images/digest", digests, ("image",))
         self._group.attrs["complete"] = True
         return open_cache(self.url)
-
-
-def _occupied(url: str) -> bool:
-    """Whether there is anything at all, a cache or not: overwriting must never delete anything but a cache."""
-    if "://" not in url:
-        path = Path(url)
-        return path.exists() and (path.is_file() or any(path.iterdir()))
-    try:
-        zarr.open(url, mode="r")
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_cache(url: str) -> bool:
-    try:
-        open_group(url, "r")
-    except (FileNotFoundError, CacheError):
-        return False
-    return True
 
 
 def _rows(template: RoIs, block_capacity: int) -> tuple[int, int]:
@@ -222,14 +218,13 @@ def _create_tables(group: zarr.Group, classes: pd.DataFrame, images: pd.DataFram
     group["classes"].attrs.update({"name": classes["name"].tolist(), "frequency": "".join(classes["frequency"])})
     for name, dtype in {"image_id": np.int64, "height": np.int32, "width": np.int32, "flipped": bool}.items():
         _array(group, f"images/{name}", images[name].to_numpy(dtype), ("image",))
-    progress = np.full(len(images), -1, np.int32)
     group.create_array(
         "progress",
-        shape=progress.shape,
-        dtype=progress.dtype,
-        chunks=(IMAGES_PER_BLOCK,),
+        shape=(len(images), 2),
+        dtype=np.int64,
+        chunks=(IMAGES_PER_BLOCK, 2),
         fill_value=-1,
-        dimension_names=("image",),
+        dimension_names=("image", "count_and_digest"),
     )
 
 
@@ -242,23 +237,5 @@ def _array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ..
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         dimension_names=axes,
         overwrite=True,
+        config={"write_empty_chunks": True},  # so that a chunk that is missing is a chunk lost
     )
-
-
-def _stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...], url: str) -> np.ndarray:
-    """One image's values of a field as they are stored; refuses other shapes and values that are not finite."""
-    values = getattr(rois, field)
-    if values is None or values.shape[1:] != shape:
-        found = None if values is None else values.shape[1:]
-        raise CacheError(f"{url}: image {rois.image_id}: {field} are {found} per RoI, the cache stores {shape}")
-    with np.errstate(over="ignore"):
-        stored = values.astype(column.dtype)
-    if field == "masks":
-        stored = np.minimum(stored, MASK_MAX)
-    if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-        roi = int(np.argwhere(~np.isfinite(stored))[0][0])
-        raise CacheError(
-            f"{url}: image {rois.image_id}: {field} of RoI {roi} are not finite as {column.dtype} "
-            f"(largest magnitude {np.abs(values[roi]).max()})"
-        )
-    return stored

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-Mode = Literal["original", "new", "avg", "cat", "cat-thr", "cat-scale", "det", "props-gt"]
+from extract.bins import edges
+from fuse.scores import HEADLESS, RowMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +38,14 @@ class EvaluationOptions:
         """Raises ValueError naming the option and its value."""
         if self.max_detections < 1:
             raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
-        if not all(low < high for low, high in pairwise(self.edges)):
-            raise ValueError(f"bins is {self.bins}, expected ascending numbers above 0")
+        edges(self.bins)
         if not self.iou_types:
             raise ValueError("iou_types is empty, expected segm, bbox or both")
 
     @property
     def edges(self) -> tuple[float, ...]:
         """The bins' edges with both ends."""
-        return (0.0, *self.bins, float("inf"))
+        return edges(self.bins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +87,17 @@ class Config(FusionOptions):
     Writes detections.json (LVIS results), metrics.csv, per_class.csv and report.html.
     """
 
-    mode: Mode = "cat"
+    mode: RowMode = "cat"
     """How the heads are combined; props-gt is the oracle of the paper's Table 4."""
 
     score_threshold: float = 0.0
     """Detections score above it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        if self.head is None and self.mode not in HEADLESS:
+            raise ValueError(f"mode is {self.mode!r}, which needs a calibrated head: give --head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +125,9 @@ class EvaluateConfig(EvaluationOptions):
 
     train_annotations: Path | None = None
     """Or the training annotations, to count them."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the options."""
+        super().__post_init__()
+        if (self.cache is None) == (self.train_annotations is None):
+            raise ValueError("give either --cache or --train-annotations, for the training counts of the classes")

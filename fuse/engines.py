@@ -7,7 +7,11 @@
 from __future__ import annotations
 
 import logging
+import sys
+import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -31,10 +35,7 @@ def lvis_engine(dataset: dict, detections: Detections, iou_type: str) -> tuple[n
     lvis = _import_lvis()
     truth = lvis.LVIS.__new__(lvis.LVIS)  # its constructor reads a file only
     truth.logger = logging.getLogger("lvis.lvis")
-    truth.dataset = {
-        **dataset,
-        "annotations": [dict(a) for a in dataset["annotations"]],
-    }  # it writes into them
+    truth.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}  # it writes into them
     truth._create_index()
     records = _records(detections, iou_type)
     if not records:  # it fails on no results; one below every other, without area, is left out again by it
@@ -76,6 +77,22 @@ def _nothing(dataset: dict, iou_type: str) -> dict:
     return {**record, "segmentation": empty}
 
 
+@contextmanager
+def _without_drawing() -> Iterator[None]:
+    """Lets `lvis` be imported without its drawing, which needs OpenCV, its system libraries and matplotlib."""
+    if "lvis" in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType("lvis.vis")
+    stand_in.LVISVis = None
+    sys.modules["lvis.vis"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["lvis.vis"]
+    del sys.modules["lvis"].LVISVis  # a later `import lvis.vis` gets the real one
+
+
 class _NumPyWithFloat:
     """NumPy as `lvis` 0.5.3 knows it, with the alias that NumPy 1.24 took away."""
 
@@ -89,8 +106,11 @@ def _import_lvis():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        import lvis
-        import lvis.eval
+        with _without_drawing():
+            import lvis
+            import lvis.eval
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"engine 'lvis': {error}; pip install 'tailcal[lvis]'") from None
     finally:
         root.handlers[:], root.level = handlers, level
     lvis.eval.np = _NumPyWithFloat()

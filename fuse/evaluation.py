@@ -1,7 +1,6 @@
 """Average precision by class, by bin of training instances and over the data set, with the LVIS protocol.
 
-Two engines compute precision and recall: hotcoco, and the official `lvis` package as referee (slow). Both
-    are given
+Two engines compute precision and recall: hotcoco, and the official `lvis` package as referee (slow). Both are given
 the same annotations and the same detections; all else, from the cap to the means, is done here once.
 """
 
@@ -40,8 +39,7 @@ def evaluate(
     Args:
         annotations: an LVIS annotation file, or its content (which stays as it is).
         detections: of any of its images.
-        classes: the class table: category_id, name, frequency and the **training** instance_count, which
-            decides
+        classes: the class table: category_id, name, frequency and the **training** instance_count, which decides
             the bin. The annotation file's own counts are not looked at.
         bins: edges of half-open bins of training instances.
         iou_type: "segm", "bbox" or both.
@@ -51,15 +49,13 @@ def evaluate(
         image_ids: evaluate these images only; None for all images of the file.
 
     Returns:
-        One row per IoU type. Columns: AP of each bin, AP (mean over all classes that have ground truth),
-        bAP (mean of the bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR. NaN where no class has
-        ground truth. `.attrs["evaluated"]` has the number of classes with ground truth in each bin and in
-        all.
+        One row per IoU type. Columns: AP of each bin, AP (mean over all classes that have ground truth), bAP (mean
+        of the bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR. NaN where no class has ground truth.
+        `.attrs["evaluated"]` has the number of classes with ground truth in each bin and in all.
 
     Raises:
-        ValueError: annotations that are not LVIS's, categories that differ from `classes`, detections of
-            images or
-            categories that are not there, "segm" for detections without masks.
+        ValueError: annotations that are not LVIS's, categories that differ from `classes`, detections of images or
+            categories that are not there or with masks of another size, "segm" for detections without masks.
     """
     types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
@@ -90,6 +86,8 @@ def per_class_ap(
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections is {max_detections}, expected at least 1")
     dataset = load_annotations(annotations, image_ids)
     category_ids = classes["category_id"].to_numpy(np.int64)
     check_categories(dataset, category_ids)
@@ -136,7 +134,22 @@ def bootstrap_intervals(
     samples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Columns low and high of each bin's AP and of AP: percentiles over resampled classes."""
+    """How far each bin's AP and AP may be from what other classes of the same kind would give.
+
+    The percentile bootstrap over classes: of a bin's n classes with ground truth, n are drawn with replacement and
+    their AP averaged, `samples` times. Images are not resampled: the spread says how much a mean hangs on its few
+    classes, not how much it hangs on the images.
+
+    Args:
+        per_class: a table of `per_class_ap`.
+        bins: edges of half-open bins of training instances.
+        level: share of the samples inside the interval.
+        samples: number of draws.
+        seed: of the draws; the same seed gives the same intervals.
+
+    Returns:
+        One row per bin and one for AP, columns low and high in points; NaN where no class has ground truth.
+    """
     rng = np.random.default_rng(seed)
     seen = per_class.dropna(subset="AP")
     values, index = seen["AP"].to_numpy(), bin_index(seen["instance_count"], bins)
@@ -164,7 +177,17 @@ def _check_detections(dataset: dict, detections: Detections, iou_type: str) -> N
         unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]
         if len(unknown):
             raise ValueError(f"detections of {name} {unknown[0]}, which the annotations do not have")
-    if iou_type == "segm" and detections.rle is None and len(detections):
-        raise ValueError("detections have no masks; iou_type 'segm' needs them, 'bbox' does not")
+    if iou_type == "segm" and len(detections):
+        if detections.rle is None:
+            raise ValueError("detections have no masks; iou_type 'segm' needs them, 'bbox' does not")
+        _check_mask_sizes(dataset, detections)
     if not np.isfinite(detections.score).all():
         raise ValueError("detections have scores that are not finite")
+
+
+def _check_mask_sizes(dataset: dict, detections: Detections) -> None:
+    """A mask of another size than its image would match nothing."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
+    for image_id, rle in zip(detections.image_id.tolist(), detections.rle, strict=True):
+        if list(rle["size"]) != sizes[image_id]:
+            raise ValueError(f"detections of image {image_id}: mask size {rle['size']}, expected {sizes[image_id]}")

@@ -1,9 +1,8 @@
 """Class-agnostic mask probabilities pasted into the image and encoded as COCO run lengths, in one pass.
 
-Pasting is that of detectron2 and mmdetection: the probability at a pixel's centre, interpolated bilinearly
-    in the
-continuous box with zeros around it, is mask from 0.5 on. Only pixels whose centre is in the box can reach
-0.5, so nothing else is looked at, and the runs are written straight from them.
+Pasting is that of detectron2 and mmdetection: the probability at a pixel's centre, interpolated bilinearly in the
+continuous box with zeros around it, is mask from 0.5 on. Only pixels whose centre is in the box can reach 0.5, so
+nothing else is looked at, and the runs are written straight from them.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
         height, width: of the image.
 
     Returns:
-        N records `{"size": [height, width], "counts": str}`; a mask without a pixel is a legal record of
-        area 0.
+        N records `{"size": [height, width], "counts": str}`; a mask without a pixel is a legal record of area 0.
 
     Raises:
         ValueError: another dtype or shape, or boxes that are not finite.
@@ -48,7 +46,10 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
 
 @numba.njit(nogil=True)
 def _paste_runs(mask, box, height, width, runs):
-    """Column-major run lengths of the pasted mask, first of zeros, into `runs`; returns how many."""
+    """Column-major run lengths of the pasted mask, first of zeros, into `runs`; returns how many.
+
+    `mask` (M, M) uint8, `box` (4,) float32 xyxy, `runs` int64 with room for height * width + 2.
+    """
     side = mask.shape[0]
     x1, y1, x2, y2 = box
     left, right = _inside(x1, x2, width)
@@ -84,8 +85,10 @@ def _inside(low, high, size):
 
 @numba.njit(nogil=True)
 def _cells(first, last, low, high, side):
-    """The lower of the two cells around each pixel centre, counted in a mask padded by one, and the weight of
-    the upper."""
+    """Of each pixel centre the lower of its two cells, counted in a mask padded by one, and the upper's weight.
+
+    (P,) int64 and (P,) float32 for the P = last - first + 1 pixels.
+    """
     cells, weights = np.empty(last - first + 1, np.int64), np.empty(last - first + 1, np.float32)
     for pixel in range(first, last + 1):
         position = (pixel + 0.5 - low) / (high - low) * side + 0.5
@@ -96,7 +99,7 @@ def _cells(first, last, low, high, side):
 
 @numba.njit(nogil=True)
 def _blend(mask, column, weight, line):
-    """Fills `line[1:-1]` with the mask's column at a fractional place."""
+    """Fills `line[1:-1]`, of (M + 2,) float32, with the (M, M) mask's column at a fractional place."""
     side = mask.shape[0]
     for j in range(side):
         low = np.float32(mask[j, column - 1]) if column > 0 else np.float32(0)
@@ -106,7 +109,10 @@ def _blend(mask, column, weight, line):
 
 @numba.njit(nogil=True)
 def _compress(runs, count, text):
-    """COCO's string of run lengths: 5 bits a character, differences from the fourth; returns its length."""
+    """COCO's string of run lengths: 5 bits a character, differences from the fourth; returns its length.
+
+    Reads `runs[:count]` int64, fills `text` uint8 with ASCII codes.
+    """
     n = 0
     for i in range(count):
         value = runs[i] - runs[i - 2] if i > 2 else runs[i]

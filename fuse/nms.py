@@ -80,7 +80,7 @@ def class_nms(
 
 @numba.njit(nogil=True)
 def _stretch_maxima(bits: np.ndarray) -> np.ndarray:
-    """(R, K+1) -> (R, ceil(K / _STRETCH)), the maximum of each stretch of classes, background left out."""
+    """(R, K+1) -> (R, ceil(K / _STRETCH)) uint32, the maximum of each stretch of classes without background."""
     rois, classes = bits.shape[0], bits.shape[1] - 1
     maxima = np.empty((rois, (classes + _STRETCH - 1) // _STRETCH), np.uint32)
     for r in range(rois):
@@ -96,7 +96,7 @@ def _stretch_maxima(bits: np.ndarray) -> np.ndarray:
 
 @numba.njit(nogil=True)
 def _candidates(bits: np.ndarray, maxima: np.ndarray, floors: np.ndarray, cut: int, above: int) -> np.ndarray:
-    """Keys of the scores in [cut, above) over their class's floor; ascending keys are descending scores."""
+    """(N,) uint64 keys of the scores in [cut, above) over their class's floor; ascending keys, descending scores."""
     rois, classes = bits.shape[0], bits.shape[1] - 1
     size = 0
     for r in range(rois):
@@ -119,7 +119,9 @@ def _candidates(bits: np.ndarray, maxima: np.ndarray, floors: np.ndarray, cut: i
 def _suppress(keys, boxes, rois, iou_threshold, kept, heads, links, count):
     """Appends to `kept` the keys that no kept box of their class suppresses; returns the new count.
 
-    `heads[c]` is the latest kept detection of class c and `links` leads from each to the one before.
+    `keys` (N,) and `kept` (limit,) are uint64: the score's bits reversed above c * rois + r, as `_candidates` makes
+    them. `boxes` is (R, 1, 4) or (R, K, 4) float32 xyxy. `heads` (K,) int64 has the latest kept detection of each
+    class, `links` (limit,) int64 leads from each to the one before, -1 ends.
     """
     zero = np.float32(0)
     shared = boxes.shape[1] == 1

@@ -14,12 +14,11 @@ from extract.rois import RoIs
 from fuse.detections import Detections, top_of_groups
 from fuse.masks import encode_masks
 from fuse.nms import class_nms
-from fuse.scores import MODES, fuse_scores, tail_classes, true_label_scores
+from fuse.scores import HEADLESS, ROW_MODES, RowMode, fuse_scores, tail_classes, true_label_scores
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """roi_index, class_index and score of one image's detections, best first, as `class_nms` returns them."""
 
-ROW_MODES = (*MODES, "det", "props-gt")
 _PRUNE_AFTER = 1_000_000  # detections added to a row with `per_class` between two looks at which are the best
 
 
@@ -35,12 +34,12 @@ class Row:
         tail: (K,) bool, classes the calibrated head speaks for, or the bound T on their training instances.
         score_threshold: detections score above it.
         iou_threshold: of suppression; None takes the detector's own.
-        max_detections: per image, None for all.
+        max_detections: per image, None or -1 for all.
         per_class: best detections kept of each class over all images, for fixed AP; None for all.
         threshold, scale: of the modes "cat-thr" and "cat-scale".
     """
 
-    mode: str = "cat"
+    mode: RowMode = "cat"
     calibrated: Scorer | None = None
     original: Scorer | None = None
     tail: np.ndarray | float = 100
@@ -59,8 +58,7 @@ def detect(
 
     Args:
         cache: an open RoI cache.
-        scorers: the calibrated scorer, or (original, calibrated); the original is the detector's own by
-            default.
+        scorers: the calibrated scorer, or (original, calibrated); the original is the detector's own by default.
         masks: encode masks, where the cache has them.
         options: the other fields of `Row`: mode, tail, score_threshold, …
 
@@ -81,7 +79,7 @@ def detect_rows(
     prepared = {name: _prepare(name, row, cache) for name, row in rows.items()}
     masks = masks and "masks" in cache.fields
     collected = {name: _Collected(row, cache.num_classes, masks) for name, row in prepared.items()}
-    for rois in tqdm(cache, total=len(cache), desc="detect", unit="image", disable=not progress):
+    for rois in tqdm(cache, total=len(cache), desc="detect", unit="image", disable=None if progress else True):
         scores, encoded = _Memo(rois), _EncodedMasks(rois)
         for name, row in prepared.items():
             try:
@@ -103,6 +101,7 @@ def merge_detections(original: Found, calibrated: Found, tail: np.ndarray, max_d
     Args:
         original, calibrated: roi_index, class_index, score of one image each.
         tail: (K,) bool.
+        max_detections: kept of both together, None for all.
     """
     keep, take = ~tail[original[1]], tail[calibrated[1]]
     roi, cls, score = (np.concatenate([a[keep], b[take]]) for a, b in zip(original, calibrated, strict=True))
@@ -114,13 +113,14 @@ def _prepare(name: str, row: Row, cache: RoICache) -> Row:
     """The row with its defaults filled in from the cache."""
     if row.mode not in ROW_MODES:
         raise ValueError(f"mode is {row.mode!r}, expected one of {', '.join(ROW_MODES)}")
-    if row.calibrated is None and row.mode not in ("original", "props-gt"):
+    if row.calibrated is None and row.mode not in HEADLESS:
         raise ValueError(f"row {name or row.mode!r}: mode {row.mode!r} needs a calibrated scorer")
     return replace(
         row,
         original=row.original or Original(cache.detector.get("stage_average", "scores")),
         tail=row.tail if isinstance(row.tail, np.ndarray) else tail_classes(cache.classes["instance_count"], row.tail),
         iou_threshold=cache.detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
+        max_detections=None if row.max_detections == -1 else row.max_detections,
     )
 
 
@@ -183,6 +183,7 @@ class _Collected:
         self._added = 0
 
     def add(self, rois: RoIs, found: Found, encoded: _EncodedMasks) -> None:
+        """Appends one image's D detections, as parts of image_id, class, score (D,), box (D, 4) and RLE (D,)."""
         roi, cls, score = found
         rle = encoded(roi, cls) if self._masks else [None] * len(roi)
         self._parts.append(_part(rois.image_id, cls, score, _boxes(rois, roi, cls), rle))

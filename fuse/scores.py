@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
-MODES = ("original", "new", "avg", "cat", "cat-thr", "cat-scale")
+Mode = Literal["original", "new", "avg", "cat", "cat-thr", "cat-scale"]
+"""How `fuse_scores` combines two heads' scores."""
+RowMode = Literal[Mode, "det", "props-gt"]
+"""How a row of a table comes about; see `fuse.rows.Row`."""
+MODES, ROW_MODES = get_args(Mode), get_args(RowMode)
+HEADLESS = ("original", "props-gt")
+"""The modes that need no calibrated head."""
 
 
 def fuse_scores(
     original: np.ndarray,
     calibrated: np.ndarray,
     tail: np.ndarray,
-    mode: str = "cat",
+    mode: Mode = "cat",
     *,
     threshold: float = 0.05,
     scale: float | None = None,

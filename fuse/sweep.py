@@ -50,8 +50,7 @@ def evaluate_rows(
     """Evaluates the detections of several rows.
 
     Args:
-        annotations, classes, bins, options: as of `evaluate`; the annotations as `load_annotations` returns
-            them.
+        annotations, classes, bins, options: as of `evaluate`; the annotations as `load_annotations` returns them.
         detections: of each row, by name.
         iou_types: "segm", "bbox" or both.
         progress: show a bar on stderr.
@@ -62,7 +61,7 @@ def evaluate_rows(
     """
     jobs = [(iou_type, name) for iou_type in iou_types for name in detections]
     tables = {}
-    for iou_type, name in tqdm(jobs, desc="evaluate", unit="row", disable=not progress):
+    for iou_type, name in tqdm(jobs, desc="evaluate", unit="row", disable=None if progress else True):
         tables[iou_type, name] = per_class_ap(annotations, detections[name], classes, iou_type=iou_type, **options)
     summary = pd.DataFrame({key: summarize(table, bins) for key, table in tables.items()}).T
     summary.index.names = ["iou_type", "row"]

@@ -100,7 +100,13 @@ def rois(content: dict, stages: int = 1, specific: bool = False, per_object: int
 
 
 def tiny_cache(
-    path: Path, content: dict, *, stages: int = 1, specific: bool = False, detector: str = "toy"
+    path: Path,
+    content: dict,
+    *,
+    stages: int = 1,
+    specific: bool = False,
+    detector: str = "toy",
+    split: str = "val",
 ) -> RoICache:
     rng = np.random.default_rng(2)
     layers = [(rng.normal(0, 0.1, (K + 1, 8)).astype(np.float32), np.zeros(K + 1, np.float32))]
@@ -108,6 +114,7 @@ def tiny_cache(
         str(path),
         rois(content, stages, specific),
         CLASSES,
+        split=split,
         level="embedding",
         stages=(0.5, 0.6, 0.7)[:stages],
         head=[layers] * stages,

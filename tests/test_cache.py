@@ -27,7 +27,12 @@ CLASSES = pd.DataFrame(
         "instance_count": [1, 2, 40, 50, 5000],
     }
 )
-HEADER = Header("pooled", (0.5,), {"name": "toy"}, {})
+HEADER = Header("val", "pooled", (0.5,), {"name": "toy"}, {})
+
+
+def make_boxes(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    corner = rng.random((*shape, 2), np.float32) * 50
+    return np.concatenate([corner, corner + rng.random((*shape, 2), np.float32) * 20], -1)
 
 
 def make_rois(image_id: int, count: int, *, stages: int = 1, per_class: bool = False, masks: bool = True) -> RoIs:
@@ -36,8 +41,8 @@ def make_rois(image_id: int, count: int, *, stages: int = 1, per_class: bool = F
         image_id=image_id,
         height=100,
         width=120,
-        proposals=rng.random((count, stages, 4), np.float32) * 50,
-        boxes=rng.random((count, K, 4) if per_class else (count, 4), np.float32) * 50,
+        proposals=make_boxes(rng, (count, stages)),
+        boxes=make_boxes(rng, (count, K) if per_class else (count,)),
         logits=rng.normal(size=(count, stages, K + 1)).astype(np.float16),
         objectness=rng.random(count, np.float32),
         features=rng.normal(size=(count, stages, 2, 7, 7)).astype(np.float16),
@@ -77,6 +82,7 @@ def test_what_goes_in_comes_out(tmp_path, options):
         tmp_path / "c.zarr",
         images,
         CLASSES,
+        split="val",
         level="pooled",
         stages=stages,
         head=layers,
@@ -99,7 +105,7 @@ def test_what_goes_in_comes_out(tmp_path, options):
 
 
 def test_an_image_without_rois_and_a_cache_of_nothing_else(tmp_path):
-    cache = write_cache(tmp_path / "c.zarr", [make_rois(1, 0), make_rois(2, 0)], CLASSES, level="pooled")
+    cache = write_cache(tmp_path / "c.zarr", [make_rois(1, 0), make_rois(2, 0)], CLASSES, split="val", level="pooled")
     assert len(cache.image(2)) == 0 and cache.read("features").shape == (0, 1, 2, 7, 7)
     assert cache.take("labels", np.empty(0, int)).shape == (0, 1)
     assert "RoIs" in repr(cache)
@@ -132,7 +138,7 @@ def test_blocks_in_any_order_and_twice_give_the_same_bytes(tmp_path):
 
 
 def test_a_finished_cache_is_not_resumed(tmp_path):
-    write_cache(tmp_path / "c.zarr", make_images(3), CLASSES, level="pooled")
+    write_cache(tmp_path / "c.zarr", make_images(3), CLASSES, split="val", level="pooled")
     with pytest.raises(CacheError, match="is finished already"):
         resume_cache(str(tmp_path / "c.zarr"))
 
@@ -140,10 +146,10 @@ def test_a_finished_cache_is_not_resumed(tmp_path):
 def test_other_stores_than_folders():
     url = "memory://caches/c.zarr"
     for _ in range(2):
-        write_cache(url, images := make_images(20), CLASSES, level="pooled", overwrite=True)
+        write_cache(url, images := make_images(20), CLASSES, split="val", level="pooled", overwrite=True)
     same(open_cache(url)[7], images[7])
     with pytest.raises(CacheError, match="something is there already"):
-        write_cache(url, images, CLASSES, level="pooled")
+        write_cache(url, images, CLASSES, split="val", level="pooled")
 
 
 def test_hdf5_round_trip(tmp_path):
@@ -180,14 +186,15 @@ def test_xarray_opens_it(tmp_path):
     import xarray
 
     images = make_images()
-    write_cache(tmp_path / "c.zarr", images, CLASSES, level="pooled")
+    write_cache(tmp_path / "c.zarr", images, CLASSES, split="val", level="pooled")
     rois = xarray.open_zarr(tmp_path / "c.zarr", consolidated=False, chunks=None)
     assert rois["feature"].dims == ("roi", "stage", "channel", "y", "x") and rois["box"].dims == (
         "roi",
         "xyxy",
     )
-    used = rois["label"].values[rois["image"].values >= 0]
-    np.testing.assert_array_equal(used, np.concatenate([r.labels for r in images]))
+    rois = rois.isel(roi=np.flatnonzero(rois["image"].values >= 0))
+    assert rois["label"].dtype == np.int32
+    np.testing.assert_array_equal(rois["label"].values, np.concatenate([r.labels for r in images]))
 
 
 def biggest_shard(folder: Path) -> Path:
@@ -195,7 +202,7 @@ def biggest_shard(folder: Path) -> Path:
 
 
 def test_damage_is_found(tmp_path):
-    write_cache(tmp_path / "good", make_images(), CLASSES, level="pooled")
+    write_cache(tmp_path / "good", make_images(), CLASSES, split="val", level="pooled")
     for name, damage in {
         "truncated": lambda f: f.write_bytes(f.read_bytes()[:-100]),
         "flipped bit": lambda f: f.write_bytes(b"x" + f.read_bytes()[1:]),
@@ -208,13 +215,53 @@ def test_damage_is_found(tmp_path):
             open_cache(folder).read("features")
 
 
+@pytest.mark.parametrize("table", ["images/roi_start", "images/image_id", "classes/instance_count", "detector/stage_0"])
+def test_damaged_tables_are_found(tmp_path, table):
+    toy_cache(tmp_path / "c")
+    chunk = next(file for file in (tmp_path / "c" / table).rglob("c/*") if file.is_file())
+    content = chunk.read_bytes()
+    for damage, message in (
+        (lambda: chunk.unlink(), "its chunk is missing"),
+        (lambda: chunk.write_bytes(b"x" + content[1:]), "damaged"),
+    ):
+        damage()
+        with pytest.raises(CacheError, match=f"c/{table}.*{message}"):
+            open_cache(tmp_path / "c").head()
+        chunk.write_bytes(content)
+    open_cache(tmp_path / "c").head()
+
+
+def test_damaged_metadata_is_found(tmp_path):
+    toy_cache(tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "label")
+    with pytest.raises(CacheError, match=r"c: has no label"):
+        open_cache(tmp_path / "c")
+    (tmp_path / "c" / "zarr.json").write_text('{"zarr_format": 3,')
+    with pytest.raises(CacheError, match=r"c/zarr.json: damaged"):
+        open_cache(tmp_path / "c")
+
+
+def test_the_fingerprint_covers_the_content(tmp_path):
+    urls = {name: tmp_path / name for name in ("a", "b", "c")}
+    seeds = {"a": 0, "b": 0, "c": 1}
+    prints = {name: toy_cache(url, seed=seeds[name]).fingerprint for name, url in urls.items()}
+    assert prints["a"] == prints["b"] != prints["c"]
+
+
+def test_a_beginning_that_was_interrupted_is_replaced(tmp_path):
+    zarr.create_group(tmp_path / "c", attributes={"creating": True})
+    with pytest.raises(FileNotFoundError, match="only the beginning of one"):
+        open_cache(tmp_path / "c")
+    assert len(write_cache(tmp_path / "c", make_images(2), CLASSES, split="val", level="pooled")) == 2
+
+
 def test_what_is_no_cache(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing: no RoI cache there"):
         open_cache(tmp_path / "nothing")
     zarr.create_group(tmp_path / "other")
     with pytest.raises(CacheError, match="other: format None, expected 'tailcal-roi-cache'"):
         open_cache(tmp_path / "other")
-    write_cache(tmp_path / "new", make_images(3), CLASSES, level="pooled")
+    write_cache(tmp_path / "new", make_images(3), CLASSES, split="val", level="pooled")
     zarr.open_group(tmp_path / "new", mode="r+").attrs["version"] = 2
     with pytest.raises(CacheError, match="new: format version 2, this library reads 1"):
         open_cache(tmp_path / "new")
@@ -228,12 +275,12 @@ def test_only_caches_are_overwritten(tmp_path):
     for folder in (valuable, tmp_path / "other"):
         for overwrite in (False, True):
             with pytest.raises(CacheError, match="is there already, and it is no" if overwrite else "is there already"):
-                write_cache(folder, images, CLASSES, level="pooled", overwrite=overwrite)
+                write_cache(folder, images, CLASSES, split="val", level="pooled", overwrite=overwrite)
     assert (valuable / "thesis.tex").exists()
-    write_cache(tmp_path / "c", images, CLASSES, level="pooled")
+    write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
     with pytest.raises(CacheError, match="something is there already"):
-        write_cache(tmp_path / "c", images, CLASSES, level="pooled")
-    assert len(write_cache(tmp_path / "c", images[:2], CLASSES, level="pooled", overwrite=True)) == 2
+        write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
+    assert len(write_cache(tmp_path / "c", images[:2], CLASSES, split="val", level="pooled", overwrite=True)) == 2
 
 
 @pytest.mark.parametrize(
@@ -255,12 +302,16 @@ def test_only_caches_are_overwritten(tmp_path):
         ({"masks": None}, "image 5: masks are None per RoI"),
         ({"boxes": np.zeros((4, K, 4), np.float32)}, "image 5: boxes are"),
         ({"image_id": 1000}, "image id 1000 repeats"),
+        ({"labels": np.full((4, 1), 77, np.int32)}, "image 5: labels span 77…77, expected -1…5"),
+        ({"labels": np.ones((4, 1), np.float32)}, "image 5: labels are float32, the cache stores int32"),
+        ({"boxes": np.float32([[5, 5, 1, 9]] * 4)}, r"boxes of RoI 0 are not xyxy: \[5.0, 5.0, 1.0, 9.0\]"),
     ],
 )
 def test_rois_that_do_not_fit(tmp_path, change, message):
     images = [make_rois(1000, 3), dataclasses.replace(make_rois(5, 4), **change)]
     with pytest.raises(CacheError, match=message):
-        write_cache(tmp_path / "c.zarr", images, CLASSES, level="pooled")
+        write_cache(tmp_path / "c.zarr", images, CLASSES, split="val", level="pooled")
+    assert not (tmp_path / "c.zarr").exists(), "nothing half-written stays"
 
 
 @pytest.mark.parametrize(
@@ -289,19 +340,27 @@ def test_rois_are_checked_when_made(change, message):
 )
 def test_class_tables_that_do_not_fit(tmp_path, classes, message):
     with pytest.raises(ValueError, match=message):
-        write_cache(tmp_path / "c.zarr", make_images(2), classes, level="pooled")
+        write_cache(tmp_path / "c.zarr", make_images(2), classes, split="val", level="pooled")
 
 
 def test_other_refusals(tmp_path):
     images = make_images(2)
     with pytest.raises(CacheError, match="level 'deep', expected one of pooled"):
-        write_cache(tmp_path / "c.zarr", images, CLASSES, level="deep")
+        write_cache(tmp_path / "c.zarr", images, CLASSES, split="val", level="deep")
+    with pytest.raises(CacheError, match="split 'test', expected 'train' or 'val'"):
+        write_cache(tmp_path / "c.zarr", images, CLASSES, split="test", level="pooled")
+    with pytest.raises(CacheError, match="level 'embedding' needs features of 3 axes, got 5"):
+        write_cache(tmp_path / "c.zarr", images, CLASSES, split="val", level="embedding")
     with pytest.raises(CacheError, match="RoIs have 1 stages, the header 3"):
-        write_cache(tmp_path / "c.zarr", images, CLASSES, level="pooled", stages=(0.5, 0.6, 0.7))
+        write_cache(tmp_path / "c.zarr", images, CLASSES, split="val", level="pooled", stages=(0.5, 0.6, 0.7))
     with pytest.raises(CacheError, match="no images to write"):
-        write_cache(tmp_path / "c.zarr", [], CLASSES, level="pooled")
+        write_cache(tmp_path / "c.zarr", [], CLASSES, split="val", level="pooled")
     cache = write_cache(
-        tmp_path / "d.zarr", [dataclasses.replace(r, features=None) for r in images], CLASSES, level="logits"
+        tmp_path / "d.zarr",
+        [dataclasses.replace(r, features=None) for r in images],
+        CLASSES,
+        split="val",
+        level="logits",
     )
     with pytest.raises(CacheError, match="has no features .level 'logits'.; it has proposals"):
         cache.read("features")

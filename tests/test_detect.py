@@ -92,6 +92,17 @@ def test_det_takes_tail_classes_from_one_detector_and_the_rest_from_the_other(ca
         np.testing.assert_array_equal(merged.score[merged.image_id == image_id], expected)
 
 
+@pytest.mark.parametrize("mode", ["original", "det"])
+def test_a_cap_of_minus_one_is_none(cache, mode):
+    found = fuse.detect(cache, Random(4), mode=mode, max_detections=-1)
+    assert_equal(found, fuse.detect(cache, Random(4), mode=mode, max_detections=None))
+
+
+def test_bars_are_for_terminals_only(cache, capsys):
+    detect_rows(cache, {"": Row("original")}, masks=False, progress=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_merged_ties_are_ordered_by_class_then_roi():
     original = np.array([5, 2]), np.array([1, 3]), np.array([0.5, 0.5], np.float32)
     new = np.array([9, 1]), np.array([2, 1]), np.array([0.5, 0.5], np.float32)
@@ -191,7 +202,7 @@ def test_missing_results(tmp_path):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("fuse.detections.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("extract.files.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fuse.detect(cache, Random(6), masks=False).to_json(tmp_path / "out" / "d.json")
     assert list((tmp_path / "out").iterdir()) == []

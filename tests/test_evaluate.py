@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -234,7 +236,7 @@ def changed(**change):
         (changed(images=[{"id": 7, "height": 5, "width": 5}]), "missing required field `neg_category_ids`"),
         (changed(categories=[{"id": 3}]), r"missing required field `frequency`"),
         (
-            changed(categories=annotations()["categories"][1:]),
+            changed(categories=annotations()["categories"][:4]),
             "annotations have 4 categories, the class table 5; 1 are",
         ),
     ],
@@ -242,6 +244,79 @@ def changed(**change):
 def test_annotations_that_are_refused(content, message):
     with pytest.raises(ValueError, match=message):
         evaluate(content, truth_as_detections(annotations()), CLASSES)
+
+
+def mask(counts, size=(48, 64)):
+    return {"size": list(size), "counts": counts}
+
+
+NOT_POLYGONS = "is not a list of polygons of three or more points"
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("annotations", {"id": 5}, "annotations: id 5 occurs more than once"),
+        ("images", {"id": 17}, "images: id 17 occurs more than once"),
+        ("categories", {"id": 9}, "categories: id 9 occurs more than once"),
+        ("annotations", {"image_id": 8}, "annotation 4: image_id 8 is not in the file"),
+        ("annotations", {"category_id": 5}, "annotation 4: category_id 5 is not in the file"),
+        ("annotations", {"bbox": [9, 9, -3, 4]}, r"annotation 4: bbox \[9.0, 9.0, -3.0, 4.0\] has no area"),
+        ("annotations", {"bbox": [-9, 9, 3, 4]}, "annotation 4: bbox .* reaches outside its image"),
+        ("annotations", {"bbox": [9, np.nan, 3, 4]}, "annotation 4: bbox .*nan.* is not finite"),
+        ("annotations", {"area": np.nan}, "annotation 4: area is nan, expected at least 0"),
+        ("annotations", {"area": -1}, "annotation 4: area is -1.0, expected at least 0"),
+        ("annotations", {"segmentation": []}, rf"annotation 4: segmentation \[\] {NOT_POLYGONS}"),
+        ("annotations", {"segmentation": [[]]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": [[1, 2, 3, 4]]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": [[1, 2, 3, 4, 5, np.nan]]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": [[1, 2, 3, 4, 5, "six"]]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": [1, 2, 3, 4, 5, 6]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": mask("!!")}, "annotation 4: segmentation .* is not a run-length encoding"),
+        ("annotations", {"segmentation": {"size": [48, 64]}}, "annotation 4: .* is not a run-length encoding"),
+        ("annotations", {"segmentation": mask("")}, "annotation 4: segmentation .* has no pixels"),
+        ("annotations", {"segmentation": mask([9, 9, 4000])}, "annotation 4: .* is not a run-length encoding"),
+        (
+            "annotations",
+            {"segmentation": mask([9, 9, 2], (4, 5))},
+            "another size than image 17, which is 48 high and 64",
+        ),
+    ],
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_entries_that_are_refused(key, change, message, as_file, tmp_path):
+    content = annotations()
+    content[key][{"annotations": 4, "images": 2, "categories": 1}[key]].update(change)
+    source, name = content, "annotations"
+    if as_file:
+        source, text = tmp_path / "val.json", json.dumps(content)
+        source.write_text(text)
+        name, message = str(source), "JSON is malformed" if "NaN" in text else message
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
+        evaluate(source, truth_as_detections(annotations()), CLASSES)
+
+
+def test_masks_as_run_lengths_score_as_their_polygons_do():
+    content, found = annotations(), truth_as_detections(annotations())
+    for annotation, rle in zip(content["annotations"], found.rle, strict=True):
+        annotation["segmentation"] = rle
+    assert evaluate(content, found, CLASSES, iou_type="segm").loc["segm", "AP"] == pytest.approx(100)
+
+
+def test_annotations_without_area_are_left_out_whatever_their_shape():
+    content = annotations()
+    extra = {**content["annotations"][0], "id": 99, "bbox": [5, 5, 0, 0], "area": 0, "segmentation": []}
+    content["annotations"].append(extra)
+    assert len(load_annotations(content)["annotations"]) == 18
+
+
+def test_loaded_annotations_are_restricted_without_another_look(monkeypatch):
+    loaded = load_annotations(annotations())
+    monkeypatch.setattr("fuse.annotations._checked", None)
+    assert load_annotations(loaded) is loaded
+    part = load_annotations(loaded, [7, 17])
+    assert [i["id"] for i in part["images"]] == [7, 17] and [a["id"] for a in part["annotations"]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_annotation_files_that_are_refused(tmp_path):
@@ -275,11 +350,43 @@ def test_detections_that_are_refused(field, value, message):
         ({"iou_type": "keypoints"}, "iou_type is 'keypoints'"),
         ({"engine": "coco"}, "engine is 'coco', expected 'hotcoco' or 'lvis'"),
         ({"bins": (10,)}, "bins are"),
+        ({"max_detections": -1}, "max_detections is -1, expected at least 1"),
     ],
 )
 def test_options_that_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         evaluate(annotations(), truth_as_detections(annotations()), CLASSES, **options)
+
+
+def test_masks_of_another_size_are_refused():
+    found = truth_as_detections(annotations())
+    found.rle[3] = {"size": [24, 32], "counts": "PPYo1"}
+    with pytest.raises(ValueError, match=r"detections of image 17: mask size \[24, 32\], expected \[48, 64\]"):
+        evaluate(annotations(), found, CLASSES, iou_type="segm")
+
+
+IMPORT_LVIS = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {refused}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}")
+sys.meta_path.insert(0, Refuse())
+from fuse.engines import _import_lvis
+lvis = _import_lvis()
+assert lvis.LVISEval and not hasattr(lvis, "LVISVis") and "lvis.vis" not in sys.modules
+"""
+
+
+def test_the_official_package_is_imported_without_its_drawing():
+    code = IMPORT_LVIS.format(refused={"cv2", "matplotlib"})
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parents[1])
+
+
+def test_a_missing_official_package_is_named_with_its_extra():
+    code = IMPORT_LVIS.format(refused={"lvis"})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DATA.parents[1])
+    assert "engine 'lvis': No module named 'lvis'; pip install 'tailcal[lvis]'" in done.stderr
 
 
 def test_mask_ap_needs_masks():

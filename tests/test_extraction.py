@@ -15,10 +15,11 @@ from extract.__main__ import COMMANDS
 from extract.annotations import Annotations, read_annotations
 from extract.cli import run as run_command
 from extract.detectors import Image, load_detector
-from extract.extraction import Extraction, mirror_boxes, read_image
-from extract.housekeeping import forward, layers_on_features, worst_logit_error
+from extract.images import mirror_boxes, read_image
+from extract.job import Extraction
 from extract.matching import GroundTruth, match
 from extract.recall import proposal_recall
+from extract.verify import forward, layers_on_features, worst_logit_error
 from tests.conftest import CLASSES
 
 
@@ -155,8 +156,11 @@ def test_same_command_again_and_changed_command(tiny, caches):
 
 def test_recall_is_that_of_a_plain_count(tiny, caches):
     annotations = read_annotations(tiny.data / "val.json")
-    table = proposal_recall(caches["val"], annotations)
+    table = proposal_recall(caches["val"], annotations, limits=(10, 60, 100))
     assert table.loc["all", "objects"] == len(annotations.ids) == table["objects"].iloc[:-1].sum()
+    assert list(table.columns) == ["objects", "AR@10", "AR@60"], "60 proposals cannot tell AR@100"
+    with pytest.raises(ValueError, match="is a train cache"):
+        proposal_recall(caches["train"], read_annotations(tiny.data / "train.json"))
     found = 0.0
     for threshold in np.arange(0.5, 1.0, 0.05):
         for position, rois in enumerate(caches["val"]):
@@ -164,8 +168,10 @@ def test_recall_is_that_of_a_plain_count(tiny, caches):
             labels, _, ids = match(rois.proposals[:, 0], truth, threshold, CLASSES)
             found += len(np.unique(ids[labels < CLASSES]))
     expected = found / 10 / len(annotations.ids) * 100
-    assert table.loc["all", "AR@1000"] == pytest.approx(expected, abs=0.5)
-    assert table.loc["all", "AR@100"] == table.loc["all", "AR@1000"], "60 proposals are no more than 100"
+    assert table.loc["all", "AR@60"] == pytest.approx(expected, abs=0.5)
+    assert table.loc["all", "AR@10"] < table.loc["all", "AR@60"]
+    means = table["AR@60"].iloc[:-1] @ table["objects"].iloc[:-1].to_numpy() if table["AR@60"].notna().all() else None
+    assert means is None or means / len(annotations.ids) == pytest.approx(table.loc["all", "AR@60"])
 
 
 def test_command_line(tiny, caches, tmp_path, capsys):
@@ -177,7 +183,7 @@ def test_command_line(tiny, caches, tmp_path, capsys):
     assert command("inspect", out) == 0 and "RoI cache" in capsys.readouterr().out
     assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
     assert command("recall", out, "--annotations", config.annotations) == 0
-    assert "AR@1000" in capsys.readouterr().out
+    assert "objects" in capsys.readouterr().out
     assert command("export", out, tmp_path / "c.h5") == 0
     assert command("import", tmp_path / "c.h5", tmp_path / "d.zarr") == 0
     assert extract.open_cache(tmp_path / "d.zarr").fingerprint == extract.open_cache(out).fingerprint
@@ -190,6 +196,8 @@ def test_usage(capsys):
     capsys.readouterr()
     assert command("--no-such-flag", 1) == 2
     assert command("--split", "test") == 2
+    assert command("inspekt") == 2
+    assert "no command 'inspekt'; it has inspect, verify, recall, export, import" in capsys.readouterr().err
 
 
 def change_json(tiny, tmp_path, change):
@@ -202,6 +210,16 @@ def change_json(tiny, tmp_path, change):
 
 BAD_INPUT = {
     "no annotations": (lambda t, p: {"annotations": p / "no.json"}, "no.json: no such annotation file"),
+    "no training counts": (lambda t, p: {"train_annotations": None}, "train_annotations is missing: a val cache needs"),
+    "no device": (lambda t, p: {"device": "abacus"}, "device 'abacus' cannot be used"),
+    "builder options": (
+        lambda t, p: {"detector_options": ("num_classes=many",)},
+        "detector builder .* failed with options {'num_classes': 'many'}",
+    ),
+    "nothing annotated": (
+        lambda t, p: {**change_json(t, p, lambda c: c.update(annotations=[])), "images_per_class": 1},
+        "no image has an annotation",
+    ),
     "no images": (lambda t, p: {"images": p}, "has no "),
     "no weights": (lambda t, p: {"weights": p / "no.pth"}, "no.pth: no such weights file"),
     "other classes": (
@@ -230,6 +248,43 @@ def test_bad_input(tiny, tmp_path, name):
         extract.run(replace(tiny.config("val", out), **change(tiny, tmp_path)))
     assert "\n" not in str(error.value)
     assert not out.exists(), "nothing half-written stays"
+
+
+def test_neighbours_in_a_batch_do_not_matter(tiny, tmp_path):
+    """Images of other sizes in the same batch would be padded, and so seen otherwise."""
+    content = json.loads((tiny.data / "val.json").read_text())
+    images = tmp_path / "images"
+    images.mkdir()
+    content["annotations"] = []
+    for i, image in enumerate(content["images"]):
+        size = (96, 144) if i % 2 else (144, 128)
+        image.update(width=size[0], height=size[1])
+        with PILImage.open(tiny.data / "val" / image["file_name"]) as pixels:
+            pixels.resize(size).save(images / image["file_name"])
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    config = tiny.config("val", tmp_path / "a", images=images, annotations=tmp_path / "val.json", masks=False)
+    one = extract.run(replace(config, batch_size=1))
+    many = extract.run(replace(config, out=str(tmp_path / "b"), batch_size=12))
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_allclose(a.proposals, b.proposals, atol=1e-3)
+        np.testing.assert_allclose(a.logits, b.logits, atol=2e-3)
+
+
+def test_two_objects_in_one_place_and_images_not_annotated_exhaustively(tiny, tmp_path):
+    content = json.loads((tiny.data / "train.json").read_text())
+    first = content["annotations"][0]
+    other = next(c["id"] for c in content["categories"] if c["id"] != first["category_id"])
+    content["annotations"].append({**first, "id": 10**6, "category_id": other})
+    partial = next(i for i in content["images"] if i["id"] != first["image_id"])
+    partial["not_exhaustive_category_ids"] = [other]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    options = {"annotations": tmp_path / "train.json", "train_annotations": None}
+    cache = extract.run(tiny.config("train", tmp_path / "cache", **options))
+    rois = cache.image(first["image_id"])
+    found = dict(zip(rois.gt_ids[rois.is_gt, 0].tolist(), rois.labels[rois.is_gt, 0].tolist(), strict=True))
+    ids = cache.classes["category_id"].tolist()
+    assert found[first["id"]] == ids.index(first["category_id"]) and found[10**6] == ids.index(other)
+    assert cache.num_classes not in cache.image(partial["id"]).labels, "its background is not known to be that"
 
 
 def test_unreadable_image(tiny, tmp_path):

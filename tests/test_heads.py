@@ -14,7 +14,7 @@ import calib
 from calib.config import HEADS
 from calib.heads import build_head
 from calib.scoring import stage_scores
-from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache
+from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache, toy_classes
 
 CASCADE = (0.5, 0.6, 0.7)
 
@@ -103,7 +103,7 @@ def test_round_trip_through_a_folder(cache, tmp_path, kind):
 def test_a_kind_that_the_cache_cannot_feed_is_refused(tmp_path):
     bare = toy_cache(tmp_path / "bare.zarr", images=1, head=False)
     for kind in ("3fc_ft", "linear"):
-        with pytest.raises(ValueError, match=f"bare.zarr: head '{kind}' needs the detector's own layers"):
+        with pytest.raises(ValueError, match=f"bare.zarr: head '{kind}' needs the detector's own layers, .* 2fc_rand"):
             build(bare, kind)
     logits = toy_cache(tmp_path / "logits.zarr", "logits", images=1)
     with pytest.raises(ValueError, match="needs features of level 'pooled' or 'embedding', the cache has 'logits'"):
@@ -136,6 +136,18 @@ def test_a_cache_that_the_head_cannot_score_is_refused(cache, tmp_path):
             head.check_cache(other)
 
 
+def test_a_cache_of_other_training_counts_is_refused(cache, tmp_path):
+    head = build(cache, "linear")
+    assert head.info.instance_counts == tuple((c + 1) ** 2 for c in range(CLASSES))
+    calib.save_head(head, tmp_path / "head")
+    classes = toy_classes()
+    classes.loc[[4, 7], "instance_count"] = [3, 2]
+    other = toy_cache(tmp_path / "other.zarr", stages=CASCADE, images=1, split="val", classes=classes)
+    expected = "other.zarr: class class 4 has 3 training instances, the head was trained with 25"
+    with pytest.raises(ValueError, match=expected):
+        calib.load_head(tmp_path / "head").check_cache(other)
+
+
 def _edit(folder, **changes):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changes))
@@ -148,6 +160,7 @@ def _edit(folder, **changes):
         ({"format": "other"}, "config.json: format is 'other', expected 'tailcal-head'"),
         ({"widths": "3"}, r"config.json: Expected `array`, got `str` - at `\$.widths`"),
         ({"widths": [147, 8, 9]}, "config.json: widths are .* expected to lead from 147 to 13"),
+        ({"instance_counts": [1, 4]}, "config.json: 2 instance_counts for 12 category_ids"),
         ({"widths": [147, 9, 13]}, r"head.safetensors: stages.0.0.bias is \(8,\), config.json says \(9,\)"),
         ({"stages": [0.5]}, r"head.safetensors: stages.1.0.bias is \(8,\), config.json says None"),
         ({"stages": [0.5] * 4}, r"head.safetensors: stages.3.0.bias is None, config.json says \(8,\)"),

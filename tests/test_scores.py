@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.bins import BINS, bin_counts, bin_index, bin_names
-from fuse.scores import MODES, background_ratio, fuse_scores, tail_classes, true_label_scores
+from extract.bins import BINS, bin_counts, bin_index, bin_names, edges
+from fuse.scores import MODES, ROW_MODES, background_ratio, fuse_scores, tail_classes, true_label_scores
 
 COUNTS = Path(__file__).parent / "data/lvis_v0.5_class_counts.json"
 
@@ -111,10 +111,21 @@ def test_bins_are_half_open():
     assert bin_index([0, 5, 10, 20], (5, 10, 20)).tolist() == [-1, 0, 1, -1]
 
 
-@pytest.mark.parametrize("edges", [(0,), (0, 10, 10), (-1, 10), (0, float("nan"), 10)])
-def test_bins_that_are_none(edges):
+@pytest.mark.parametrize("whole", [(0,), (0, 10, 10), (-1, 10), (0, float("nan"), 10)])
+def test_bins_that_are_none(whole):
     with pytest.raises(ValueError, match="expected ascending edges"):
-        bin_index([1], edges)
+        bin_index([1], whole)
+
+
+def test_inner_edges_get_their_ends():
+    assert edges((10, 100, 1000)) == BINS and edges(()) == (0, float("inf"))
+    for bins in [(10, 5), (0, 10), (-1,), (float("nan"),), (float("inf"),)]:
+        with pytest.raises(ValueError, match="bins is .*, expected ascending numbers above 0"):
+            edges(bins)
+
+
+def test_modes_of_rows_are_those_of_scores_and_two_more():
+    assert ROW_MODES == (*MODES, "det", "props-gt")
 
 
 def test_table_1_of_the_paper():

@@ -113,6 +113,23 @@ def test_masks_are_those_of_the_model():
     np.testing.assert_allclose(rois.masks / 255, expected, atol=0.5 / 255 + 1e-5)
 
 
+def test_class_specific_boxes_keep_no_masks():
+    model = mini_lvis()
+    predictor = model.roi_heads.box_predictor
+    model.roi_heads.box_predictor = nn.ModuleDict({"cls": predictor.cls_score, "box": nn.Linear(256, 4 * 8)})
+    model.roi_heads.box_predictor.forward = lambda x: (predictor.cls_score(x), model.roi_heads.box_predictor["box"](x))
+    detector = TorchvisionDetector(model)
+    assert not detector.class_agnostic_boxes and not detector.has_masks
+
+
+def test_a_classifier_without_bias():
+    model = builders.single_level()
+    old = model.roi_heads.box_predictor.cls_score
+    model.roi_heads.box_predictor.cls_score = nn.Linear(old.in_features, old.out_features, bias=False)
+    ((*_, (weight, bias)),) = TorchvisionDetector(model).head("embedding")
+    assert bias.shape == (builders.CLASSES + 1,) and not bias.any() and weight.shape[0] == len(bias)
+
+
 def test_weights_files(tmp_path):
     from safetensors.torch import save_file
 

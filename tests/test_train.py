@@ -64,7 +64,7 @@ def test_schedule_is_the_papers_and_scales():
         ("momentum", 1.0, r"momentum is 1.0, expected a number in \[0, 1\)"),
         ("milestones", (0.5, -1), r"milestones is \(0.5, -1\), expected numbers above 0"),
         ("head", "4fc", "head is '4fc', expected one of linear, 2fc_rand"),
-        ("precision", "fp8", "precision is fp8, expected fp32, bf16 or fp16"),
+        ("precision", "fp8", "precision is 'fp8', expected one of fp32, bf16, fp16"),
     ],
 )
 def test_bad_configurations_are_named(field, value, expected):
@@ -132,8 +132,18 @@ def test_gathered_features_are_those_of_their_rows(tmp_path):
             np.testing.assert_array_equal(gathered, expected[rows, stage].reshape(4, -1))
 
 
-def test_available_memory_is_plausible():
-    assert 2**20 < available_memory() < 2**50
+def test_available_memory_is_what_machine_and_container_have_left(tmp_path):
+    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    meminfo.write_text("MemTotal:       9000 kB\nMemAvailable:     7000 kB\nHugePages_Total:       0\n")
+    assert available_memory(meminfo, cgroup) == 7000 * 1024
+    cgroup.mkdir()
+    (cgroup / "memory.max").write_text("max\n")
+    assert available_memory(meminfo, cgroup) == 7000 * 1024
+    (cgroup / "memory.current").write_text("3000000\n")
+    (cgroup / "memory.stat").write_text("anon 100\ninactive_file 500000\nactive_file 200000\n")
+    for limit, left in ((4_000_000, 1_500_000), (2_000_000, 0), (10**9, 7000 * 1024)):
+        (cgroup / "memory.max").write_text(f"{limit}\n")
+        assert available_memory(meminfo, cgroup) == left
 
 
 def test_metrics_and_finished_folder(cache, tmp_path):
@@ -254,6 +264,37 @@ def test_commands_exit_codes_and_messages(cache, tmp_path, capsys, monkeypatch):
     assert main(["--cache", cache.url, "--out", str(out), "--head", "4fc"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments", "prog"),
+    [
+        ("/usr/bin/tailcal-train", ["--help"], "tailcal-train"),
+        ("calib/__main__.py", ["--help"], "python -m calib"),
+        ("calib/__main__.py", ["train", "--help"], "python -m calib train"),
+    ],
+)
+def test_help_calls_a_command_by_its_name(capsys, monkeypatch, program, arguments, prog):
+    monkeypatch.setattr(sys, "argv", [program, *arguments])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith(f"usage: {prog} [-h] ")
+
+
+def test_a_val_cache_is_refused(tmp_path, capsys):
+    val = toy_cache(tmp_path / "val.zarr", images=1, split="val")
+    assert main(["--cache", val.url, "--out", str(tmp_path / "head")]) == 1
+    refusal = "is a cache of split 'val', a head is trained on one extracted with --split train"
+    assert capsys.readouterr().err == f"error: {val.url}: {refusal}\n"
+    assert not (tmp_path / "head").exists()
+
+
+def test_a_cache_of_other_features_is_another_cache(cache, tmp_path):
+    out = str(tmp_path / "head")
+    calib.train_head(cache, out=out, **OPTIONS)
+    other = toy_cache(tmp_path / "other.zarr", seed=1)
+    assert other.images.equals(cache.images) and other.fingerprint != cache.fingerprint
+    with pytest.raises(ValueError, match=r"another configuration \(cache .* → .*\); --overwrite starts anew"):
+        calib.train_head(other, out=out, **OPTIONS)
+
+
 def test_a_changed_configuration_does_not_resume(cache, tmp_path, monkeypatch):
     out = str(tmp_path / "head")
     _At(monkeypatch, 60, lambda: signal.raise_signal(signal.SIGINT))
@@ -266,8 +307,51 @@ def test_a_changed_configuration_does_not_resume(cache, tmp_path, monkeypatch):
         calib.train_head(other, out=out, **OPTIONS)
     checkpoint = tmp_path / "head" / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors: damaged checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors: damaged .*; remove it to start anew"):
         calib.train_head(cache, out=out, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": '{"model_type": "bert"}', "tensorboard/events": ""},
+        {"config.json": "not json", "metrics.jsonl": ""},
+        {"config.json": "\udcff"},
+        {"tensorboard/events": ""},
+        {"metrics.jsonl": '{"step": 1, "loss": 2}\n', "tensorboard/events": ""},
+        {"metrics.jsonl": "", "notes.txt": ""},
+        {"checkpoint.safetensors": "somebody else's", "metrics.jsonl": ""},
+        {"head.safetensors": "somebody else's"},
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_of_others_are_left_alone(cache, tmp_path, files, overwrite):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"is not the folder of a head|damaged or not a checkpoint"):
+        calib.train_head(cache, out=str(tmp_path), overwrite=overwrite, **OPTIONS)
+    found = {
+        str(p.relative_to(tmp_path)): p.read_text(errors="surrogateescape") for p in tmp_path.rglob("*") if p.is_file()
+    }
+    assert found == files
+
+
+@pytest.mark.parametrize("step", [10, 70])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_ended_early_or_late_is_known_as_one(cache, tmp_path, monkeypatch, step, overwrite):
+    out = tmp_path / "head"
+
+    def crash():
+        raise RuntimeError("power cut")
+
+    _At(monkeypatch, step, crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        calib.train_head(cache, out=str(out), **OPTIONS)
+    (out / "checkpoint.safetensors.partial").write_bytes(b"cut short")
+    assert (out / "checkpoint.safetensors").exists() == (step == 70)
+    calib.train_head(cache, out=str(out), overwrite=overwrite, **OPTIONS)
+    assert (out / "config.json").exists()
 
 
 def test_overwriting_keeps_the_old_head_until_training_begins(cache, tmp_path):

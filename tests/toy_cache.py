@@ -56,6 +56,8 @@ def toy_cache(
     head: bool = True,
     average: str = "scores",
     seed: int = 0,
+    split: str = "train",
+    classes: pd.DataFrame | None = None,
 ) -> RoICache:
     """30 RoIs an image, the first three of them ground-truth boxes; half of the others foreground."""
     rng = np.random.default_rng(seed)
@@ -63,9 +65,16 @@ def toy_cache(
     prototypes = rng.normal(size=(CLASSES + 1, CHANNELS, 7, 7))
     rois = [_toy_image(rng, 100 + 7 * i, level, stages, layers, prototypes) for i in range(images)]
     detector = {"name": "toy", "stage_average": average}
-    kept = layers if head else []
     return write_cache(
-        url, rois, toy_classes(), level=level, stages=stages, head=kept, detector=detector, overwrite=True
+        url,
+        rois,
+        toy_classes() if classes is None else classes,
+        split=split,
+        level=level,
+        stages=stages,
+        head=layers if head else [],
+        detector=detector,
+        overwrite=True,
     )
 
 

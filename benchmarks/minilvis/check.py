@@ -18,7 +18,7 @@ import extract
 from benchmarks.minilvis.detector import load_weights
 from extract.annotations import read_annotations
 from extract.detectors.torchvision import TorchvisionDetector
-from extract.extraction import Extraction
+from extract.job import Extraction
 from extract.layout import num_blocks
 from fuse.annotations import load_annotations
 from fuse.rows import detect_rows
@@ -48,7 +48,7 @@ def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
     rois = [one for block in range(num_blocks(len(job.positions))) for one in job.block(block)]
     description = job.detector.description
     cache = extract.write_cache(
-        "memory://check.zarr", rois, train.classes, level="logits", detector=description, overwrite=True
+        "memory://check.zarr", rois, train.classes, split="val", level="logits", detector=description, overwrite=True
     )
     truth = load_annotations(annotations.path, cache.images["image_id"])
     detections = detect_rows(cache, paper_rows(None))

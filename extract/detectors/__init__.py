@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,10 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from extract.config import DetectorSpec
+from extract.extras import require
 from extract.layout import Layers
 from extract.rois import RoIs
 
-FRAMEWORKS = {"torchvision": "extract.detectors.torchvision"}
+FRAMEWORKS = ("torchvision",)
 
 Choose = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(position in the batch, proposals (P, 4) best first) → (indices of the proposals to keep, boxes (G, 4) to add)."""
@@ -66,7 +69,8 @@ def load_detector(spec: DetectorSpec) -> Detector:
     framework, _, target = spec.detector.partition(":")
     if framework not in FRAMEWORKS:
         raise ValueError(f"detector {spec.detector!r}: framework {framework!r}, expected {', '.join(FRAMEWORKS)}")
-    return import_module(FRAMEWORKS[framework]).load(target, spec)
+    require(framework, extra=framework)
+    return import_module(f"extract.detectors.{framework}").load(target, spec)
 
 
 def parse_options(options: Sequence[str]) -> dict:
@@ -88,6 +92,8 @@ def import_builder(target: str) -> Callable:
     module, _, name = target.partition(":")
     if not module or not name:
         raise ValueError(f"detector builder {target!r}, expected MODULE:BUILDER")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # console scripts, unlike `python -m`, do not look there
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:

@@ -21,6 +21,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from extract.config import DetectorSpec
 from extract.detectors import Choose, Image, import_builder, parse_options
+from extract.devices import resolve_device
 from extract.layout import Layers
 from extract.rois import RoIs
 
@@ -30,12 +31,16 @@ MASK_BATCH = 1024
 
 def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
     """Builds the model with the builder at `target` and loads `spec.weights` into it."""
-    model = import_builder(target)(**parse_options(spec.detector_options))
+    options = parse_options(spec.detector_options)
+    builder = import_builder(target)
+    try:
+        model = builder(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"detector builder {target!r} failed with options {options}: {error}") from error
     if not isinstance(model, GeneralizedRCNN):
         raise ValueError(f"detector builder {target!r} returned a {type(model).__name__}, expected a GeneralizedRCNN")
     digest = load_weights(model, spec.weights)
-    device = spec.device if spec.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return TorchvisionDetector(model.to(device), name=target, weights_sha256=digest)
+    return TorchvisionDetector(model.to(resolve_device(spec.device)), name=target, weights_sha256=digest)
 
 
 def load_weights(model: nn.Module, path: Path) -> str:
@@ -94,7 +99,9 @@ class TorchvisionDetector:
         per_class = deltas.reshape(-1, 4)
         self.class_agnostic_boxes = bool((per_class == per_class[0]).all())
         # An expanded channel axis (stride 0) is one class-agnostic mask under torchvision's per-class interface.
-        self.has_masks = masks is not None and (masks.shape[1] == 1 or masks.stride(1) == 0)
+        # Masks are of refined boxes, so a class-agnostic mask needs a class-agnostic box.
+        one_mask = masks is not None and (masks.shape[1] == 1 or masks.stride(1) == 0)
+        self.has_masks = one_mask and self.class_agnostic_boxes
         self.description = {
             "name": name or type(model).__name__,
             "framework": "torchvision",
@@ -142,8 +149,8 @@ class TorchvisionDetector:
         classifier = self._classifier()
         if classifier is None or (level == "pooled" and others):
             return []
-        layers = [(m.weight, m.bias) for m in linear] if not others else []
-        layers.append(tuple(torch.cat([p[1:], p[:1]]) for p in (classifier.weight, classifier.bias)))
+        layers = [(m.weight, _bias(m)) for m in linear] if not others else []
+        layers.append(tuple(torch.cat([p[1:], p[:1]]) for p in (classifier.weight, _bias(classifier))))
         return [[(w.float().cpu().numpy(), b.float().cpu().numpy()) for w, b in layers]]
 
     def _classifier(self) -> nn.Linear | None:
@@ -159,12 +166,14 @@ class TorchvisionDetector:
     def _probe(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits, box deltas and mask logits of one made-up RoI: what is not an attribute of every model."""
         heads, channels = self.model.roi_heads, self.model.backbone.out_channels
-        pooled = torch.linspace(-1, 1, channels * 49, device=self.device).reshape(1, channels, 7, 7)
+        height, width = heads.box_roi_pool.output_size
+        pooled = torch.linspace(-1, 1, channels * height * width, device=self.device)
+        pooled = pooled.reshape(1, channels, height, width)
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         if not heads.has_mask():
             return logits, deltas, None
-        side = heads.mask_roi_pool.output_size[0]
-        masks = heads.mask_predictor(heads.mask_head(pooled.new_zeros(1, channels, side, side)))
+        size = heads.mask_roi_pool.output_size
+        masks = heads.mask_predictor(heads.mask_head(pooled.new_zeros(1, channels, *size)))
         return logits, deltas, masks
 
     def _tensor(self, image: Image) -> Tensor:
@@ -249,3 +258,7 @@ class TorchvisionDetector:
             is_gt=is_gt,
             masks=None if masks is None else masks.cpu().numpy(),
         )
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias

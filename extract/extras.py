@@ -1,0 +1,14 @@
+"""Packages that only some commands need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports a module of an optional package. Raises ImportError saying what to install."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is not installed; pip install 'tailcal[{extra}]' brings it") from error

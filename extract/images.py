@@ -1,0 +1,51 @@
+"""Reading images, and mirroring them left to right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
+
+from extract.rois import RoIs
+
+
+def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> np.ndarray:
+    """The first of `names` that exists below `folder`, as (H, W, 3) uint8 RGB.
+
+    Raises FileNotFoundError naming the folder and the names tried, ValueError for a file that is no image or
+    not of `size` (height, width).
+    """
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder}: has no {' or '.join(names) or 'image without a file name'}")
+    try:
+        with PILImage.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from None
+    if pixels.shape[:2] != size:
+        raise ValueError(
+            f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations say {size[1]}×{size[0]}"
+        )
+    return pixels
+
+
+def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """xyxy boxes (…, 4) of the image mirrored left to right."""
+    mirrored = boxes.copy()
+    mirrored[..., 0], mirrored[..., 2] = width - boxes[..., 2], width - boxes[..., 0]
+    return mirrored
+
+
+def mirror_back(rois: RoIs) -> RoIs:
+    """RoIs of a mirrored image in the coordinates of the original."""
+    return replace(
+        rois,
+        proposals=mirror_boxes(rois.proposals, rois.width),
+        boxes=mirror_boxes(rois.boxes, rois.width),
+        masks=None if rois.masks is None else rois.masks[:, :, ::-1],
+        flipped=True,
+    )

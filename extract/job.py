@@ -1,0 +1,97 @@
+"""One extraction's images, and the RoIs of a block of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+
+from extract.annotations import Annotations
+from extract.config import Config
+from extract.detectors import Detector, Image
+from extract.images import mirror_back, mirror_boxes, read_image
+from extract.layout import block_slice, num_blocks
+from extract.matching import GroundTruth, choose_training, label_rois
+from extract.plan import class_balanced_images
+from extract.rois import RoIs
+
+
+class Extraction:
+    """The images to visit, in their order, and one block of them at a time."""
+
+    def __init__(self, config: Config, annotations: Annotations, detector: Detector):
+        self.config, self.annotations, self.detector = config, annotations, detector
+        self.positions = np.arange(len(annotations.image_ids))
+        if config.images_per_class is not None:
+            self.positions = class_balanced_images(annotations, config.images_per_class, config.seed)
+        if not len(self.positions):
+            raise ValueError(f"{annotations.path}: no image has an annotation, so no class can be given images")
+        self.blocks = num_blocks(len(self.positions))
+        self.masks = config.masks if config.masks is not None else config.split == "val" and detector.has_masks
+        flip = config.flip if config.flip is not None else 0.5 * (config.split == "train")
+        self.flipped = np.array([self._rng(p, 0).random() < flip for p in self.positions], bool)
+
+    @property
+    def capacity(self) -> int:
+        """Upper bound of the RoIs kept of one image."""
+        objects = np.diff(self.annotations.offsets)[self.positions].max(initial=0)
+        return self.config.proposals + (int(objects) if self.config.split == "train" else 0)
+
+    def block(self, block: int) -> list[RoIs]:
+        """The RoIs of one block's images, labelled, in the coordinates of the unflipped images."""
+        indices = list(range(len(self.positions))[block_slice(block)])
+        rois = {
+            i: found for batch in self._batches(indices) for i, found in zip(batch, self._batch(batch), strict=True)
+        }
+        return [rois[i] for i in indices]
+
+    def _batches(self, indices: list[int]) -> Iterator[list[int]]:
+        """Batches of images of one size: padding to a larger neighbour would change what a detector sees."""
+        a, limit = self.annotations, self.config.batch_size
+        sizes = {
+            i: (int(a.heights[p]), int(a.widths[p])) for i, p in zip(indices, self.positions[indices], strict=True)
+        }
+        for _, group in groupby(sorted(indices, key=sizes.get), key=sizes.get):
+            members = list(group)
+            yield from (members[i : i + limit] for i in range(0, len(members), limit))
+
+    def _batch(self, indices: list[int]) -> Iterator[RoIs]:
+        images = [self._load(i) for i in indices]
+        truths = [self._truth(i) for i in indices]
+        found = self.detector.rois(
+            images,
+            choose=lambda i, proposals: self._choose(indices[i], truths[i], proposals),
+            level=self.config.level,
+            masks=self.masks,
+        )
+        for index, rois, truth in zip(indices, found, truths, strict=True):
+            labelled = label_rois(rois, truth, self.detector.stages)
+            yield mirror_back(labelled) if self.flipped[index] else labelled
+
+    def _load(self, index: int) -> Image:
+        position = self.positions[index]
+        size = (int(self.annotations.heights[position]), int(self.annotations.widths[position]))
+        pixels = read_image(self.config.images, self.annotations.file_names[position], size)
+        image_id = int(self.annotations.image_ids[position])
+        return Image(image_id, pixels[:, ::-1] if self.flipped[index] else pixels)
+
+    def _truth(self, index: int) -> GroundTruth:
+        position = self.positions[index]
+        a, of = self.annotations, self.annotations.of(position)
+        boxes = a.boxes[of]
+        if self.flipped[index]:
+            boxes = mirror_boxes(boxes, int(a.widths[position]))
+        return GroundTruth(boxes, a.labels[of], a.ids[of], a.crowd[of], bool(a.exhaustive[position]))
+
+    def _choose(self, index: int, truth: GroundTruth, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        proposals = proposals[: self.config.proposals]
+        if self.config.split == "val":
+            return np.arange(len(proposals)), np.empty((0, 4), np.float32)
+        rng = self._rng(self.positions[index], 1)
+        keep = choose_training(proposals, truth, self.detector.stages[0], self.config.background, rng)
+        return keep, truth.boxes[~truth.crowd]
+
+    def _rng(self, position: int, purpose: int) -> np.random.Generator:
+        """One generator per image and purpose, so that an image's draws depend on no other image."""
+        return np.random.default_rng([self.config.seed, int(self.annotations.image_ids[position]), purpose])

@@ -1,0 +1,58 @@
+"""What the commands work on, opened and checked to belong together: cache, head, annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from calib.heads import Head
+from calib.storage import load_head
+from extract.cache import RoICache, open_cache
+from fuse.annotations import Loaded, check_categories, load_annotations
+
+
+def open_val_cache(url: str, masks: bool) -> RoICache:
+    """The cache. Raises ValueError for a train cache, and for one without masks where they are asked for."""
+    cache = open_cache(url)
+    if cache.split != "val":
+        raise ValueError(
+            f"{cache.url}: is a {cache.split} cache, whose ground-truth boxes would compete as proposals; "
+            "give one extracted with --split val"
+        )
+    if masks and "masks" not in cache.fields:
+        raise ValueError(f"{cache.url}: has no masks; use --iou-types bbox")
+    return cache
+
+
+def load_head_of(path: Path | None, cache: RoICache) -> Head | None:
+    """The head. Raises ValueError if it was made for another detector than the cache's."""
+    if path is None:
+        return None
+    head = load_head(path)
+    head.check_cache(cache)
+    return head
+
+
+def annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
+    """The annotations of exactly the cache's images, and a line that says which those are.
+
+    Raises ValueError naming what differs: categories, images, or an image's size.
+    """
+    every = load_annotations(path)
+    check_categories(every, cache.classes["category_id"].to_numpy())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in every["images"]}
+    cached = cache.images[["image_id", "height", "width"]].to_numpy(np.int64).tolist()
+    missing = [image_id for image_id, *_ in cached if image_id not in sizes]
+    if missing:
+        raise ValueError(f"{path}: lacks {len(missing)} images of {cache.url}, image {min(missing)} first")
+    for image_id, height, width in cached:
+        if sizes[image_id] != (height, width):
+            raise ValueError(
+                f"{path}: image {image_id} is {sizes[image_id][0]} high and {sizes[image_id][1]} wide, "
+                f"in {cache.url} {height} and {width}"
+            )
+    if len(cached) == len(sizes):
+        return every, f"{len(sizes)} images"
+    scope = f"{len(cached)} of the {len(sizes)} images of {path.name}: those of the cache"
+    return load_annotations(every, [image_id for image_id, *_ in cached]), scope
