@@ -43,9 +43,10 @@ def test_sweep_prints_every_row_of_the_paper_and_writes_it(arguments, tmp_path, 
     ap = table.loc["segm"]
     assert ap.loc["rhead-cat", "AP(0,10)"] > ap.loc["original@0.0", "AP(0,10)"] + 10
     assert ap.loc["rhead-cat", "AP[100,1000)"] == pytest.approx(ap.loc["original@0.0", "AP[100,1000)"], abs=1)
-    for iou_type in ("segm", "bbox"):  # who knows every class is as good as the proposals allow
+    means = ["AP", "bAP", "AP50", "AP75", "AR"]  # a class alone may lose: the oracle ranks RoIs by their foreground
+    for iou_type in ("segm", "bbox"):
         oracle, original = table.loc[(iou_type, "props-gt")], table.loc[(iou_type, "original@0.0")]
-        assert (oracle >= original)[oracle.notna()].all() and oracle["AP(0,10)"] > original["AP(0,10)"] + 10
+        assert (oracle[means] >= original[means]).all() and oracle["AP(0,10)"] > original["AP(0,10)"] + 10
     assert len(pd.read_csv(out / "per_class.csv")) == 2 * len(ROWS) * 5
     report = (out / "report.html").read_text()
     assert "rhead-cat-scale" in report and "<svg" in report and "Box AP" in report
