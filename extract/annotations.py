@@ -108,16 +108,16 @@ def read_annotations(path: str | Path) -> Annotations:
         raise AnnotationError(f"{path}: not an LVIS or COCO annotation file: {error}") from None
     images = sorted(content.images, key=lambda image: image.id)
     categories = sorted(content.categories, key=lambda category: category.id)
-    image_ids = _unique(path, "images", [image.id for image in images])
-    category_ids = _unique(path, "categories", [category.id for category in categories])
-    _unique(path, "annotations", sorted(a.id for a in content.annotations))
+    image_ids = unique_ids(path, "images", [image.id for image in images])
+    category_ids = unique_ids(path, "categories", [category.id for category in categories])
+    unique_ids(path, "annotations", sorted(a.id for a in content.annotations))
     annotations = content.annotations
-    owner = _lookup(path, annotations, "image_id", image_ids)
-    label = _lookup(path, annotations, "category_id", category_ids)
+    owner = positions_of(path, annotations, "image_id", image_ids)
+    label = positions_of(path, annotations, "category_id", category_ids)
     order = np.argsort(owner, kind="stable")
     heights = np.array([image.height for image in images], np.int32)
     widths = np.array([image.width for image in images], np.int32)
-    boxes = _boxes(path, annotations, np.stack([widths, heights], 1)[owner])
+    boxes = clipped_boxes(path, annotations, np.stack([widths, heights], 1)[owner])
     return Annotations(
         path=path,
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -135,7 +135,8 @@ def read_annotations(path: str | Path) -> Annotations:
     )
 
 
-def _unique(path: Path, what: str, ids: list[int]) -> np.ndarray:
+def unique_ids(path: Path, what: str, ids: list[int]) -> np.ndarray:
+    """Ascending ids as (n,) int64. Raises AnnotationError for one that repeats, and for no images or categories."""
     values = np.array(ids, np.int64)
     if len(values) == 0 and what != "annotations":
         raise AnnotationError(f"{path}: {what} is empty")
@@ -145,8 +146,8 @@ def _unique(path: Path, what: str, ids: list[int]) -> np.ndarray:
     return values
 
 
-def _lookup(path: Path, annotations: list[_Annotation], field: str, known: np.ndarray) -> np.ndarray:
-    """Positions of the annotations' ids in the ascending `known`."""
+def positions_of(path: Path, annotations: list[_Annotation], field: str, known: np.ndarray) -> np.ndarray:
+    """(A,) int64 positions of the annotations' ids in the ascending `known`. Raises AnnotationError for others."""
     wanted = np.array([getattr(a, field) for a in annotations], np.int64)
     position = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     bad = np.flatnonzero(known[position] != wanted)
@@ -157,8 +158,11 @@ def _lookup(path: Path, annotations: list[_Annotation], field: str, known: np.nd
     return position
 
 
-def _boxes(path: Path, annotations: list[_Annotation], size: np.ndarray) -> np.ndarray:
-    """xywh to xyxy, clipped to `size` (A, 2) = (width, height)."""
+def clipped_boxes(path: Path, annotations: list[_Annotation], size: np.ndarray) -> np.ndarray:
+    """(A, 4) float32 xyxy of the annotations' boxes, clipped to `size` (A, 2) = (width, height) of their images.
+
+    Raises AnnotationError for a box that is not finite, has no area or reaches further outside than `OVERHANG`.
+    """
     xywh = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
     limit = np.concatenate([size, size], 1).astype(np.float64)

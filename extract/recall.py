@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from extract.annotations import Annotations, read_annotations
-from extract.bins import BINS, bin_index, bin_names
+from extract.bins import BINS, bin_index, bin_names, edges
 from extract.cache import RoICache, open_cache
 from extract.config import RecallConfig
 
@@ -17,8 +17,7 @@ LIMITS = (100, 300, 1000)
 
 def report(config: RecallConfig) -> None:
     """Prints `proposal_recall` in points."""
-    edges = (0.0, *config.bins, float("inf"))
-    table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=edges)
+    table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=edges(config.bins))
     print(table.to_string(float_format=lambda value: f"{value:.1f}"))
 
 

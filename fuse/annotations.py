@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from extract.annotations import AnnotationError, _boxes, _lookup, _unique
+from extract.annotations import AnnotationError, clipped_boxes, positions_of, unique_ids
 
 
 class _Image(msgspec.Struct):
@@ -95,11 +95,11 @@ def _checked(name: str, source: str | os.PathLike | dict) -> dict:
         dataset = msgspec.convert(content, _Dataset)
     except msgspec.DecodeError as error:
         raise AnnotationError(f"{name}: not an LVIS annotation file: {error}") from None
-    image_ids = _unique(name, "images", sorted(image.id for image in dataset.images))
-    category_ids = _unique(name, "categories", sorted(category.id for category in dataset.categories))
-    _unique(name, "annotations", sorted(annotation.id for annotation in dataset.annotations))
-    _lookup(name, dataset.annotations, "image_id", image_ids)
-    _lookup(name, dataset.annotations, "category_id", category_ids)
+    image_ids = unique_ids(name, "images", sorted(image.id for image in dataset.images))
+    category_ids = unique_ids(name, "categories", sorted(category.id for category in dataset.categories))
+    unique_ids(name, "annotations", sorted(annotation.id for annotation in dataset.annotations))
+    positions_of(name, dataset.annotations, "image_id", image_ids)
+    positions_of(name, dataset.annotations, "category_id", category_ids)
     for annotation in dataset.annotations:
         if not 0 <= annotation.area < math.inf:
             raise AnnotationError(f"{name}: annotation {annotation.id}: area is {annotation.area}, expected at least 0")
@@ -109,7 +109,7 @@ def _checked(name: str, source: str | os.PathLike | dict) -> dict:
 
 def _check_shapes(name: str, annotations: list[_Annotation], images: dict[int, _Image]) -> None:
     owners = [images[annotation.image_id] for annotation in annotations]
-    _boxes(name, annotations, np.array([(o.width, o.height) for o in owners], np.int64).reshape(-1, 2))
+    clipped_boxes(name, annotations, np.array([(o.width, o.height) for o in owners], np.int64).reshape(-1, 2))
     for annotation, image in zip(annotations, owners, strict=True):
         mask = annotation.segmentation
         fault = _polygon_fault(mask) if isinstance(mask, list) else _rle_fault(mask, image)
