@@ -63,13 +63,13 @@ def create_cache(
     Args:
         url: a path or an fsspec URL; nothing may be there, or a cache if `overwrite`.
         template: any image's RoIs; only the shapes behind R matter.
-        header: level, stages and origin.
+        header: split, level, stages and origin.
         classes: the class table, see `extract.classes`.
         images: image_id, height, width, flipped, in the order in which they will be stored.
         capacity: upper bound of the RoIs of one image.
         head: the detector's own fully connected layers, per stage.
 
-    Raises CacheError if something is at `url`, or for a class table of another size than the logits.
+    Raises CacheError if something is at `url`, and for a class table, stages or a level that the RoIs do not fit.
     """
     classes = check_classes(classes, url)
     if template.num_classes != len(classes):
