@@ -1,7 +1,7 @@
 """The detector Mini-LVIS is measured with: a small, class-agnostic torchvision Mask R-CNN.
 
-Give it to the library as `torchvision:benchmarks.minilvis.detector:mask_rcnn`. It takes images as they are,
-without resizing.
+Give it to the library as `torchvision:benchmarks.minilvis.detector:mask_rcnn`. Images of other sizes than 144 px
+are resized at inference.
 """
 
 from torch import Tensor, nn
@@ -16,8 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 CHANNELS = 64  # of every FPN level
 EMBEDDING = 256
 MASK_CHANNELS = 32
-# Two octave steps per level and two shapes cover the 14 to 70 px of Mini-LVIS's objects. Levels: stride 4, 8,
-# 16.
+# Two octave steps per level (strides 4, 8, 16) and two shapes cover the 14 to 70 px of Mini-LVIS's objects.
 ANCHOR_SIZES = ((14, 20), (28, 40), (54, 72))
 ASPECT_RATIOS = ((0.75, 1.33),) * 3
 DEFAULTS = dict(

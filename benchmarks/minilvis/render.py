@@ -107,7 +107,8 @@ def _shift_colour(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return ((rgb @ hue.T.astype(np.float32) - 128) * contrast + 128 + brightness).clip(0, 255).astype(np.float32)
 
 
-def _shrink(rgb, alpha, factor):
+def _shrink(rgb: np.ndarray | None, alpha: np.ndarray, factor: float) -> tuple[np.ndarray | None, np.ndarray]:
+    """rgb (h, w, 3) and alpha (h, w) float32 at `factor` of their size, at least 6 px a side."""
     shape = [max(6, round(s * factor)) for s in alpha.shape[::-1]]
     small = np.asarray(Image.fromarray(alpha).resize(shape, Image.Resampling.BILINEAR))
     if rgb is not None:
