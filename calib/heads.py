@@ -148,7 +148,10 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
         raise ValueError(f"head is {kind!r}, expected one of {', '.join(HEADS)}")
     if cache.level == "logits" or (cache.level == "embedding" and kind != "linear"):
         needed = "'pooled' or 'embedding'" if kind == "linear" else "'pooled'"
-        raise ValueError(f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}")
+        raise ValueError(
+            f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}"
+            + ("; --head linear does with it" if cache.level == "embedding" else "")
+        )
     own = [cache.head(stage) for stage in range(len(cache.stages))]
     keep = {"3fc_ft": None, "linear": -1 if cache.level == "pooled" else 0}.get(kind, 0)
     kept = [layers[:keep] for layers in own]

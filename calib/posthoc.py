@@ -54,6 +54,9 @@ class _Posthoc:
         """(R, K+1) float32 class scores, background last; rows sum to 1."""
         return stage_scores(self.logits(rois), self._average)
 
+    def __repr__(self) -> str:
+        return f"<{self.name}{'' if hasattr(self, '_scale') else ', not fitted'}>"
+
     def _affine(self, cache: RoICache) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift of the logits, each broadcastable to (S, K+1)."""
         raise NotImplementedError

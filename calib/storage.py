@@ -60,7 +60,7 @@ def load_info(path: str | Path) -> HeadInfo:
     """The checked `config.json` of a head's folder. Raises FileNotFoundError or ValueError."""
     file = Path(path) / INFO_FILE
     if not file.is_file():
-        raise FileNotFoundError(f"{path}: no finished head there ({INFO_FILE} is missing)")
+        raise FileNotFoundError(f"{path}: no finished head there; calib.train makes one, and finishes one it began")
     try:
         raw = msgspec.json.decode(file.read_bytes(), type=dict)
         if raw.get("format") != FORMAT:

@@ -149,13 +149,14 @@ class RoICache(Sequence):
         return f"<table>{cells}</table>"
 
     def _summary(self) -> list[tuple[str, str]]:
-        foreground = int(((labels := self.read("labels")[:, 0]) >= 0).sum() - (labels == self.num_classes).sum())
+        labels = self.read("labels")[:, 0]
+        foreground = (labels >= 0) & (labels < self.num_classes)
         features = self.fields.get("features")
         return [
             ("RoI cache", f"{self.url} ({self.split})"),
             ("images", f"{len(self):,} ({int(self.images['flipped'].sum()):,} flipped)"),
-            ("RoIs", f"{int(self.offsets[-1]):,} ({foreground:,} foreground, {len(self.stages)} stage(s))"),
-            ("classes", f"{self.num_classes:,} ({len(np.unique(labels[labels >= 0])):,} labels seen)"),
+            ("RoIs", f"{int(self.offsets[-1]):,} ({int(foreground.sum()):,} foreground, {len(self.stages)} stage(s))"),
+            ("classes", f"{self.num_classes:,} ({len(np.unique(labels[foreground])):,} of them in it)"),
             ("level", f"{self.level}" + (f", features {features[1:]} float16" if features else "")),
             (
                 "detector",

@@ -18,7 +18,7 @@ class DetectorSpec:
     `detector_options` and returns the model."""
 
     weights: Path
-    """The model's state, as .safetensors, or as .pth that holds tensors alone."""
+    """The model's state_dict, as .safetensors or as .pth of tensors alone (also under the key "model")."""
 
     detector_options: tuple[str, ...] = ()
     """KEY=VALUE arguments of the builder; values are read as JSON, else as text."""
@@ -90,6 +90,8 @@ class Config(DetectorSpec):
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name} is {value}, expected at least {bound}")
+        if self.split == "val" and self.train_annotations is None:
+            raise ValueError("a val cache needs --train-annotations, for the training counts of its classes")
         if self.flip is not None and not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}, expected a probability in [0, 1]")
 

@@ -85,7 +85,7 @@ def export_hdf5(cache: RoICache, path: str | Path) -> None:
     """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError."""
     h5py = require("h5py", "hdf5")
     if Path(path).exists():
-        raise FileExistsError(f"{path}: exists already")
+        raise FileExistsError(f"{path}: exists already; remove it or give another name")
     with replacing(path) as partial, h5py.File(partial, "w") as file:
         _export_tables(cache, file)
         for field, shape in cache.fields.items():

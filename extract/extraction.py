@@ -32,14 +32,13 @@ def run(config: Config) -> RoICache | None:
     Raises ValueError or FileNotFoundError naming the file and the field; nothing is written before the detector,
     the annotations and the first images have proved readable.
     """
-    if config.split == "val" and config.train_annotations is None:
-        raise ValueError("train_annotations is missing: a val cache needs them for the training counts of its classes")
     annotations = read_annotations(config.annotations)
     source = read_annotations(config.train_annotations) if config.train_annotations else annotations
     _same_classes(annotations, source)
     detector = load_detector(config)
     _fits(detector, annotations, config)
     job = Extraction(config, annotations, detector)
+    _log_doubts(job, source)
     header = Header(
         config.split, config.level, detector.stages, detector.description, _provenance(config, annotations, source)
     )
@@ -53,6 +52,8 @@ def run(config: Config) -> RoICache | None:
         return None
     writer = _writer(config, header, job, first[0], source)
     pending = writer.pending()
+    if len(pending) < job.blocks:
+        log.info("resuming: %d of %d blocks of images are done", job.blocks - len(pending), job.blocks)
     with tqdm(total=len(job.positions), unit="image", desc=f"extract {config.split}", disable=None) as progress:
         progress.update(sum(len(job.positions[block_slice(b)]) for b in range(job.blocks) if b not in pending))
         for block in pending:
@@ -64,7 +65,12 @@ def run(config: Config) -> RoICache | None:
 
 def command(config: Config) -> None:
     """`run`, then what the cache holds."""
-    if cache := run(config):
+    try:
+        cache = run(config)
+    except KeyboardInterrupt:
+        log.info("%s: stopped; the same command%s resumes", config.out, " without --overwrite" * config.overwrite)
+        raise
+    if cache:
         print(cache)
 
 
@@ -83,7 +89,7 @@ def _same_classes(annotations: Annotations, source: Annotations) -> None:
 def _fits(detector: Detector, annotations: Annotations, config: Config) -> None:
     if detector.num_classes != len(annotations.classes):
         raise ValueError(
-            f"detector {config.detector} has {detector.num_classes} classes, "
+            f"detector {config.detector} has {detector.num_classes} classes besides background, "
             f"{annotations.path} has {len(annotations.classes)}"
         )
     if config.masks and not detector.has_masks:
@@ -108,14 +114,12 @@ def _finished(config: Config, header: Header) -> RoICache | None:
     except FileNotFoundError:
         return None
     ours, theirs = (_flat({**h, "stages": list(h["stages"])}) for h in (asdict(header), _header(attributes)))
-    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    differing = [key for key in differing if "version" not in key]
-    if differing:
-        key = differing[0]
-        raise CacheError(
-            f"{config.out}: was made with other options: {', '.join(differing)} differ "
-            f"({key}: {theirs.get(key)!r} there, {ours.get(key)!r} now); --overwrite starts anew"
-        )
+    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    keys = [key for key in keys if "version" not in key]  # a newer library reads and resumes what an older one began
+    if keys:
+        names = ", ".join(key.removeprefix("provenance.config.") for key in keys)
+        values = f"{theirs.get(keys[0])!r} there, {ours.get(keys[0])!r} now"
+        raise CacheError(f"{config.out}: was made with other options: {names} ({values}); --overwrite starts anew")
     return open_cache(config.out) if attributes["complete"] else None
 
 
@@ -153,10 +157,18 @@ def _writer(config: Config, header: Header, job: Extraction, template: RoIs, sou
     )
 
 
+def _log_doubts(job: Extraction, source: Annotations) -> None:
+    """What is allowed but seldom meant."""
+    if job.config.split == "val" and source.sha256 == job.annotations.sha256:
+        log.warning("training counts are taken from %s itself, the file evaluated on", source.path)
+    if job.config.split == "val" and job.config.masks is None and not job.masks:
+        log.warning("no masks are kept: the detector has none that are class-agnostic; evaluation will be of boxes")
+
+
 def _log_estimate(job: Extraction, first: list[RoIs], seconds: float) -> None:
     images, rois = len(job.positions), np.mean([len(r) for r in first])
     log.info(
-        "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.0f minutes at %.1f images per second",
+        "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.1f minutes at %.1f images per second",
         f"{images:,}",
         rois,
         f"{row_bytes(first[0]):,}",

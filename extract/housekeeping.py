@@ -12,7 +12,10 @@ def inspect(config: InspectConfig) -> None:
     """Prints what a cache holds."""
     cache = open_cache(config.cache)
     print(cache)
-    print(cache.classes.groupby("frequency")[["image_count", "instance_count"]].agg(["count", "sum"]).to_string())
+    groups = cache.classes.groupby("frequency")
+    table = groups[["image_count", "instance_count"]].sum().set_axis(["training images", "training instances"], axis=1)
+    table.insert(0, "classes", groups.size())
+    print(table.reindex(list("rcf")).dropna().astype(int).to_string())
 
 
 def verify(config: VerifyConfig) -> None:
@@ -26,6 +29,7 @@ def verify(config: VerifyConfig) -> None:
 def export_file(config: ExportConfig) -> None:
     """Cache → HDF5."""
     export_hdf5(open_cache(config.cache), config.file)
+    print(f"{config.file}: {config.file.stat().st_size / 1e6:,.1f} MB")
 
 
 def import_file(config: ImportConfig) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RoIs:
     """The regions of interest of one image, as flat arrays.
 
@@ -74,6 +74,13 @@ class RoIs:
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    def __repr__(self) -> str:
+        features = "none" if self.features is None else self.features.shape[2:]
+        return (
+            f"RoIs(image_id={self.image_id}, {len(self)} RoIs, {self.logits.shape[1]} stage(s), "
+            f"{self.num_classes} classes, features {features})"
+        )
 
     @property
     def num_classes(self) -> int:

@@ -42,6 +42,9 @@ def may_be_replaced(url: str, overwrite: bool) -> bool:
         attributes = zarr.open_group(url, mode="r").attrs
     except (FileNotFoundError, ValueError):
         attributes = {}
-    if attributes.get("creating") or (overwrite and attributes.get("format") == FORMAT):
+    is_cache = attributes.get("format") == FORMAT
+    if attributes.get("creating") or (overwrite and is_cache):
         return True
-    raise CacheError(f"{url}: something is there already" + ", and it is no RoI cache" * overwrite)
+    raise CacheError(
+        f"{url}: something is there already" + ("; --overwrite replaces it" if is_cache else ", and it is no RoI cache")
+    )

@@ -19,8 +19,8 @@ class EvaluationOptions:
     annotations: Path
     """LVIS annotation file of the images evaluated on."""
 
-    iou_types: tuple[Literal["segm", "bbox"], ...] = ("segm",)
-    """Mask AP, box AP or both."""
+    iou_types: tuple[Literal["segm", "bbox"], ...] = ()
+    """Mask AP, box AP or both; by default mask AP where there are masks, else box AP."""
 
     bins: tuple[float, ...] = (10, 100, 1000)
     """Edges between the bins of training instances."""
@@ -39,8 +39,6 @@ class EvaluationOptions:
         if self.max_detections < 1:
             raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
         edges(self.bins)
-        if not self.iou_types:
-            raise ValueError("iou_types is empty, expected segm, bbox or both")
 
     @property
     def edges(self) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ def evaluate(
     classes: pd.DataFrame,
     *,
     bins: tuple[float, ...] = BINS,
-    iou_type: str | Iterable[str] = IOU_TYPES,
+    iou_type: str | Iterable[str] | None = None,
     fixed: bool = False,
     max_detections: int = 300,
     engine: str = "hotcoco",
@@ -42,7 +42,7 @@ def evaluate(
         classes: the class table: category_id, name, frequency and the **training** instance_count, which decides
             the bin. The annotation file's own counts are not looked at.
         bins: edges of half-open bins of training instances.
-        iou_type: "segm", "bbox" or both.
+        iou_type: "segm", "bbox" or both; None for what the detections have.
         fixed: fixed AP: the best 10,000 detections of each class over the data set, no cap per image.
         max_detections: cap per image, best first, where not `fixed`.
         engine: "hotcoco" or "lvis".
@@ -57,6 +57,8 @@ def evaluate(
         ValueError: annotations that are not LVIS's, categories that differ from `classes`, detections of images or
             categories that are not there or with masks of another size, "segm" for detections without masks.
     """
+    if iou_type is None:
+        iou_type = IOU_TYPES if detections.rle is not None else "bbox"
     types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
     options = {"fixed": fixed, "max_detections": max_detections, "engine": engine}

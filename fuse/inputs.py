@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,18 +12,26 @@ from calib.heads import Head
 from calib.storage import load_head
 from extract.cache import RoICache, open_cache
 from fuse.annotations import Loaded, check_categories, load_annotations
+from fuse.config import EvaluationOptions
+
+Options = TypeVar("Options", bound=EvaluationOptions)
 
 
-def open_val_cache(url: str, masks: bool) -> RoICache:
-    """The cache. Raises ValueError for a train cache, and for one without masks where they are asked for."""
+def with_iou_types(config: Options, masks: bool) -> Options:
+    """The options with their IoU types settled. Raises ValueError if mask AP is asked for without masks."""
+    if "segm" in config.iou_types and not masks:
+        raise ValueError("there are no masks to evaluate; use --iou-types bbox")
+    return replace(config, iou_types=config.iou_types or (("segm",) if masks else ("bbox",)))
+
+
+def open_val_cache(url: str) -> RoICache:
+    """The cache. Raises ValueError for a train cache."""
     cache = open_cache(url)
     if cache.split != "val":
         raise ValueError(
             f"{cache.url}: is a {cache.split} cache, whose ground-truth boxes would compete as proposals; "
             "give one extracted with --split val"
         )
-    if masks and "masks" not in cache.fields:
-        raise ValueError(f"{cache.url}: has no masks; use --iou-types bbox")
     return cache
 
 

@@ -19,7 +19,7 @@ def run_record(config: FusionOptions, cache: RoICache) -> bytes:
     Raises ValueError if the folder holds results of something else and `overwrite` is not set.
     """
     record = config.out / RECORD
-    own = {name: str(value) for name, value in asdict(config).items() if name not in ("out", "overwrite")}
+    own = {name: _text(value) for name, value in asdict(config).items() if name not in ("out", "overwrite", "cache")}
     own["cache_fingerprint"] = cache.fingerprint
     if record.exists() and not config.overwrite:
         found = _read(record)
@@ -28,6 +28,11 @@ def run_record(config: FusionOptions, cache: RoICache) -> bytes:
             changes = ", ".join(f"{name} {found.get(name)} → {own.get(name)}" for name in changed)
             raise ValueError(f"{config.out}: holds results of another configuration ({changes}); use --overwrite")
     return msgspec.json.format(msgspec.json.encode(own))
+
+
+def _text(value: object) -> str:
+    """Numbers and paths that are equal have equal texts."""
+    return f"{value:g}" if isinstance(value, float) else str(value.resolve() if isinstance(value, Path) else value)
 
 
 def _read(record: Path) -> dict[str, str]:

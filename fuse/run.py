@@ -15,7 +15,7 @@ from fuse.annotations import Loaded, load_annotations
 from fuse.config import Config, EvaluateConfig, EvaluationOptions, FusionOptions, SweepConfig
 from fuse.detections import Detections
 from fuse.evaluation import FIXED_PER_CLASS
-from fuse.inputs import annotations_of, load_head_of, open_val_cache
+from fuse.inputs import annotations_of, load_head_of, open_val_cache, with_iou_types
 from fuse.record import RECORD, run_record
 from fuse.rows import Row, detect_rows
 from fuse.sweep import BASELINE, evaluate_rows, paper_rows
@@ -44,6 +44,7 @@ def sweep(config: SweepConfig) -> None:
 def evaluate_file(config: EvaluateConfig) -> None:
     """`python -m fuse evaluate`: a file of results."""
     detections = Detections.from_json(config.detections)
+    config = with_iou_types(config, masks=detections.rle is not None)
     classes = open_cache(config.cache).classes if config.cache else read_annotations(config.train_annotations).classes
     annotations = load_annotations(config.annotations)
     summary, per_class = _evaluate(config, annotations, {config.detections.name: detections}, classes)
@@ -53,8 +54,9 @@ def evaluate_file(config: EvaluateConfig) -> None:
 
 
 def _detect_and_report(config: FusionOptions, make_rows, *, baseline: str, shown: str, save: bool = False) -> None:
+    cache = open_val_cache(config.cache)
+    config = with_iou_types(config, masks="masks" in cache.fields)
     masks = "segm" in config.iou_types
-    cache = open_val_cache(config.cache, masks)
     calibrated = load_head_of(config.head, cache)
     annotations, scope = annotations_of(config.annotations, cache)
     record, report = run_record(config, cache), _report_writer()

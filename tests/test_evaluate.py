@@ -393,5 +393,7 @@ def test_mask_ap_needs_masks():
     found = truth_as_detections(annotations())
     without = Detections(found.image_id, found.category_id, found.score, found.box)
     with pytest.raises(ValueError, match="detections have no masks"):
-        evaluate(annotations(), without, CLASSES)
-    assert evaluate(annotations(), without, CLASSES, iou_type="bbox").loc["bbox", "AP"] == pytest.approx(100)
+        evaluate(annotations(), without, CLASSES, iou_type="segm")
+    table = evaluate(annotations(), without, CLASSES)
+    assert list(table.index) == ["bbox"] and table.loc["bbox", "AP"] == pytest.approx(100)
+    assert list(evaluate(annotations(), found, CLASSES).index) == ["segm", "bbox"]

@@ -146,7 +146,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
 def test_same_command_again_and_changed_command(tiny, caches):
     config = tiny.config("val", caches["val"].url)
     assert extract.run(config).fingerprint == caches["val"].fingerprint
-    with pytest.raises(extract.CacheError, match="provenance.config.proposals: 60 there, 50 now.; --overwrite"):
+    with pytest.raises(extract.CacheError, match="other options: proposals .60 there, 50 now.; --overwrite"):
         extract.run(replace(config, proposals=50))
     other = tiny.data / "train_as_val.json"
     shutil.copy(tiny.data / "train.json", other)
@@ -179,7 +179,7 @@ def test_command_line(tiny, caches, tmp_path, capsys):
     arguments = [*flags(config), "--images-per-class", 1]
     assert command(*arguments, "--estimate") == 0 and not out.exists()
     assert command(*arguments) == 0
-    assert "labels seen" in capsys.readouterr().out
+    assert "of them in it" in capsys.readouterr().out
     assert command("inspect", out) == 0 and "RoI cache" in capsys.readouterr().out
     assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
     assert command("recall", out, "--annotations", config.annotations) == 0
@@ -210,7 +210,7 @@ def change_json(tiny, tmp_path, change):
 
 BAD_INPUT = {
     "no annotations": (lambda t, p: {"annotations": p / "no.json"}, "no.json: no such annotation file"),
-    "no training counts": (lambda t, p: {"train_annotations": None}, "train_annotations is missing: a val cache needs"),
+    "no training counts": (lambda t, p: {"train_annotations": None}, "a val cache needs --train-annotations"),
     "no device": (lambda t, p: {"device": "abacus"}, "device 'abacus' cannot be used"),
     "builder options": (
         lambda t, p: {"detector_options": ("num_classes=many",)},

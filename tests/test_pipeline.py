@@ -50,6 +50,29 @@ def test_pipeline(tiny, tmp_path, capsys):
     assert not list(tmp_path.rglob("*partial*"))
 
 
+def test_a_class_specific_detector_is_evaluated_by_its_boxes(tiny, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from tests.detectors import mask_rcnn
+
+    options = {"num_classes": CLASSES + 1}
+    save_file(mask_rcnn(**options).state_dict(), tmp_path / "w.safetensors")
+    changes = {
+        "detector": "torchvision:tests.detectors:mask_rcnn",
+        "detector_options": (f"num_classes={CLASSES + 1}",),
+        "weights": tmp_path / "w.safetensors",
+        "images_per_class": 1,
+    }
+    train, val = (extract.run(tiny.config(s, tmp_path / f"{s}.zarr", **changes)) for s in ("train", "val"))
+    assert "masks" not in val.fields and val.fields["boxes"] == (CLASSES, 4)
+    run(calib.__main__, "--cache", train.url, "--out", tmp_path / "head", "--steps", 3)
+    annotations = ("--annotations", tiny.data / "val.json")
+    run(fuse.__main__, "--cache", val.url, "--head", tmp_path / "head", *annotations, "--out", tmp_path / "cat")
+    run(fuse.__main__, "evaluate", tmp_path / "cat" / "detections.json", *annotations, "--cache", val.url)
+    out = capsys.readouterr().out
+    assert out.count("Box AP") == 2 and "Mask AP" not in out
+
+
 def test_heads_of_other_detectors_are_refused(tiny, tmp_path, capsys):
     train = extract.run(tiny.config("train", tmp_path / "train.zarr", images_per_class=1))
     calib.__main__.main(["train", "--cache", train.url, "--out", str(tmp_path / "head"), "--steps", "2"])

@@ -136,7 +136,8 @@ def test_weights_files(tmp_path):
     model = builders.single_level()
     state = model.state_dict()
     save_file({k: v.half() for k, v in state.items()}, tmp_path / "half.safetensors")
-    torch.save({"model": state, "iteration": 5}, tmp_path / "checkpoint.pth")
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    torch.save({"model": wrapped, "iteration": 5}, tmp_path / "checkpoint.pth")
     assert load_weights(builders.single_level(), tmp_path / "half.safetensors") != ""
     other = builders.single_level()
     nn.init.zeros_(other.roi_heads.box_predictor.cls_score.weight)

@@ -42,7 +42,8 @@ def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
     """
     annotations, train = (read_annotations(data / f"{split}.json") for split in ("val", "train"))
     options = {"detector": "", "weights": Path(), "out": "", "split": "val", "level": "logits", "proposals": 300}
-    config = extract.Config(annotations=annotations.path, images=data / "val", **options)
+    options |= {"annotations": annotations.path, "train_annotations": train.path, "images": data / "val"}
+    config = extract.Config(**options)
     job = Extraction(config, annotations, TorchvisionDetector(copy.deepcopy(model)))
     job.positions = job.positions[:images]
     rois = [one for block in range(num_blocks(len(job.positions))) for one in job.block(block)]

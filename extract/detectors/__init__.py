@@ -68,7 +68,10 @@ def load_detector(spec: DetectorSpec) -> Detector:
     """
     framework, _, target = spec.detector.partition(":")
     if framework not in FRAMEWORKS:
-        raise ValueError(f"detector {spec.detector!r}: framework {framework!r}, expected {', '.join(FRAMEWORKS)}")
+        raise ValueError(
+            f"detector {spec.detector!r}: framework {framework!r}, expected {', '.join(FRAMEWORKS)}, "
+            "as in torchvision:my_models:build"
+        )
     require(framework, extra=framework)
     return import_module(f"extract.detectors.{framework}").load(target, spec)
 
@@ -97,7 +100,7 @@ def import_builder(target: str) -> Callable:
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"detector builder {target!r}: {error}") from error
+        raise ImportError(f"detector builder {target!r}: {error} in {os.getcwd()} or on PYTHONPATH") from error
     if not callable(getattr(found, name, None)):
         raise ValueError(f"detector builder {target!r}: module {module} has no function {name}")
     return getattr(found, name)

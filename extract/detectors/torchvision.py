@@ -77,13 +77,17 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: not a safetensors file: {error}") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a file of tensors alone: {str(error).splitlines()[0]}") from None
+    except Exception:  # whatever torch finds wrong, what helps is the same
+        raise ValueError(
+            f"{path}: not a file of tensors alone; save the model's state_dict() with torch.save"
+        ) from None
     for wrapper in ("model", "state_dict"):
         state = state.get(wrapper, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: not a state_dict of tensors")
-    return state
+    # DistributedDataParallel puts its own name before every key.
+    wrapped = all(key.startswith("module.") for key in state)
+    return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
 
 
 class TorchvisionDetector:
