@@ -25,7 +25,10 @@ demo: $(VENV)/demo
 tables:
 	$(MAKE) demo SAMPLING=plain
 	$(MAKE) demo SAMPLING=rfs
-	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep
+	$(BIN)/python -m extract $(DETECTOR) --split val --level logits --masks False \
+	    --train-annotations $(DATA)/train.json --annotations $(DATA)/val.json --images $(DATA)/val \
+	    --out data/plain/proposals.zarr
+	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep recall=data/plain/proposals.zarr
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not slow"

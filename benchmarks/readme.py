@@ -1,6 +1,8 @@
-"""Puts the tables of finished sweeps into the README, and keeps them as CSV in `benchmarks/results`.
+"""Puts measured tables into the README, and keeps them as CSV in `benchmarks/results`.
 
-python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep
+    python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep recall=data/plain/proposals.zarr
+
+A folder is a finished sweep, whose mask AP is shown; a cache is one of val, whose proposal recall is.
 """
 
 from __future__ import annotations
@@ -11,30 +13,46 @@ from pathlib import Path
 
 import pandas as pd
 
+from extract import open_cache
+from extract.annotations import read_annotations
+from extract.recall import proposal_recall
+
 ROOT = Path(__file__).parents[1]
-COLUMNS = ("AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP[1000,-)", "AP", "bAP", "APr", "APc", "APf")
+VAL = ROOT / "data" / "minilvis" / "val.json"
+COLUMNS = ["AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP[1000,-)", "AP", "bAP", "APr", "APc", "APf"]
 
 
 def main(arguments: list[str]) -> None:
-    """NAME=FOLDER pairs: the README's block of that name takes the mask AP of the sweep in that folder."""
+    """NAME=SOURCE pairs: the README's block of that name takes the table of the source."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    for name, folder in (argument.split("=") for argument in arguments):
-        metrics = pd.read_csv(Path(folder) / "metrics.csv", index_col=["iou_type", "row"])
-        results = ROOT / "benchmarks" / "results"
-        results.mkdir(exist_ok=True)
-        metrics.round(2).to_csv(results / f"{name}.csv")
-        block = f"<!-- results:{name} -->\n{markdown(metrics.loc['segm'][list(COLUMNS)])}\n<!-- /results -->"
+    for name, source in (argument.split("=") for argument in arguments):
+        whole, shown = recall_tables(source) if source.endswith(".zarr") else sweep_tables(source)
+        whole.round(2).to_csv(ROOT / "benchmarks" / "results" / f"{name}.csv")
+        block = f"<!-- results:{name} -->\n{markdown(shown)}\n<!-- /results -->"
         text, found = re.subn(rf"<!-- results:{name} -->.*?<!-- /results -->", lambda _, b=block: b, text, flags=re.S)
         if not found:
             raise ValueError(f"{readme}: has no block results:{name}")
     readme.write_text(text)
 
 
+def sweep_tables(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All metrics of a sweep, and its mask AP."""
+    metrics = pd.read_csv(Path(folder) / "metrics.csv", index_col=["iou_type", "row"])
+    return metrics, metrics.loc["segm"][COLUMNS]
+
+
+def recall_tables(cache: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Proposal recall of a val cache of Mini-LVIS, twice the same."""
+    table = proposal_recall(open_cache(cache), read_annotations(VAL)).astype({"objects": "int64"})
+    return table, table
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """A table of points with one decimal."""
+    """A table with one decimal where numbers are not whole."""
     lines = ["| | " + " | ".join(table.columns) + " |", "|---" + "|--:" * len(table.columns) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |" for name, *row in table.itertuples()]
+    cells = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else f"{value:,}")
+    lines += ["| " + " | ".join((name, *row)) + " |" for name, *row in cells.itertuples()]
     return "\n".join(lines)
 
 
