@@ -175,6 +175,13 @@ def test_hdf5_faults(tmp_path):
     with pytest.raises(CacheError, match=r"text\.h5: not an HDF5 file"):
         import_hdf5(tmp_path / "text.h5", str(tmp_path / "d.zarr"))
     export_hdf5(toy_cache(tmp_path / "c.zarr"), tmp_path / "c.h5")
+    for header, message in {"{": "truncated|malformed", '{"split": "val"}': "missing required field `level`"}.items():
+        with h5py.File(tmp_path / "c.h5", "a") as file:
+            whole, file.attrs["header"] = file.attrs["header"], header
+        with pytest.raises(CacheError, match=rf"c\.h5: .*({message})"):
+            import_hdf5(tmp_path / "c.h5", str(tmp_path / "d.zarr"))
+        with h5py.File(tmp_path / "c.h5", "a") as file:
+            file.attrs["header"] = whole
     with h5py.File(tmp_path / "c.h5", "a") as file:
         del file["label"]
     with pytest.raises(CacheError, match=r"c\.h5: .*label"):
