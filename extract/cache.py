@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import zarr
@@ -42,23 +43,17 @@ class RoICache(Sequence):
             the counts being those of the training set.
         images: DataFrame in stored order: image_id, height, width, flipped, roi_count.
         stages: matching IoU of each stage, length S.
-        split: "train" or "val".
-        level: "pooled", "embedding" or "logits".
-        detector, provenance: dicts saying what made it.
-        fingerprint: sha256 over all of this and the content of every image.
+        header: what the cache says of itself; its parts are at hand as split, level, stages, detector, provenance.
         offsets: (N+1,) int64; image i owns the packed rows `offsets[i]:offsets[i+1]` of `read` and `take`.
     """
 
     def __init__(self, group: zarr.Group, url: str):
         import pandas as pd
 
-        attributes = group.attrs.asdict()
         self.url = url
-        self.split: str = attributes["split"]
-        self.level: str = attributes["level"]
-        self.stages: tuple[float, ...] = tuple(attributes["stages"])
-        self.detector: dict = attributes["detector"]
-        self.provenance: dict = attributes["provenance"]
+        self.header = header = Header.of(group.attrs.asdict())
+        self.split, self.level, self.stages = header.split, header.level, header.stages
+        self.detector, self.provenance = header.detector, header.provenance
         self._group = group
         self._arrays = {field: group[c.name] for field, c in COLUMNS.items() if c.name in group}
         missing = COLUMNS.keys() - self._arrays.keys() - OPTIONAL
@@ -71,9 +66,7 @@ class RoICache(Sequence):
         if (self._starts[1:] < self._starts[:-1] + np.diff(self.offsets)[:-1]).any():
             raise CacheError(f"{url}/images: the ranges of roi_start and roi_count overlap")
         self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
-        header = Header(self.split, self.level, self.stages, self.detector, self.provenance)
-        images = self.images.drop(columns="roi_count")
-        self.fingerprint: str = fingerprint(header, self.classes, images, self._table("images/digest"))
+        self._digests = self._table("images/digest")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,6 +91,11 @@ class RoICache(Sequence):
         if image_id not in self._position:
             raise KeyError(f"{self.url}: no image {image_id}")
         return self[self._position[image_id]]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over header, class table, image table and the content of every image."""
+        return fingerprint(self.header, self.classes, self.images.drop(columns="roi_count"), self._digests)
 
     @property
     def num_classes(self) -> int:
@@ -182,10 +180,10 @@ class RoICache(Sequence):
             return array[:]
         except KeyError:
             raise CacheError(f"{self.url}: has no {name}") from None
+        except CacheError:
+            raise
         except (ValueError, OSError, RuntimeError) as error:
-            raise (
-                error if isinstance(error, CacheError) else CacheError(f"{self.url}/{name}: damaged: {error}")
-            ) from None
+            raise CacheError(f"{self.url}/{name}: damaged: {error}") from None
 
     def _class_table(self) -> dict[str, object]:
         numbers = {n: self._table(f"classes/{n}") for n in ("category_id", "image_count", "instance_count")}

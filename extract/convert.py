@@ -5,7 +5,6 @@ The HDF5 file has the layout of the Zarr group, its RoI arrays packed without un
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -146,8 +145,7 @@ class _Hdf5Images(Sequence):
 
 def _export_tables(cache: RoICache, file: h5py.File) -> None:
     file.attrs.update({"format": FORMAT, "version": VERSION})
-    header = Header(cache.split, cache.level, cache.stages, cache.detector, cache.provenance)
-    file.attrs["header"] = json.dumps(vars(header))
+    file.attrs["header"] = msgspec.json.encode(cache.header).decode()
     for name in cache.classes:
         values = cache.classes[name]
         file[f"classes/{name}"] = [v.encode() for v in values] if name in TEXT else values.to_numpy()

@@ -42,22 +42,25 @@ def run(config: Config) -> RoICache | None:
     header = Header(
         config.split, config.level, detector.stages, detector.description, _provenance(config, annotations, source)
     )
-    if not config.overwrite and (cache := _finished(config, header)):
+    there = None if config.overwrite else _begun(config, header)
+    if isinstance(there, RoICache):
         log.info("%s is finished already", config.out)
-        return cache
+        return there
+    pending = there.pending() if there else list(range(job.blocks))
+    if len(pending) < job.blocks:
+        log.info("resuming: %d of %d blocks of images are done", job.blocks - len(pending), job.blocks)
+    if not pending:  # interrupted between the last block and the manifest
+        return None if config.estimate else there.finish()
     started = time.perf_counter()
-    first = job.block(0)
+    first = job.block(pending[0])
     _log_estimate(job, first, time.perf_counter() - started)
     if config.estimate:
         return None
-    writer = _writer(config, header, job, first[0], source)
-    pending = writer.pending()
-    if len(pending) < job.blocks:
-        log.info("resuming: %d of %d blocks of images are done", job.blocks - len(pending), job.blocks)
+    writer = there or _create(config, header, job, first[0], source)
     with tqdm(total=len(job.positions), unit="image", desc=f"extract {config.split}", disable=None) as progress:
         progress.update(sum(len(job.positions[block_slice(b)]) for b in range(job.blocks) if b not in pending))
         for block in pending:
-            rois = first if block == 0 else job.block(block)
+            rois = first if block == pending[0] else job.block(block)
             writer.write_block(block, rois)
             progress.update(len(rois))
     return writer.finish()
@@ -107,24 +110,20 @@ def _provenance(config: Config, annotations: Annotations, source: Annotations) -
     }
 
 
-def _finished(config: Config, header: Header) -> RoICache | None:
-    """The finished cache at `out`, if any. Raises CacheError where a cache of another config is there."""
+def _begun(config: Config, header: Header) -> RoICache | CacheWriter | None:
+    """The finished cache at `out`, or the writer of an unfinished one. Raises CacheError for one of another config."""
     try:
         attributes = open_group(config.out, "r").attrs.asdict()
     except FileNotFoundError:
         return None
-    ours, theirs = (_flat({**h, "stages": list(h["stages"])}) for h in (asdict(header), _header(attributes)))
+    ours, theirs = (_flat(asdict(h)) for h in (header, Header.of(attributes)))
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     keys = [key for key in keys if "version" not in key]  # a newer library reads and resumes what an older one began
     if keys:
         names = ", ".join(key.removeprefix("provenance.config.") for key in keys)
         values = f"{theirs.get(keys[0])!r} there, {ours.get(keys[0])!r} now"
         raise CacheError(f"{config.out}: was made with other options: {names} ({values}); --overwrite starts anew")
-    return open_cache(config.out) if attributes["complete"] else None
-
-
-def _header(attributes: dict) -> dict:
-    return {name: attributes[name] for name in ("split", "level", "stages", "detector", "provenance")}
+    return open_cache(config.out) if attributes["complete"] else resume_cache(config.out)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -134,14 +133,9 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _writer(config: Config, header: Header, job: Extraction, template: RoIs, source: Annotations) -> CacheWriter:
+def _create(config: Config, header: Header, job: Extraction, template: RoIs, source: Annotations) -> CacheWriter:
     import pandas as pd
 
-    if not config.overwrite:
-        try:
-            return resume_cache(config.out)
-        except FileNotFoundError:
-            pass
     a = job.annotations
     images = pd.DataFrame(
         {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,12 @@ class Header:
             raise CacheError(f"split {self.split!r}, expected {' or '.join(map(repr, SPLITS))}")
         if self.level not in LEVELS:
             raise CacheError(f"level {self.level!r}, expected one of {', '.join(LEVELS)}")
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, object]) -> Header:
+        """The header among the attributes of a cache's group."""
+        values = {field.name: attributes[field.name] for field in fields(cls)}
+        return cls(**{**values, "stages": tuple(values["stages"])})
 
 
 def open_group(url: str, mode: str) -> zarr.Group:

@@ -15,9 +15,9 @@ import pandas as pd
 from torchvision.models.detection import MaskRCNN
 
 import extract
-from benchmarks.minilvis.detector import load_weights
+from benchmarks.minilvis.detector import mask_rcnn
 from extract.annotations import read_annotations
-from extract.detectors.torchvision import TorchvisionDetector
+from extract.detectors.torchvision import TorchvisionDetector, load_weights
 from extract.job import Extraction
 from extract.layout import num_blocks
 from fuse.annotations import load_annotations
@@ -58,8 +58,9 @@ def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
 
 def main(config: Config) -> None:
     """Prints the table."""
-    classes = len(read_annotations(config.data / "val.json").classes)
-    table = evaluate(load_weights(config.weights, classes), config.data, config.images)
+    model = mask_rcnn(len(read_annotations(config.data / "val.json").classes))
+    load_weights(model, config.weights)
+    table = evaluate(model, config.data, config.images)
     print(table.to_string(float_format="{:.1f}".format))
 
 

@@ -90,17 +90,6 @@ def mask_rcnn(num_classes: int = 240, **kwargs) -> MaskRCNN:
     )
 
 
-def load_weights(path, num_classes: int = 240, **kwargs) -> MaskRCNN:
-    """The trained detector in evaluation mode, float32, from a safetensors file that `train` wrote."""
-    from safetensors.torch import load_file
-
-    detector = mask_rcnn(num_classes, **kwargs)
-    detector.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in load_file(path).items()}
-    )
-    return detector.eval()
-
-
 def _roi_align(output_size: int, sampling_ratio: int = 2) -> MultiScaleRoIAlign:
     # Boxes under 48 px are read from the stride-4 level, those up to 96 px from stride 8.
     return MultiScaleRoIAlign(
