@@ -92,7 +92,7 @@ class Head(nn.Module):
         device = next(self.parameters()).device
         logits = np.empty((len(rois), len(self.stages), self.num_classes + 1), np.float32)
         for stage in range(len(self.stages)):
-            features = torch.from_numpy(np.array(every[:, stage], np.float32)).to(device)
+            features = torch.as_tensor(every[:, stage]).to(device).float()
             logits[:, stage] = self(features, stage).float().cpu().numpy()
         return logits
 
@@ -122,10 +122,10 @@ class Head(nn.Module):
                     "(--train-annotations)"
                 )
 
-    def _checked_features(self, rois: RoIs) -> np.ndarray:
+    def _checked_features(self, rois: RoIs) -> np.ndarray | torch.Tensor:
         expected = (len(self.stages), *self.info.feature_shape)
-        if rois.features is None or rois.features.shape[1:] != expected:
-            found = "none" if rois.features is None else rois.features.shape[1:]
+        if rois.features is None or tuple(rois.features.shape[1:]) != expected:
+            found = "none" if rois.features is None else tuple(rois.features.shape[1:])
             raise ValueError(
                 f"image {rois.image_id}: head {self.name!r} expects {self.info.level} features "
                 f"{expected} per RoI, the RoIs have {found}"

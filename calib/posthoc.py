@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from calib.scoring import check_average, stage_scores
+from calib.scoring import Original, stage_scores
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class _Posthoc:
     _scale: np.ndarray
     _shift: np.ndarray
     _average: str
+    _activation: str
 
     def fit(self, cache: RoICache) -> Self:
         """Takes what the method needs from the cache and returns itself."""
@@ -36,7 +37,8 @@ class _Posthoc:
         scale, shift = self._affine(cache)
         self._scale = np.broadcast_to(scale, shape).astype(np.float32)
         self._shift = np.broadcast_to(shift, shape).astype(np.float32)
-        self._average = check_average(cache.detector.get("stage_average", "scores"))
+        original = Original.of(cache.detector)
+        self._average, self._activation = original.average, original.activation
         return self
 
     def logits(self, rois: RoIs) -> np.ndarray:
@@ -51,8 +53,8 @@ class _Posthoc:
         return rois.logits.astype(np.float32) * self._scale + self._shift
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """(R, K+1) float32 class scores, background last; rows sum to 1."""
-        return stage_scores(self.logits(rois), self._average)
+        """(R, K+1) float32 class scores, background last, by the detector's own activation."""
+        return stage_scores(self.logits(rois), self._average, self._activation)
 
     def __repr__(self) -> str:
         return f"<{self.name}{'' if hasattr(self, '_scale') else ', not fitted'}>"

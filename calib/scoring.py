@@ -6,6 +6,7 @@ Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,9 @@ import numpy as np
 from extract.rois import RoIs
 
 AVERAGES = ("scores", "logits")
-"""What a detector with several stages averages: softmax scores (detectron2) or logits (mmdetection's HTC)."""
+"""What a detector with several stages averages: scores (detectron2) or logits (mmdetection)."""
+ACTIVATIONS = ("softmax", "sigmoid")
+"""What turns a detector's logits into scores: one softmax over all classes, or each class by itself."""
 
 
 class Scorer(Protocol):
@@ -41,27 +44,36 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return scores
 
 
-def stage_scores(logits: np.ndarray, average: str = "scores") -> np.ndarray:
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Of every number by itself, in float32: (...) of any float type → (...) float32."""
+    with np.errstate(over="ignore"):  # an infinite exponential is a score of 0
+        return 1 / (1 + np.exp(-np.asarray(logits, np.float32)))
+
+
+def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = "softmax") -> np.ndarray:
     """Class scores of all stages together.
 
     Args:
         logits: (R, S, K+1), float16 or float32, background last.
-        average: "scores" takes the mean of the stages' softmaxes, "logits" the softmax of their mean logits.
+        average: "scores" takes the mean of the stages' scores, "logits" the scores of their mean logits.
+        activation: "softmax", or "sigmoid" of a detector that scores each class by itself.
 
     Returns:
-        (R, K+1) float32; rows sum to 1.
+        (R, K+1) float32; rows sum to 1 with softmax.
 
     Raises:
-        ValueError: `average` is something else, or `logits` has not three axes.
+        ValueError: `average` or `activation` is something else, or `logits` has not three axes.
     """
     check_average(average)
+    check_activation(activation)
     if logits.ndim != 3:
         raise ValueError(f"logits have shape {logits.shape}, expected (R, S, K+1)")
+    activate = softmax if activation == "softmax" else sigmoid
     if logits.shape[1] == 1:
-        return softmax(logits[:, 0])
+        return activate(logits[:, 0])
     if average == "scores":
-        return softmax(logits).mean(axis=1)
-    return softmax(logits.mean(axis=1, dtype=np.float32))
+        return activate(logits).mean(axis=1)
+    return activate(logits.mean(axis=1, dtype=np.float32))
 
 
 def check_average(average: str) -> str:
@@ -71,14 +83,26 @@ def check_average(average: str) -> str:
     return average
 
 
+def check_activation(activation: str) -> str:
+    """`activation` itself, or a ValueError that lists what is possible."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}, expected {' or '.join(map(repr, ACTIVATIONS))}")
+    return activation
+
+
 class Original:
     """The detector's own scores, from the logits in the RoIs."""
 
     name = "original"
 
-    def __init__(self, average: str = "scores") -> None:
-        self.average = check_average(average)
+    def __init__(self, average: str = "scores", activation: str = "softmax") -> None:
+        self.average, self.activation = check_average(average), check_activation(activation)
+
+    @classmethod
+    def of(cls, detector: Mapping[str, object], average: str | None = None) -> Original:
+        """That of a detector's description; `average` replaces the framework's way of averaging stages."""
+        return cls(average or detector.get("stage_average", "scores"), detector.get("activation", "softmax"))
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """(R, K+1) float32 class scores, background last."""
-        return stage_scores(rois.logits, self.average)
+        return stage_scores(rois.logits, self.average, self.activation)

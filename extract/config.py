@@ -14,14 +14,20 @@ class DetectorSpec:
     """Which detector to load, and where it runs."""
 
     detector: str
-    """FRAMEWORK:MODULE:BUILDER, e.g. torchvision:my_models:mask_rcnn; the builder is called with
-    `detector_options` and returns the model."""
+    """detectron2, mmdet, or torchvision:MODULE:BUILDER, a function that returns the model, as in
+    torchvision:my_models:mask_rcnn. detectron2:MODULE:FUNCTION calls FUNCTION(cfg) before the config file is
+    read, for a project that registers modules and keys of its own."""
 
-    weights: Path
-    """The model's state_dict, as .safetensors or as .pth of tensors alone (also under the key "model")."""
+    weights: Path | None = None
+    """The trained weights: .safetensors, .pth, or a .pkl of detectron2's model zoo; detectron2 has a default
+    in its config file."""
 
-    detector_options: tuple[str, ...] = ()
-    """KEY=VALUE arguments of the builder; values are read as JSON, else as text."""
+    config_file: Path | None = None
+    """detectron2's .yaml or LazyConfig .py, or mmdetection's .py."""
+
+    detector_options: Positional[tuple[str, ...]] = ()
+    """The framework's own options, handed on as they are: KEY VALUE … of detectron2 (key=value … of a
+    LazyConfig), key=value … of mmdetection, KEY=VALUE arguments of a builder."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
@@ -37,10 +43,10 @@ class Config(DetectorSpec):
     """
 
     annotations: Path
-    """LVIS or COCO annotation file."""
+    """LVIS or COCO annotation file, or a data set's name in detectron2's catalog."""
 
-    images: Path
-    """Folder that the file names in the annotations are relative to."""
+    images: Path | None = None
+    """Folder that the file names in the annotations are relative to; a data set of the catalog brings its own."""
 
     out: str
     """The cache to write, a path or an fsspec URL."""
@@ -54,7 +60,7 @@ class Config(DetectorSpec):
     classifier (linear heads only) or the logits alone (methods that need no training)."""
 
     train_annotations: Path | None = None
-    """File that the class table's training counts come from; needed for val, `annotations` themselves for train."""
+    """File or name that the class table's training counts come from; needed for val, `annotations` for train."""
 
     images_per_class: int | None = None
     """Visit only as many images as give every class so many."""

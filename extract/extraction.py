@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -14,14 +14,14 @@ from tqdm import tqdm
 from extract.annotations import Annotations, read_annotations
 from extract.cache import RoICache, open_cache
 from extract.config import Config
-from extract.detectors import Detector, load_detector
+from extract.detectors import Detector, load_detector, registered_data
 from extract.job import Extraction
 from extract.layout import CacheError, Header, block_slice, open_group, row_bytes
 from extract.rois import RoIs
 from extract.shards import CacheWriter, create_cache, resume_cache
 
 log = logging.getLogger(__name__)
-RUNTIME_FIELDS = {"out", "weights", "annotations", "images", "train_annotations", "device", "batch_size"}
+RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
 RUNTIME_FIELDS |= {"overwrite", "estimate"}
 """Options that leave the cache's content alone, or that the recorded sha256 stand for."""
 
@@ -32,6 +32,7 @@ def run(config: Config) -> RoICache | None:
     Raises ValueError or FileNotFoundError naming the file and the field; nothing is written before the detector,
     the annotations and the first images have proved readable.
     """
+    config = _with_files(config)
     annotations = read_annotations(config.annotations)
     source = read_annotations(config.train_annotations) if config.train_annotations else annotations
     _same_classes(annotations, source)
@@ -75,6 +76,22 @@ def command(config: Config) -> None:
         raise
     if cache:
         print(cache)
+
+
+def _with_files(config: Config) -> Config:
+    """The config with data sets named in the framework's catalog replaced by their files."""
+    changes = {}
+    for field in ("annotations", "train_annotations"):
+        name = getattr(config, field)
+        found = None if name is None or name.exists() else registered_data(config.detector, str(name))
+        if found:
+            changes[field] = found[0]
+            if field == "annotations" and config.images is None:
+                changes["images"] = found[1]
+    config = replace(config, **changes)
+    if config.images is None:
+        raise ValueError(f"images: give the folder of the images that {config.annotations} names")
+    return config
 
 
 def _same_classes(annotations: Annotations, source: Annotations) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -59,14 +60,13 @@ class Extraction:
     def _batch(self, indices: list[int]) -> Iterator[RoIs]:
         images = [self._load(i) for i in indices]
         truths = [self._truth(i) for i in indices]
-        found = self.detector.rois(
-            images,
-            choose=lambda i, proposals: self._choose(indices[i], truths[i], proposals),
-            level=self.config.level,
-            masks=self.masks,
+        forward = self.detector.forward(
+            images, self.config.level, lambda i, proposals: self._choose(indices[i], truths[i], proposals)
         )
-        for index, rois, truth in zip(indices, found, truths, strict=True):
-            labelled = label_rois(rois, truth, self.detector.stages)
+        painted = forward.masks() if self.masks else [None] * len(images)
+        for index, rois, masks, truth in zip(indices, forward.rois, painted, truths, strict=True):
+            features = None if rois.features is None else rois.features.cpu().numpy()
+            labelled = label_rois(replace(rois, features=features, masks=masks), truth, self.detector.stages)
             yield mirror_back(labelled) if self.flipped[index] else labelled
 
     def _load(self, index: int) -> Image:

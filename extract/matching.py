@@ -74,14 +74,15 @@ def match(
 def label_rois(rois: RoIs, truth: GroundTruth, stages: Sequence[float]) -> RoIs:
     """`rois` with labels, ious and gt_ids of every stage, each by its own proposals and matching IoU.
 
-    RoIs that are ground truth come in the order of `truth`, crowds left out, and are each matched with themselves in
-    the first stage: of two annotations with the same box neither takes the other's.
+    RoIs that are ground truth come in the order of `truth`, crowds left out, stay where they are in every stage and
+    are each matched with themselves: of two annotations with the same box neither takes the other's.
     """
     matched = [match(rois.proposals[:, s], truth, t, rois.num_classes) for s, t in enumerate(stages)]
     labels, ious, ids = (np.stack(columns, 1) for columns in zip(*matched, strict=True))
     if rois.is_gt.any():
-        labels[rois.is_gt, 0], ids[rois.is_gt, 0] = truth.labels[~truth.crowd], truth.ids[~truth.crowd]
-        ious[rois.is_gt, 0] = 1
+        single = ~truth.crowd
+        labels[rois.is_gt], ids[rois.is_gt] = truth.labels[single, None], truth.ids[single, None]
+        ious[rois.is_gt] = 1
     return replace(rois, labels=labels, ious=ious, gt_ids=ids)
 
 

@@ -7,8 +7,12 @@ Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes, `D` featur
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,6 +30,7 @@ class RoIs:
         logits: (R, S, K+1) float16 or float32, the original classifier's, background last.
         objectness: (R,) float32, the proposal network's probability (1 for ground-truth boxes).
         features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at level "logits".
+            Straight from a detector they are a torch tensor on its device, from a cache an array.
         labels: (R, S) int32, each stage's class by that stage's matching IoU.
         ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
         gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 where there is none.
@@ -42,7 +47,7 @@ class RoIs:
     boxes: np.ndarray
     logits: np.ndarray
     objectness: np.ndarray
-    features: np.ndarray | None
+    features: np.ndarray | Tensor | None
     labels: np.ndarray
     ious: np.ndarray
     gt_ids: np.ndarray

@@ -117,7 +117,7 @@ def _prepare(name: str, row: Row, cache: RoICache) -> Row:
         raise ValueError(f"row {name or row.mode!r}: mode {row.mode!r} needs a calibrated scorer")
     return replace(
         row,
-        original=row.original or Original(cache.detector.get("stage_average", "scores")),
+        original=row.original or Original.of(cache.detector),
         tail=row.tail if isinstance(row.tail, np.ndarray) else tail_classes(cache.classes["instance_count"], row.tail),
         iou_threshold=cache.detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
         max_detections=None if row.max_detections == -1 else row.max_detections,
@@ -147,7 +147,7 @@ class _Memo:
         self._rois, self._scores = rois, {}
 
     def __call__(self, scorer: Scorer) -> np.ndarray:
-        key = (Original, scorer.average) if type(scorer) is Original else id(scorer)
+        key = (scorer.average, scorer.activation) if type(scorer) is Original else id(scorer)
         if key not in self._scores:
             scores = scorer.scores(self._rois)
             expected = (len(self._rois), self._rois.num_classes + 1)

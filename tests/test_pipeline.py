@@ -29,9 +29,10 @@ def test_pipeline(tiny, tmp_path, capsys):
         run(
             extract.__main__,
             *("--detector", "torchvision:benchmarks.minilvis.detector:mask_rcnn", "--weights", tiny.weights),
-            *("--detector-options", f"num_classes={CLASSES}", "--split", split, "--images-per-class", 2),
+            *("--split", split, "--images-per-class", 2),
             *("--train-annotations", tiny.data / "train.json", "--annotations", tiny.data / f"{split}.json"),
             *("--images", tiny.data / split, "--out", tmp_path / f"{split}.zarr", "--proposals", 40),
+            f"num_classes={CLASSES}",
         )
     run(calib.__main__, "train", "--cache", tmp_path / "train.zarr", "--out", tmp_path / "head", "--steps", 20)
     inputs = ("--cache", tmp_path / "val.zarr", "--head", tmp_path / "head", "--annotations", tiny.data / "val.json")

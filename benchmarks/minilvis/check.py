@@ -17,7 +17,8 @@ from torchvision.models.detection import MaskRCNN
 import extract
 from benchmarks.minilvis.detector import mask_rcnn
 from extract.annotations import read_annotations
-from extract.detectors.torchvision import TorchvisionDetector, load_weights
+from extract.detectors.torchvision import TorchvisionDetector
+from extract.detectors.weights import load_weights
 from extract.job import Extraction
 from extract.layout import num_blocks
 from fuse.annotations import load_annotations

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from extract.extras import require
 from extract.layout import Layers
 from extract.rois import RoIs
 
-FRAMEWORKS = ("torchvision",)
+FRAMEWORKS = {"torchvision": "torchvision", "detectron2": "detectron2", "mmdet": "mmdetection"}
+"""Module under `extract.detectors` and package that is imported → the extra that installs it."""
 
 Choose = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(position in the batch, proposals (P, 4) best first) → (indices of the proposals to keep, boxes (G, 4) to add)."""
@@ -31,33 +33,66 @@ class Image:
     pixels: np.ndarray
 
 
+class Detected(NamedTuple):
+    """One image's detections, best first: boxes (D, 4) float32 xyxy pixels, labels (D,) int64, scores (D,) float32."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+class Forward(Protocol):
+    """What one forward pass over a batch of images leaves.
+
+    Attributes:
+        rois: of each image, labels unknown; features are tensors on the detector's device. Boxes are in pixels of
+            the given images. Proposals are those that were chosen, in their order, then the boxes that were added
+            (`is_gt`, objectness 1), which stay what they are in every stage of a cascade.
+    """
+
+    rois: list[RoIs]
+
+    def masks(self) -> list[np.ndarray]:
+        """Of each image the class-agnostic mask probability of every refined box, (R, M, M) uint8 times 255."""
+
+    def results(self, detected: Sequence[Detected]) -> list[Any]:
+        """Detections of each image as the framework's own inference returns them, with its masks of these boxes."""
+
+
 class Detector(Protocol):
     """A frozen two-stage detector.
 
     Attributes:
         num_classes: K, without background.
         stages: matching IoU of each stage of its box head.
-        description: what a cache says of it: name, framework, weights_sha256, stage_average, nms_iou …;
-            plain JSON values.
-        has_masks: whether it predicts class-agnostic masks.
+        description: what a cache says of it, plain JSON values: name, framework, framework_version,
+            weights_sha256, activation ("softmax" or "sigmoid"), stage_average ("scores" or "logits"), nms_iou,
+            class_agnostic_boxes, class_agnostic_masks.
+        has_masks: whether it predicts class-agnostic masks, which a cache can keep.
+        size: (shorter, longer) edge that images are resized to, in pixels.
     """
 
     num_classes: int
     stages: tuple[float, ...]
     description: dict
     has_masks: bool
+    size: tuple[int, int]
 
-    def rois(self, images: Sequence[Image], choose: Choose, level: str, masks: bool) -> list[RoIs]:
-        """One forward pass over a batch.
+    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> Forward:
+        """One forward pass over a batch of images of one size.
 
-        Proposals are those that `choose` keeps, in its order, then the boxes that it adds (`is_gt`, objectness 1).
-        Boxes are in pixels of the given images. Labels are left unknown. `masks` asks for the class-agnostic mask
-        of every refined box.
+        Args:
+            images: padded to a common size as the framework does it, which images of one size are not.
+            level: of the features that are kept: "pooled", "embedding" or "logits".
+            choose: which proposals are looked at; all that the framework's inference looks at by default.
         """
 
     def head(self, level: str) -> list[Layers]:
         """Per stage the layers that lead from the features of a level to the logits, background last; [] if
         they are not fully connected or the level stores no features."""
+
+    def resized(self, shorter: int, longer: int) -> Detector:
+        """The same detector, sharing its weights, for images resized to these edges."""
 
 
 def load_detector(spec: DetectorSpec) -> Detector:
@@ -67,13 +102,24 @@ def load_detector(spec: DetectorSpec) -> Detector:
     install.
     """
     framework, _, target = spec.detector.partition(":")
+    return _adapter(spec.detector, framework).load(target, spec)
+
+
+def registered_data(detector: str, name: str) -> tuple[Path, Path] | None:
+    """Annotation file and image folder of a data set that the detector's framework knows by name, None if none."""
+    framework, _, target = detector.partition(":")
+    lookup = getattr(_adapter(detector, framework), "registered_data", None)
+    return lookup(target, name) if lookup else None
+
+
+def _adapter(detector: str, framework: str) -> Any:
     if framework not in FRAMEWORKS:
         raise ValueError(
-            f"detector {spec.detector!r}: framework {framework!r}, expected {', '.join(FRAMEWORKS)}, "
+            f"detector {detector!r}: framework {framework!r}, expected {', '.join(FRAMEWORKS)}, "
             "as in torchvision:my_models:build"
         )
-    require(framework, extra=framework)
-    return import_module(f"extract.detectors.{framework}").load(target, spec)
+    require(framework, extra=FRAMEWORKS[framework])
+    return import_module(f"extract.detectors.{framework}")
 
 
 def parse_options(options: Sequence[str]) -> dict:
@@ -90,17 +136,17 @@ def parse_options(options: Sequence[str]) -> dict:
     return parsed
 
 
-def import_builder(target: str) -> Callable:
+def import_function(target: str, what: str) -> Callable:
     """The function at MODULE:NAME. Raises ValueError or ImportError naming the part that is missing."""
     module, _, name = target.partition(":")
     if not module or not name:
-        raise ValueError(f"detector builder {target!r}, expected MODULE:BUILDER")
+        raise ValueError(f"{what} {target!r}, expected MODULE:FUNCTION")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # console scripts, unlike `python -m`, do not look there
     try:
         found = import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"detector builder {target!r}: {error} in {os.getcwd()} or on PYTHONPATH") from error
+        raise ImportError(f"{what} {target!r}: {error} in {os.getcwd()} or on PYTHONPATH") from error
     if not callable(getattr(found, name, None)):
-        raise ValueError(f"detector builder {target!r}: module {module} has no function {name}")
+        raise ValueError(f"{what} {target!r}: module {module} has no function {name}")
     return getattr(found, name)

@@ -6,9 +6,8 @@ torchvision counts background as class 0; here it goes last.
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,23 +15,35 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
 from extract.config import DetectorSpec
-from extract.detectors import Choose, Image, import_builder, parse_options
+from extract.detectors import Choose, Detected, Image, import_function, parse_options
+from extract.detectors.parts import (
+    MASK_BATCH,
+    choose_proposals,
+    inputs_of,
+    linear_layers,
+    make_rois,
+    proven,
+    to_uint8,
+)
+from extract.detectors.weights import load_weights
 from extract.devices import resolve_device
 from extract.layout import Layers
 from extract.rois import RoIs
-
-MASK_BATCH = 1024
-"""RoIs whose masks are computed at a time: bounds memory, which thousands of mask feature maps would fill."""
 
 
 def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
     """Builds the model with the builder at `target` and loads `spec.weights` into it."""
     options = parse_options(spec.detector_options)
-    builder = import_builder(target)
+    builder = import_function(target, "detector builder")
+    if spec.weights is None:
+        raise ValueError(f"detector torchvision:{target}: give its --weights")
+    if spec.config_file is not None:
+        raise ValueError(f"config_file {spec.config_file}: torchvision's detectors are built by a function")
     try:
         model = builder(**options)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -43,53 +54,6 @@ def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
     return TorchvisionDetector(model.to(resolve_device(spec.device)), name=target, weights_sha256=digest)
 
 
-def load_weights(model: nn.Module, path: Path) -> str:
-    """Loads .safetensors, or a .pth of tensors alone; returns the file's sha256.
-
-    Raises FileNotFoundError, or ValueError naming the keys that are missing, unexpected or of another shape.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    state = _read_state(path)
-    expected = model.state_dict()
-    faults = [f"lacks {key}" for key in expected.keys() - state.keys()]
-    faults += [f"has {key}, which the model has not" for key in state.keys() - expected.keys()]
-    faults += [
-        f"{key} has shape {tuple(state[key].shape)}, the model's {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
-    if faults:
-        more = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
-        raise ValueError(f"{path}: weights of another model: {min(faults)}{more}")
-    model.load_state_dict(state)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file: {error}") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever torch finds wrong, what helps is the same
-        raise ValueError(
-            f"{path}: not a file of tensors alone; save the model's state_dict() with torch.save"
-        ) from None
-    for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: not a state_dict of tensors")
-    # DistributedDataParallel puts its own name before every key.
-    wrapped = all(key.startswith("module.") for key in state)
-    return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
-
-
 class TorchvisionDetector:
     """A frozen torchvision detector; see `extract.detectors.Detector`."""
 
@@ -98,6 +62,7 @@ class TorchvisionDetector:
         heads = model.roi_heads
         self.device = next(model.parameters()).device
         self.stages = (float(heads.proposal_matcher.high_threshold),)
+        self.size = (int(model.transform.min_size[-1]), int(model.transform.max_size))
         logits, deltas, masks = self._probe()
         self.num_classes = logits.shape[1] - 1
         per_class = deltas.reshape(-1, 4)
@@ -111,6 +76,7 @@ class TorchvisionDetector:
             "framework": "torchvision",
             "framework_version": torchvision.__version__,
             "weights_sha256": weights_sha256,
+            "activation": "softmax",
             "stage_average": "scores",
             "nms_iou": float(heads.nms_thresh),
             "class_agnostic_boxes": self.class_agnostic_boxes,
@@ -118,15 +84,15 @@ class TorchvisionDetector:
         }
 
     @torch.inference_mode()
-    def rois(self, images: Sequence[Image], choose: Choose, level: str, masks: bool) -> list[RoIs]:
-        """See `extract.detectors.Detector.rois`."""
+    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _Forward:
+        """See `extract.detectors.Detector.forward`."""
         tensors = [self._tensor(image) for image in images]
         resized, _ = self.model.transform(tensors)
         features = self.model.backbone(resized.tensors)
         if isinstance(features, Tensor):
             features = {"0": features}
         scales = [self._scale(t, size) for t, size in zip(tensors, resized.image_sizes, strict=True)]
-        proposals, objectness, added = self._choose(resized, features, scales, choose)
+        proposals, objectness, added = choose_proposals(*self._proposals(resized, features), scales, choose)
         heads = self.model.roi_heads
         pooled = heads.box_roi_pool(features, proposals, resized.image_sizes)
         embedding = heads.box_head(pooled)
@@ -134,28 +100,45 @@ class TorchvisionDetector:
         counts = [len(p) for p in proposals]
         boxes = self._refine(deltas, proposals, resized.image_sizes)
         stored = {"pooled": pooled, "embedding": embedding}.get(level)
-        stored = [None] * len(images) if stored is None else stored.half().split(counts)
+        stored = [None] * len(images) if stored is None else [[f] for f in stored.split(counts)]
         logits = torch.cat([logits[:, 1:], logits[:, :1]], 1).split(counts)
-        painted = self._masks(features, boxes, resized.image_sizes) if masks else [None] * len(images)
-        return [
-            self._rois(*columns)
-            for columns in zip(
-                images, scales, proposals, boxes, logits, objectness, stored, added, painted, strict=True
+        rois = [
+            make_rois(image, scale, [p], b, [z], o, f, n)
+            for image, scale, p, b, z, o, f, n in zip(
+                images, scales, proposals, boxes, logits, objectness, stored, added, strict=True
             )
         ]
+        sizes = [tuple(t.shape[-2:]) for t in tensors]
+        return _Forward(self.model, rois, features, scales, boxes, resized.image_sizes, sizes)
 
     def head(self, level: str) -> list[Layers]:
         """See `extract.detectors.Detector.head`."""
         if level == "logits":
             return []
-        linear = [m for m in self.model.roi_heads.box_head.modules() if isinstance(m, nn.Linear)]
-        others = [m for m in self.model.roi_heads.box_head.modules() if isinstance(m, nn.Conv2d)]
+        heads = self.model.roi_heads
         classifier = self._classifier()
-        if classifier is None or (level == "pooled" and others):
+        linears = [m for m in heads.box_head.modules() if isinstance(m, nn.Linear)]
+        with inputs_of([heads.box_head, heads.box_predictor]) as seen:
+            logits, *_ = self._probe()
+        (pooled,), (embedding,) = seen
+        logits = torch.cat([logits[:, 1:], logits[:, :1]], 1)
+        last = [tuple(_background_last(p) for p in pair) for pair in linear_layers([classifier] if classifier else [])]
+        if not proven(last, embedding, logits):
             return []
-        layers = [(m.weight, _bias(m)) for m in linear] if not others else []
-        layers.append(tuple(torch.cat([p[1:], p[:1]]) for p in (classifier.weight, _bias(classifier))))
-        return [[(w.float().cpu().numpy(), b.float().cpu().numpy()) for w, b in layers]]
+        whole = [*linear_layers(linears), *last]
+        if level == "pooled":
+            whole = proven(whole, pooled, logits)
+        return [whole] if whole else []
+
+    def resized(self, shorter: int, longer: int) -> TorchvisionDetector:
+        """See `extract.detectors.Detector.resized`."""
+        model = copy.copy(self.model)
+        model._modules = {**self.model._modules, "transform": copy.copy(self.model.transform)}
+        model.transform.min_size, model.transform.max_size = (shorter,), longer
+        model.transform._skip_resize = False
+        other = copy.copy(self)
+        other.model, other.size = model, (shorter, longer)
+        return other
 
     def _classifier(self) -> nn.Linear | None:
         """The one linear layer of the predictor that has K+1 outputs."""
@@ -181,7 +164,7 @@ class TorchvisionDetector:
         return logits, deltas, masks
 
     def _tensor(self, image: Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image.pixels)).to(self.device)
+        pixels = torch.from_numpy(image.pixels.copy()).to(self.device)
         return pixels.permute(2, 0, 1).float() / 255
 
     def _scale(self, original: Tensor, size: tuple[int, int]) -> Tensor:
@@ -189,10 +172,8 @@ class TorchvisionDetector:
         height, width = (o / r for o, r in zip(original.shape[-2:], size, strict=True))
         return torch.tensor([width, height, width, height], device=self.device)
 
-    def _choose(
-        self, images: ImageList, features: dict[str, Tensor], scales: list[Tensor], choose: Choose
-    ) -> tuple[list[Tensor], list[Tensor], list[int]]:
-        """Proposals in resized pixels, their objectness, and how many boxes were added behind them."""
+    def _proposals(self, images: ImageList, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Proposals in resized pixels and their objectness."""
         rpn = self.model.rpn
         maps = list(features.values())
         objectness, deltas = rpn.head(maps)
@@ -200,16 +181,7 @@ class TorchvisionDetector:
         per_level = [o[0].numel() for o in objectness]
         objectness, deltas = concat_box_prediction_layers(objectness, deltas)
         proposals = rpn.box_coder.decode(deltas, anchors).view(len(anchors), -1, 4)
-        found, scores = rpn.filter_proposals(proposals, objectness, images.image_sizes, per_level)
-        chosen, chosen_scores, added = [], [], []
-        for i, (boxes, score, scale) in enumerate(zip(found, scores, scales, strict=True)):
-            keep, extra = choose(i, (boxes * scale).cpu().numpy())
-            keep = torch.from_numpy(np.array(keep, np.int64)).to(self.device)
-            extra = torch.from_numpy(np.array(extra, np.float32).reshape(-1, 4)).to(self.device)
-            chosen.append(torch.cat([boxes[keep], extra / scale]))
-            chosen_scores.append(torch.cat([score[keep], score.new_ones(len(extra))]))
-            added.append(len(extra))
-        return chosen, chosen_scores, added
+        return rpn.filter_proposals(proposals, objectness, images.image_sizes, per_level)
 
     def _refine(self, deltas: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Refined boxes in resized pixels, clipped: (R, 4), or (R, K, 4) without background's."""
@@ -221,48 +193,53 @@ class TorchvisionDetector:
         split = boxes.split([len(p) for p in proposals])
         return [clip_boxes_to_image(b, size) for b, size in zip(split, sizes, strict=True)]
 
-    def _masks(self, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
-        heads, painted = self.model.roi_heads, []
-        for i, (regions, size) in enumerate(zip(boxes, sizes, strict=True)):
-            maps = {name: level[i : i + 1] for name, level in features.items()}
-            parts = [
-                heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, [part], [size])))[:, 0].sigmoid()
-                for part in regions.split(MASK_BATCH)
-            ]
-            painted.append((torch.cat(parts) * 255).round().byte())
+
+class _Forward:
+    """See `extract.detectors.Forward`."""
+
+    def __init__(
+        self,
+        model: GeneralizedRCNN,
+        rois: list[RoIs],
+        features: dict[str, Tensor],
+        scales: list[Tensor],
+        boxes: list[Tensor],
+        resized_sizes: list[tuple[int, int]],
+        original_sizes: list[tuple[int, int]],
+    ):
+        self.rois = rois
+        self._model, self._features, self._scales, self._boxes = model, features, scales, boxes
+        self._resized_sizes, self._original_sizes = resized_sizes, original_sizes
+
+    @torch.inference_mode()
+    def masks(self) -> list[np.ndarray]:
+        """See `extract.detectors.Forward.masks`."""
+        painted = []
+        for i, regions in enumerate(self._boxes):
+            parts = [self._mask_logits(i, part)[:, 0].sigmoid() for part in regions.split(MASK_BATCH)]
+            painted.append(to_uint8(torch.cat(parts)))
         return painted
 
-    def _rois(
-        self,
-        image: Image,
-        scale: Tensor,
-        proposals: Tensor,
-        boxes: Tensor,
-        logits: Tensor,
-        objectness: Tensor,
-        features: Tensor | None,
-        added: int,
-        masks: Tensor | None,
-    ) -> RoIs:
-        count = len(proposals)
-        is_gt = np.zeros(count, bool)
-        is_gt[count - added :] = True
-        return RoIs(
-            image_id=image.image_id,
-            height=image.pixels.shape[0],
-            width=image.pixels.shape[1],
-            proposals=(proposals * scale).cpu().numpy()[:, None],
-            boxes=(boxes * scale).cpu().numpy(),
-            logits=logits.cpu().numpy()[:, None],
-            objectness=objectness.cpu().numpy(),
-            features=None if features is None else features.cpu().numpy()[:, None],
-            labels=np.full((count, 1), -1, np.int32),
-            ious=np.zeros((count, 1), np.float32),
-            gt_ids=np.full((count, 1), -1, np.int64),
-            is_gt=is_gt,
-            masks=None if masks is None else masks.cpu().numpy(),
-        )
+    @torch.inference_mode()
+    def results(self, detected: Sequence[Detected]) -> list[dict[str, Tensor]]:
+        """See `extract.detectors.Forward.results`: dicts of boxes, labels (from 1), scores and masks."""
+        found = []
+        for i, (one, scale) in enumerate(zip(detected, self._scales, strict=True)):
+            boxes, labels, scores = (torch.from_numpy(a).to(scale.device) for a in one)
+            result = {"boxes": boxes / scale, "labels": labels + 1, "scores": scores}
+            if self._model.roi_heads.has_mask():
+                logits = self._mask_logits(i, result["boxes"])
+                (result["masks"],) = maskrcnn_inference(logits, [result["labels"]])
+            found.append(result)
+        return self._model.transform.postprocess(found, self._resized_sizes, self._original_sizes)
+
+    def _mask_logits(self, image: int, boxes: Tensor) -> Tensor:
+        heads = self._model.roi_heads
+        maps = {name: level[image : image + 1] for name, level in self._features.items()}
+        pooled = heads.mask_roi_pool(maps, [boxes], [self._resized_sizes[image]])
+        return heads.mask_predictor(heads.mask_head(pooled))
 
 
-def _bias(layer: nn.Linear) -> Tensor:
-    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+def _background_last(parameter: np.ndarray) -> np.ndarray:
+    """(K+1, …) with background first → last."""
+    return np.concatenate([parameter[1:], parameter[:1]])

@@ -1,0 +1,131 @@
+"""What the adapters of all frameworks have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from extract.detectors import Choose, Image
+from extract.layout import Layers
+from extract.rois import RoIs
+
+MASK_BATCH = 1024
+"""RoIs whose masks are computed at a time: bounds memory, which thousands of mask feature maps would fill."""
+CHAIN_TOLERANCE = 1e-3
+
+
+@contextmanager
+def inputs_of(modules: Sequence[nn.Module | None]) -> Iterator[list[list[Tensor]]]:
+    """Records, while the block runs, the first input of every call of each module: what a head really sees."""
+    seen: list[list[Tensor]] = [[] for _ in modules]
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, into=into: into.append(args[0]))
+        for module, into in zip(modules, seen, strict=True)
+        if module is not None
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def choose_proposals(
+    proposals: Sequence[Tensor], objectness: Sequence[Tensor], scales: Sequence[Tensor], choose: Choose | None
+) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """What `choose` keeps and adds, per image.
+
+    Args:
+        proposals: (P, 4) xyxy in pixels of the resized image, best first.
+        objectness: (P,) probability.
+        scales: (4,) factors from resized to original xyxy.
+        choose: see `extract.detectors.Choose`; None keeps all.
+
+    Returns:
+        Boxes (R, 4) in resized pixels, their objectness (R,), and how many added boxes stand at the end.
+    """
+    if choose is None:
+        return list(proposals), list(objectness), [0] * len(proposals)
+    chosen, scores, added = [], [], []
+    for i, (boxes, score, scale) in enumerate(zip(proposals, objectness, scales, strict=True)):
+        keep, extra = choose(i, (boxes * scale).cpu().numpy())
+        keep = torch.from_numpy(np.array(keep, np.int64)).to(boxes.device)
+        extra = torch.from_numpy(np.array(extra, np.float32).reshape(-1, 4)).to(boxes.device)
+        chosen.append(torch.cat([boxes[keep], extra / scale]))
+        scores.append(torch.cat([score[keep], score.new_ones(len(extra))]))
+        added.append(len(extra))
+    return chosen, scores, added
+
+
+def make_rois(
+    image: Image,
+    scale: Tensor,
+    proposals: Sequence[Tensor],
+    boxes: Tensor,
+    logits: Sequence[Tensor],
+    objectness: Tensor,
+    features: Sequence[Tensor] | None,
+    added: int,
+) -> RoIs:
+    """One image's RoIs, unlabelled, from tensors of a forward pass.
+
+    Args:
+        scale: (4,) factors from resized to original xyxy.
+        proposals: per stage (R, 4) xyxy in pixels of the resized image, as are `boxes`.
+        boxes: (R, 4), or (R, K, 4) of a class-specific regressor.
+        logits: per stage (R, K+1), background last.
+        objectness: (R,).
+        features: per stage (R, *D), or None; they stay on their device, as float16.
+        added: so many RoIs at the end are ground truth.
+    """
+    count, stages = len(objectness), len(logits)
+    is_gt = np.zeros(count, bool)
+    is_gt[count - added :] = True
+    return RoIs(
+        image_id=image.image_id,
+        height=image.pixels.shape[0],
+        width=image.pixels.shape[1],
+        proposals=(torch.stack(list(proposals), 1) * scale).cpu().numpy(),
+        boxes=(boxes * scale).cpu().numpy(),
+        logits=torch.stack(list(logits), 1).cpu().numpy(),
+        objectness=objectness.cpu().numpy(),
+        features=None if features is None else torch.stack([f.half() for f in features], 1),
+        labels=np.full((count, stages), -1, np.int32),
+        ious=np.zeros((count, stages), np.float32),
+        gt_ids=np.full((count, stages), -1, np.int64),
+        is_gt=is_gt,
+    )
+
+
+def to_uint8(probabilities: Tensor) -> np.ndarray:
+    """Mask probabilities (R, M, M) as a cache stores them, uint8."""
+    return (probabilities * 255).round().byte().cpu().numpy()
+
+
+def linear_layers(linears: Sequence[nn.Linear]) -> Layers:
+    """Weights and biases of fully connected layers as float32 arrays."""
+    return [(m.weight.detach().float().cpu().numpy(), _bias(m).detach().float().cpu().numpy()) for m in linears]
+
+
+def proven(layers: Layers, features: Tensor, logits: Tensor) -> Layers:
+    """`layers` if they, with ReLU between them, lead from features (R, …) to logits (R, K+1), else [].
+
+    A head with other parts than fully connected layers (convolutions, normalisation, a cosine classifier, a
+    temperature) is found out here, whatever it is made of.
+    """
+    x = features.flatten(1).float().cpu()
+    if not layers or layers[0][0].shape[1] != x.shape[1]:
+        return []
+    for depth, (weight, bias) in enumerate(layers):
+        x = torch.nn.functional.linear(x.relu() if depth else x, torch.from_numpy(weight), torch.from_numpy(bias))
+    wanted = logits.float().cpu()
+    fits = x.shape == wanted.shape and torch.allclose(x, wanted, atol=CHAIN_TOLERANCE * float(wanted.abs().max()))
+    return layers if fits else []
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
