@@ -30,15 +30,24 @@ tables:
 	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep recall=data/plain/proposals.zarr
 
-test: $(VENV)/dev
+test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/dev
+test-slow: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# detectron2 is not on PyPI. Its tests run against a pure-Python wheel of a fork, which is made for no Python in
+# particular but declares an old one; mmdetection's against the edition of mmcv that has no compiled operators.
+DETECTRON2 = sal-detectron2==0.7.2
+$(VENV)/frameworks: $(VENV)/dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[detectron2]' mmcv-lite mmengine mmdet
+	$(BIN)/pip install --quiet --no-deps --only-binary=:all: --python-version 3.10 --upgrade \
+	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" $(DETECTRON2)
+	@touch $@
 
 # An installation is marked by a file named after its extra, so that it is done once, and again after a change.
 $(VENV)/%: setup.cfg constraints.txt

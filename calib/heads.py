@@ -6,8 +6,10 @@ come from. Letters in shapes: `R` RoIs, `S` stages, `K` classes, `D` axes of a f
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from extract.rois import RoIs
 
 if TYPE_CHECKING:
     from extract import RoICache
+    from extract.detectors import Detector
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class HeadInfo:
         widths: sizes of the layers, from the flattened feature to K+1.
         frozen_layers: how many layers at the bottom are the detector's own and not trained.
         category_ids: the annotation file's ids of classes 0…K-1.
+        names: of these classes.
         instance_counts: training instances of these classes; they decide which columns a fusion replaces.
         stages: matching IoU of each stage.
         stage_average: what is averaged over the stages, "scores" or "logits".
@@ -49,6 +53,7 @@ class HeadInfo:
     widths: tuple[int, ...]
     frozen_layers: int
     category_ids: tuple[int, ...]
+    names: tuple[str, ...]
     instance_counts: tuple[int, ...]
     stages: tuple[float, ...]
     stage_average: str = "scores"
@@ -81,6 +86,17 @@ class Head(nn.Module):
         """K, without background."""
         return len(self.info.category_ids)
 
+    @property
+    def instance_counts(self) -> tuple[int, ...]:
+        """Training instances of the classes 0…K-1."""
+        return self.info.instance_counts
+
+    def averaged(self, average: str) -> Head:
+        """The same networks with their stages averaged otherwise, "scores" or "logits"."""
+        other = copy.copy(self)
+        other.info = replace(self.info, stage_average=check_average(average))
+        return other
+
     def forward(self, features: torch.Tensor, stage: int = 0) -> torch.Tensor:
         """Logits (n, K+1) of float32 features (n, *D) or (n, prod(D)) of one stage."""
         return self.stages[stage](features.flatten(1))
@@ -103,14 +119,13 @@ class Head(nn.Module):
     def check_cache(self, cache: RoICache) -> None:
         """Raises ValueError, naming the field, if the head cannot score this cache."""
         feature_shape = tuple(cache.fields.get("features", (0,))[1:])
+        self._check_origin(cache.url, cache.detector)
         for name, own, other in (
             ("level", self.info.level, cache.level),
             ("feature shape", self.info.feature_shape, feature_shape),
             ("stages", self.info.stages, tuple(cache.stages)),
             ("number of classes", self.num_classes, cache.num_classes),
             ("category ids", self.info.category_ids, tuple(cache.classes["category_id"].tolist())),
-            ("detector", self.info.detector, str(cache.detector.get("name", ""))),
-            ("detector weights", self.info.weights_sha256, str(cache.detector.get("weights_sha256", ""))),
         ):
             if own != other:
                 raise ValueError(f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}")
@@ -121,6 +136,26 @@ class Head(nn.Module):
                     f"the head was trained with {own}; extract the cache with the train file's counts "
                     "(--train-annotations)"
                 )
+
+    def check_detector(self, detector: Detector) -> None:
+        """Raises ValueError, naming the field, if the head was trained for another detector."""
+        name = f"detector {detector.description['name']}"
+        self._check_origin(name, detector.description)
+        for part, own, other in (
+            ("stages", self.info.stages, tuple(detector.stages)),
+            ("number of classes", self.num_classes, detector.num_classes),
+        ):
+            if own != other:
+                raise ValueError(f"{name}: {part} {_short(other)}, the head was trained for {_short(own)}")
+
+    def _check_origin(self, source: str, description: Mapping[str, object]) -> None:
+        for part, own, key in (
+            ("detector", self.info.detector, "name"),
+            ("detector weights", self.info.weights_sha256, "weights_sha256"),
+        ):
+            other = str(description.get(key, ""))
+            if own != other:
+                raise ValueError(f"{source}: {part} {_short(other)}, the head was trained for {_short(own)}")
 
     def _checked_features(self, rois: RoIs) -> np.ndarray | torch.Tensor:
         expected = (len(self.stages), *self.info.feature_shape)
@@ -174,6 +209,7 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
         widths=widths,
         frozen_layers=len(kept[0]) if kind == "linear" else 0,
         category_ids=tuple(cache.classes["category_id"].tolist()),
+        names=tuple(cache.classes["name"].tolist()),
         instance_counts=_instance_counts(cache),
         stages=tuple(cache.stages),
         stage_average=check_average(cache.detector.get("stage_average", "scores")),

@@ -22,10 +22,11 @@ Count = Literal["image_count", "instance_count"]
 ROWS_AT_ONCE = 16384
 
 
-class _Posthoc:
+class Posthoc:
     """Common to all methods: the adjusted logits are affine in the original ones, per stage and class."""
 
     name: str
+    instance_counts: tuple[int, ...] = ()
     _scale: np.ndarray
     _shift: np.ndarray
     _average: str
@@ -37,24 +38,31 @@ class _Posthoc:
         scale, shift = self._affine(cache)
         self._scale = np.broadcast_to(scale, shape).astype(np.float32)
         self._shift = np.broadcast_to(shift, shape).astype(np.float32)
+        self.instance_counts = tuple(cache.classes["instance_count"].tolist())
         original = Original.of(cache.detector)
         self._average, self._activation = original.average, original.activation
         return self
 
     def logits(self, rois: RoIs) -> np.ndarray:
         """(R, S, K+1) float32 adjusted logits. Raises ValueError before `fit` or for other shapes."""
-        if not hasattr(self, "_scale"):
-            raise ValueError(f"{self.name} is not fitted: call fit(cache) first")
-        if rois.logits.shape[1:] != self._scale.shape:
+        scale, shift = self.affine
+        if rois.logits.shape[1:] != scale.shape:
             raise ValueError(
                 f"image {rois.image_id}: logits are {rois.logits.shape[1:]} (stages, classes + 1), "
-                f"{self.name} is fitted for {self._scale.shape}"
+                f"{self.name} is fitted for {scale.shape}"
             )
-        return rois.logits.astype(np.float32) * self._scale + self._shift
+        return rois.logits.astype(np.float32) * scale + shift
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """(R, K+1) float32 class scores, background last, by the detector's own activation."""
         return stage_scores(self.logits(rois), self._average, self._activation)
+
+    @property
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift of the logits, (S, K+1) float32 each. Raises ValueError before `fit`."""
+        if not hasattr(self, "_scale"):
+            raise ValueError(f"{self.name} is not fitted: call fit(cache) first")
+        return self._scale, self._shift
 
     def __repr__(self) -> str:
         return f"<{self.name}{'' if hasattr(self, '_scale') else ', not fitted'}>"
@@ -64,7 +72,7 @@ class _Posthoc:
         raise NotImplementedError
 
 
-class NorCal(_Posthoc):
+class NorCal(Posthoc):
     """Foreground probabilities divided by N_c^γ, then normalised: softmax(z_c − γ·log N_c, z_bg).
 
     Source: Pan et al., "On Model Calibration for Long-Tailed Object Detection and Instance Segmentation"
@@ -79,7 +87,7 @@ class NorCal(_Posthoc):
         return np.ones(1), _with_background(-self.gamma * np.log(_counts(cache, self.count)), 0)
 
 
-class LogitAdjustment(_Posthoc):
+class LogitAdjustment(Posthoc):
     """z_c − τ·log π_c, π_c being the class's share of the training instances; background is left alone.
 
     Source: Menon et al., "Long-tail learning via logit adjustment" (ICLR 2021), eq. (9), which is for
@@ -95,7 +103,7 @@ class LogitAdjustment(_Posthoc):
         return np.ones(1), _with_background(-self.tau * np.log(counts / counts.sum()), 0)
 
 
-class LogN(_Posthoc):
+class LogN(Posthoc):
     """(z_c − (μ_c − min μ)) / σ_c, μ and σ being a class's mean and deviation over the cache's RoIs.
 
     Source: Zhao et al., "Logit Normalization for Long-tail Object Detection" (2022). Background keeps its
@@ -113,7 +121,7 @@ class LogN(_Posthoc):
         return _with_background(scale, 1), _with_background(shift, 0)
 
 
-class TauNorm(_Posthoc):
+class TauNorm(Posthoc):
     """Classifier rows w_c / ‖w_c‖^τ without bias, background's too: on logits (z_c − b_c) / ‖w_c‖^τ.
 
     Source: Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition" (ICLR 2020),

@@ -71,8 +71,9 @@ def load_info(path: str | Path) -> HeadInfo:
         ends = (math.prod(info.feature_shape), len(info.category_ids) + 1)
         if len(info.widths) < 2 or (info.widths[0], info.widths[-1]) != ends:
             raise ValueError(f"widths are {info.widths}, expected to lead from {ends[0]} to {ends[1]}")
-        if len(info.instance_counts) != len(info.category_ids):
-            raise ValueError(f"{len(info.instance_counts)} instance_counts for {len(info.category_ids)} category_ids")
+        for field in ("names", "instance_counts"):
+            if (count := len(getattr(info, field))) != len(info.category_ids):
+                raise ValueError(f"{count} {field} for {len(info.category_ids)} category_ids")
     except (ValueError, msgspec.MsgspecError) as error:
         raise ValueError(f"{file}: {error}") from None
     return info

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +23,33 @@ def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> n
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder}: has no {' or '.join(names) or 'image without a file name'}")
-    try:
-        with PILImage.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from None
+    pixels = decode_image(path)
     if pixels.shape[:2] != size:
         raise ValueError(
             f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations say {size[1]}×{size[0]}"
         )
     return pixels
+
+
+def decode_image(path: Path) -> np.ndarray:
+    """A file as (H, W, 3) uint8 RGB. Raises FileNotFoundError, or ValueError for a file that is no image."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image")
+    try:
+        with PILImage.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: not a readable image: {error}") from None
+
+
+def batches_of_one_size(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
+    """Positions of images in batches of at most `limit` that share one size (height, width).
+
+    Padding an image to a larger neighbour would change what a detector sees in it.
+    """
+    for _, group in groupby(sorted(range(len(sizes)), key=sizes.__getitem__), key=sizes.__getitem__):
+        members = list(group)
+        yield from (members[i : i + limit] for i in range(0, len(members), limit))
 
 
 def mirror_boxes(boxes: np.ndarray, width: int) -> np.ndarray:

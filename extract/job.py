@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import groupby
 
 import numpy as np
 
 from extract.annotations import Annotations
 from extract.config import Config
 from extract.detectors import Detector, Image
-from extract.images import mirror_back, mirror_boxes, read_image
+from extract.images import batches_of_one_size, mirror_back, mirror_boxes, read_image
 from extract.layout import block_slice, num_blocks
 from extract.matching import GroundTruth, choose_training, label_rois
 from extract.plan import class_balanced_images
@@ -41,21 +40,13 @@ class Extraction:
 
     def block(self, block: int) -> list[RoIs]:
         """The RoIs of one block's images, labelled, in the coordinates of the unflipped images."""
-        indices = list(range(len(self.positions))[block_slice(block)])
-        rois = {
-            i: found for batch in self._batches(indices) for i, found in zip(batch, self._batch(batch), strict=True)
-        }
-        return [rois[i] for i in indices]
-
-    def _batches(self, indices: list[int]) -> Iterator[list[int]]:
-        """Batches of images of one size: padding to a larger neighbour would change what a detector sees."""
-        a, limit = self.annotations, self.config.batch_size
-        sizes = {
-            i: (int(a.heights[p]), int(a.widths[p])) for i, p in zip(indices, self.positions[indices], strict=True)
-        }
-        for _, group in groupby(sorted(indices, key=sizes.get), key=sizes.get):
-            members = list(group)
-            yield from (members[i : i + limit] for i in range(0, len(members), limit))
+        a, indices = self.annotations, list(range(len(self.positions))[block_slice(block)])
+        positions = self.positions[indices]
+        sizes = list(zip(a.heights[positions].tolist(), a.widths[positions].tolist(), strict=True))
+        rois = {}
+        for batch in batches_of_one_size(sizes, self.config.batch_size):
+            rois.update(zip(batch, self._batch([indices[i] for i in batch]), strict=True))
+        return [rois[i] for i in range(len(indices))]
 
     def _batch(self, indices: list[int]) -> Iterator[RoIs]:
         images = [self._load(i) for i in indices]

@@ -10,8 +10,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "detections": ["Detections"],
         "rows": ["Row", "detect", "detect_rows"],
         "nms": ["class_nms"],
+        "ensembles": ["merge", "merge_image"],
         "masks": ["encode_masks"],
         "evaluation": ["evaluate", "per_class_ap"],
         "scores": ["fuse_scores"],
+        "live": ["CalibratedDetector", "View"],
     },
 )

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from extract import cli
-from fuse.config import Config, EvaluateConfig, SweepConfig
+from fuse.config import Config, EvaluateConfig, MergeConfig, PredictConfig, SweepConfig
 
 COMMANDS = {
     "": cli.Command(Config, "fuse.run:run"),
     "sweep": cli.Command(SweepConfig, "fuse.run:sweep"),
     "evaluate": cli.Command(EvaluateConfig, "fuse.run:evaluate_file"),
+    "merge": cli.Command(MergeConfig, "fuse.run:merge_files"),
+    "predict": cli.Command(PredictConfig, "fuse.predict:predict"),
 }
 
 

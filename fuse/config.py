@@ -9,7 +9,13 @@ from typing import Literal
 from tyro.conf import Positional
 
 from extract.bins import edges
-from fuse.scores import HEADLESS, RowMode
+from extract.config import DetectorSpec
+from fuse.scores import HEADLESS, Mode, RowMode
+
+DETECTIONS = "detections.json"
+"""The LVIS results in a folder that a command writes."""
+MergeMethod = Literal["nms", "wbf"]
+"""How `merge` joins detections."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,9 @@ class FusionOptions(EvaluationOptions):
     scale: float | None = None
     """Of mode cat-scale: factor of the calibrated scores; by default each image's background ratio."""
 
+    stage_average: Literal["scores", "logits"] | None = None
+    """What is averaged over the stages of a cascade; by default as the detector's framework does it."""
+
     overwrite: bool = False
     """Replace what is in the folder."""
 
@@ -100,7 +109,7 @@ class Config(FusionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(FusionOptions):
-    """One table of every combination in the paper's Tables 2, 4 and 6, from one read of the cache.
+    """One table of every combination in the paper's Tables 2, 4, 6 and 7, from one read of the cache.
 
     Example: python -m fuse sweep --cache val.zarr --head head --annotations val.json --out runs/sweep
 
@@ -109,14 +118,8 @@ class SweepConfig(FusionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationOptions):
-    """Evaluates a file of LVIS results.
-
-    Example: python -m fuse evaluate runs/cat/detections.json --annotations val.json --cache val.zarr
-    """
-
-    detections: Positional[Path]
-    """LVIS results."""
+class FileOptions(EvaluationOptions):
+    """How results that lie in files are evaluated."""
 
     cache: str | None = None
     """A cache, for its class table with training counts."""
@@ -129,3 +132,101 @@ class EvaluateConfig(EvaluationOptions):
         super().__post_init__()
         if (self.cache is None) == (self.train_annotations is None):
             raise ValueError("give either --cache or --train-annotations, for the training counts of the classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(FileOptions):
+    """Evaluates a file of LVIS results.
+
+    Example: python -m fuse evaluate runs/cat/detections.json --annotations val.json --cache val.zarr
+    """
+
+    detections: Positional[Path]
+    """LVIS results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(FileOptions):
+    """Joins the results of several detectors, or of one at several scales and mirrored (Tables 9 and 10).
+
+    Example: python -m fuse merge runs/a/detections.json runs/b/detections.json --annotations val.json
+        --cache val.zarr --out runs/both
+
+    Evaluates the parts and what they are together. Writes detections.json (LVIS results), metrics.csv,
+    per_class.csv and report.html.
+    """
+
+    detections: Positional[tuple[Path, ...]]
+    """Files of LVIS results, two or more; of equals the detection of the earlier file is kept."""
+
+    out: Path
+    """Folder to write."""
+
+    method: MergeMethod = "nms"
+    """Suppression class by class, or weighted box fusion, which needs tailcal[ensemble] and drops masks."""
+
+    weights: tuple[float, ...] = ()
+    """How much each file counts, beside the one that counts most; by default all alike."""
+
+    iou_threshold: float = 0.5
+    """Boxes of a class that overlap more are one object."""
+
+    overwrite: bool = False
+    """Replace what is in the folder."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        if len(self.detections) < 2:
+            raise ValueError(f"detections is {len(self.detections)} file, expected at least 2 files")
+        files = [path.resolve() for path in self.detections]
+        twice = [path for path, file in zip(self.detections, files, strict=True) if files.count(file) > 1]
+        if twice:
+            raise ValueError(f"detections has {twice[0]} more than once, expected different files")
+        if (self.out / DETECTIONS).resolve() in files:
+            raise ValueError(f"out is {self.out}, whose {DETECTIONS} is one of the files to merge: give another folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(DetectorSpec):
+    """Detects in images with a detector and its calibrated head together.
+
+    Example: python -m fuse predict photo.jpg --detector mmdet --config-file htc.py --weights htc.pth --head head
+        --out runs/photo --save-images
+
+    Writes predictions.json: LVIS results with file names and class names.
+    """
+
+    images: Positional[tuple[Path, ...]]
+    """Image files."""
+
+    head: Path
+    """Head made by `python -m calib.train`."""
+
+    out: Path
+    """Folder to write."""
+
+    mode: Mode = "cat"
+    """How the heads are combined."""
+
+    tail: float = 100
+    """The calibrated head speaks for classes with fewer training instances than this."""
+
+    score_threshold: float = 0.0
+    """Detections score above it."""
+
+    save_images: bool = False
+    """Draw each image twice, as the detector alone sees it and calibrated, into one PNG."""
+
+    shown: int = 10
+    """Best detections drawn."""
+
+    detector_options: tuple[str, ...] = ()
+    """The framework's own options, as of `python -m extract`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        if not self.images:
+            raise ValueError("images is empty, expected at least one file")
+        if self.shown < 1:
+            raise ValueError(f"shown is {self.shown}, expected at least 1")

@@ -93,7 +93,7 @@ def per_class_ap(
     dataset = load_annotations(annotations, image_ids)
     category_ids = classes["category_id"].to_numpy(np.int64)
     check_categories(dataset, category_ids)
-    _check_detections(dataset, detections, iou_type)
+    check_detections(dataset, detections, iou_type)
     kept = detections.top(FIXED_PER_CLASS, "category_id") if fixed else detections.top(max_detections, "image_id")
     kept = kept.take(_areas(kept, iou_type) > 0)
     precision, recall = ENGINES[engine](dataset, kept, iou_type)  # (T, 101, K), (T, K), K by ascending category id
@@ -173,7 +173,8 @@ def _areas(detections: Detections, iou_type: str) -> np.ndarray:
     return hotcoco.mask.area(detections.rle)
 
 
-def _check_detections(dataset: dict, detections: Detections, iou_type: str) -> None:
+def check_detections(dataset: dict, detections: Detections, iou_type: str) -> None:
+    """Raises ValueError for detections that are not of the data set's images and categories, or not evaluable."""
     for name, key in (("image_id", "images"), ("category_id", "categories")):
         values = np.unique(getattr(detections, name))
         unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]

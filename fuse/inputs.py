@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 
 from calib.heads import Head
 from calib.storage import load_head
+from extract.annotations import read_annotations
 from extract.cache import RoICache, open_cache
 from fuse.annotations import Loaded, check_categories, load_annotations
-from fuse.config import EvaluationOptions
+from fuse.config import EvaluationOptions, FileOptions
+from fuse.detections import Detections
+from fuse.evaluation import check_detections
 
 Options = TypeVar("Options", bound=EvaluationOptions)
 
@@ -35,13 +40,13 @@ def open_val_cache(url: str) -> RoICache:
     return cache
 
 
-def load_head_of(path: Path | None, cache: RoICache) -> Head | None:
-    """The head. Raises ValueError if it was made for another detector than the cache's."""
+def load_head_of(path: Path | None, cache: RoICache, average: str | None = None) -> Head | None:
+    """The head, its stages averaged as asked. Raises ValueError if it is of another detector than the cache's."""
     if path is None:
         return None
     head = load_head(path)
     head.check_cache(cache)
-    return head
+    return head.averaged(average) if average else head
 
 
 def annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
@@ -66,3 +71,24 @@ def annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
         return every, f"{len(sizes)} images"
     scope = f"{len(cached)} of the {len(sizes)} images of {path.name}: those of the cache"
     return load_annotations(every, [image_id for image_id, *_ in cached]), scope
+
+
+def classes_of(config: FileOptions) -> pd.DataFrame:
+    """The class table with training counts, from the cache or the training annotations."""
+    return open_cache(config.cache).classes if config.cache else read_annotations(config.train_annotations).classes
+
+
+def results_of(paths: Sequence[Path], annotations: Loaded) -> dict[str, Detections]:
+    """Each file's detections by its name, or by its path where names are not unique.
+
+    Raises ValueError naming the file whose detections are not of the images and categories of the annotations.
+    """
+    names = [path.name for path in paths]
+    names = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    results = dict(zip(names, map(Detections.from_json, paths), strict=True))
+    for path, detections in zip(paths, results.values(), strict=True):
+        try:
+            check_detections(annotations, detections, "bbox" if detections.rle is None else "segm")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return results

@@ -49,9 +49,7 @@ def class_nms(
     rois, classes = len(scores), scores.shape[1] - 1
     floors = _check_thresholds(iou_threshold, score_threshold, classes)
     everything = max_detections is None or max_detections == -1
-    limit = rois * classes if everything else max_detections
-    if limit < 0:
-        raise ValueError(f"max_detections is {max_detections}, expected at least 0, or -1 or None for all")
+    limit = detection_limit(max_detections, rois * classes)
     if not rois or not classes or not limit:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
 
@@ -76,6 +74,70 @@ def class_nms(
         if count == limit or cut == lowest:
             return _decode(kept[:count], rois)
         above, stretches = cut, stretches * _GROWTH
+
+
+def labelled_nms(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    num_classes: int,
+    iou_threshold: float = 0.5,
+    max_detections: int | None = 300,
+) -> np.ndarray:
+    """`class_nms` of N boxes that have one class each, without the (N, K) scores it would take.
+
+    Args:
+        boxes: (N, 4) float32 xyxy.
+        labels: (N,) int, 0 … K-1.
+        scores: (N,) float32; only those above 0 are candidates.
+        num_classes: K.
+        iou_threshold, max_detections: as of `class_nms`.
+
+    Returns:
+        (D,) int64 indices of the boxes that are kept, best first; equal scores by class and then by index, both in
+        suppression and in the result.
+
+    Raises:
+        ValueError: shapes that do not fit, a NaN, a label or an option out of range.
+    """
+    boxes, labels, scores = check_labelled(boxes, labels, scores, num_classes)
+    check_iou_threshold(iou_threshold)
+    limit = min(len(scores), detection_limit(max_detections, len(scores)))
+    if not limit:
+        return np.empty(0, np.int64)
+    places = (labels * len(scores) + np.arange(len(scores))).astype(np.uint64)
+    keys = (0xFFFFFFFF - scores.view(np.uint32).astype(np.uint64)) << np.uint64(32) | places
+    keys = np.sort(keys[scores > 0])
+    kept, heads, links = np.empty(limit, np.uint64), np.full(num_classes, -1), np.empty(limit, np.int64)
+    count = _suppress(keys, boxes, len(scores), iou_threshold, kept, heads, links, 0)
+    return _decode(kept[:count], len(scores))[0]
+
+
+def check_labelled(
+    boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first arguments of `labelled_nms`, boxes as (N, 1, 4); its errors."""
+    labels, scores = np.asarray(labels, np.int64), np.ascontiguousarray(scores, np.float32)
+    shapes = np.shape(boxes), labels.shape, scores.shape
+    if scores.ndim != 1 or shapes != ((len(scores), 4), scores.shape, scores.shape):
+        raise ValueError(f"boxes, labels and scores have shapes {shapes}, expected (N, 4), (N,) and (N,)")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
+    return _check_arrays(boxes, scores[:, None])[0], labels, scores
+
+
+def detection_limit(max_detections: int | None, candidates: int) -> int:
+    """`max_detections` as a number, which for None and -1 is that of all candidates. Raises ValueError below -1."""
+    limit = candidates if max_detections is None or max_detections == -1 else max_detections
+    if limit < 0:
+        raise ValueError(f"max_detections is {max_detections}, expected at least 0, or -1 or None for all")
+    return limit
+
+
+def check_iou_threshold(iou_threshold: float) -> None:
+    """Raises ValueError unless the threshold is in [0, 1]."""
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold is {iou_threshold}, expected 0 to 1")
 
 
 @numba.njit(nogil=True)
@@ -173,8 +235,7 @@ def _check_arrays(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
 
 def _check_thresholds(iou_threshold: float, score_threshold: float | np.ndarray, classes: int) -> np.ndarray:
     """The score thresholds of the classes as (K,) uint32 bits."""
-    if not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold is {iou_threshold}, expected 0 to 1")
+    check_iou_threshold(iou_threshold)
     floors = np.empty(classes, np.float32)
     floors[:] = score_threshold
     if not (floors >= 0).all():

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
 
-from extract.cache import RoICache
-from fuse.config import FusionOptions
+from fuse.config import FusionOptions, MergeConfig
 
 RECORD = "run.json"
 
 
-def run_record(config: FusionOptions, cache: RoICache) -> bytes:
-    """The options and the cache's fingerprint as JSON.
+def run_record(config: FusionOptions | MergeConfig, **fingerprints: str) -> bytes:
+    """The options as JSON; `x_fingerprint`, if given, stands for what lies at the path in option `x`.
 
     Raises ValueError if the folder holds results of something else and `overwrite` is not set.
     """
     record = config.out / RECORD
-    own = {name: _text(value) for name, value in asdict(config).items() if name not in ("out", "overwrite", "cache")}
-    own["cache_fingerprint"] = cache.fingerprint
+    left_out = {"out", "overwrite", *(name.removesuffix("_fingerprint") for name in fingerprints)}
+    own = {name: _text(value) for name, value in asdict(config).items() if name not in left_out} | fingerprints
     if record.exists() and not config.overwrite:
         found = _read(record)
         changed = [name for name in own | found if own.get(name) != found.get(name)]
@@ -28,6 +29,15 @@ def run_record(config: FusionOptions, cache: RoICache) -> bytes:
             changes = ", ".join(f"{name} {found.get(name)} → {own.get(name)}" for name in changed)
             raise ValueError(f"{config.out}: holds results of another configuration ({changes}); use --overwrite")
     return msgspec.json.format(msgspec.json.encode(own))
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """sha256 that tells whether the files hold the same, in the same order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _text(value: object) -> str:

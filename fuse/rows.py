@@ -76,14 +76,15 @@ def detect_rows(
 
     Args and errors as of `detect`; `progress` shows a bar on stderr.
     """
-    prepared = {name: _prepare(name, row, cache) for name, row in rows.items()}
+    counts = cache.classes["instance_count"].to_numpy()
+    prepared = {name: prepare(row, cache.detector, counts, name) for name, row in rows.items()}
     masks = masks and "masks" in cache.fields
     collected = {name: _Collected(row, cache.num_classes, masks) for name, row in prepared.items()}
     for rois in tqdm(cache, total=len(cache), desc="detect", unit="image", disable=None if progress else True):
-        scores, encoded = _Memo(rois), _EncodedMasks(rois)
+        scores, encoded = Memo(rois), _EncodedMasks(rois)
         for name, row in prepared.items():
             try:
-                found = _detect_image(row, rois, scores, collected[name].floors)
+                found = detect_image(row, rois, scores, collected[name].floors)
             except ValueError as error:
                 raise ValueError(f"{cache.url}: image {rois.image_id}, row {name or row.mode!r}: {error}") from error
             collected[name].add(rois, found, encoded)
@@ -109,22 +110,27 @@ def merge_detections(original: Found, calibrated: Found, tail: np.ndarray, max_d
     return roi[order], cls[order], score[order]
 
 
-def _prepare(name: str, row: Row, cache: RoICache) -> Row:
-    """The row with its defaults filled in from the cache."""
+def prepare(row: Row, detector: Mapping[str, object], instance_count: np.ndarray, name: str = "") -> Row:
+    """The row with its defaults filled in from a detector's description and the classes' (K,) training instances.
+
+    Raises ValueError for an unknown mode, and for one whose calibrated scorer is missing.
+    """
     if row.mode not in ROW_MODES:
         raise ValueError(f"mode is {row.mode!r}, expected one of {', '.join(ROW_MODES)}")
     if row.calibrated is None and row.mode not in HEADLESS:
         raise ValueError(f"row {name or row.mode!r}: mode {row.mode!r} needs a calibrated scorer")
     return replace(
         row,
-        original=row.original or Original.of(cache.detector),
-        tail=row.tail if isinstance(row.tail, np.ndarray) else tail_classes(cache.classes["instance_count"], row.tail),
-        iou_threshold=cache.detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
+        original=row.original or Original.of(detector),
+        tail=row.tail if isinstance(row.tail, np.ndarray) else tail_classes(instance_count, row.tail),
+        iou_threshold=detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
         max_detections=None if row.max_detections == -1 else row.max_detections,
     )
 
 
-def _detect_image(row: Row, rois: RoIs, scores: _Memo, floors: np.ndarray) -> Found:
+def detect_image(row: Row, rois: RoIs, scores: Memo, floors: np.ndarray | float) -> Found:
+    """Detections of one image by a prepared row, above `floors`, the score thresholds of all classes or of each."""
+
     def nms(values: np.ndarray) -> Found:
         return class_nms(rois.boxes, values, row.iou_threshold, floors, row.max_detections)
 
@@ -140,7 +146,7 @@ def _detect_image(row: Row, rois: RoIs, scores: _Memo, floors: np.ndarray) -> Fo
     return nms(fuse_scores(original, calibrated, row.tail, row.mode, threshold=row.threshold, scale=row.scale))
 
 
-class _Memo:
+class Memo:
     """Each scorer's scores of one image, computed once; equal original scorers share them by their key."""
 
     def __init__(self, rois: RoIs):
@@ -168,7 +174,7 @@ class _EncodedMasks:
         keys = (roi if rois.boxes.ndim == 2 else roi * rois.num_classes + cls).tolist()
         first = {key: i for i, key in enumerate(keys) if key not in self._records}
         new = np.fromiter(first.values(), np.int64, len(first))
-        records = encode_masks(rois.masks[roi[new]], _boxes(rois, roi[new], cls[new]), rois.height, rois.width)
+        records = encode_masks(rois.masks[roi[new]], boxes_of(rois, roi[new], cls[new]), rois.height, rois.width)
         self._records.update(zip(first, records, strict=True))
         return [self._records[key] for key in keys]
 
@@ -186,7 +192,7 @@ class _Collected:
         """Appends one image's D detections, as parts of image_id, class, score (D,), box (D, 4) and RLE (D,)."""
         roi, cls, score = found
         rle = encoded(roi, cls) if self._masks else [None] * len(roi)
-        self._parts.append(_part(rois.image_id, cls, score, _boxes(rois, roi, cls), rle))
+        self._parts.append(_part(rois.image_id, cls, score, boxes_of(rois, roi, cls), rle))
         self._added += len(roi)
         if self._per_class is not None and self._added > max(_PRUNE_AFTER, len(self._parts[0][0])):
             self._prune()
@@ -217,6 +223,6 @@ def _part(image_id: int, cls: np.ndarray, score: np.ndarray, box: np.ndarray, rl
     return np.full(len(cls), image_id, np.int64), cls, score, box, records
 
 
-def _boxes(rois: RoIs, roi: np.ndarray, cls: np.ndarray) -> np.ndarray:
+def boxes_of(rois: RoIs, roi: np.ndarray, cls: np.ndarray) -> np.ndarray:
     """(N, 4) boxes of the given pairs of RoI and class."""
     return rois.boxes[roi] if rois.boxes.ndim == 2 else rois.boxes[roi, cls]

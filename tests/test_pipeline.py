@@ -41,7 +41,7 @@ def test_pipeline(tiny, tmp_path, capsys):
     run(fuse.__main__, *inputs, "--out", tmp_path / "cat", "--tail", 10)
 
     metrics = pd.read_csv(tmp_path / "sweep" / "metrics.csv", index_col=["iou_type", "row"])
-    assert len(metrics) == 2 * 9 and metrics["AP"].between(0, 100).all()
+    assert len(metrics) == 2 * 10 and metrics["AP"].between(0, 100).all()
     results = json.loads((tmp_path / "cat" / "detections.json").read_text())
     assert {"image_id", "category_id", "score", "bbox", "segmentation"} == results[0].keys()
     known = {c["id"] for c in json.loads((tiny.data / "val.json").read_text())["categories"]}

@@ -14,7 +14,7 @@ from tests.fuse_fixtures import annotations, tiny_cache, tiny_head, write_tiny
 
 ROWS = [
     "original@0.05", "original@0.0", "props-gt",
-    "rhead-only", "rhead-avg", "rhead-det", "rhead-cat", "rhead-cat-thr", "rhead-cat-scale",
+    "rhead-only", "rhead-avg", "rhead-det", "rhead-cat", "rhead-cat-thr", "rhead-cat-scale", "rhead-cat@10",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from extract.config import DetectorSpec
 from extract.extras import require
 from extract.layout import Layers
 from extract.rois import RoIs
+
+if TYPE_CHECKING:
+    import torch
 
 FRAMEWORKS = {"torchvision": "torchvision", "detectron2": "detectron2", "mmdet": "mmdetection"}
 """Module under `extract.detectors` and package that is imported → the extra that installs it."""
@@ -70,6 +73,7 @@ class Detector(Protocol):
             class_agnostic_boxes, class_agnostic_masks.
         has_masks: whether it predicts class-agnostic masks, which a cache can keep.
         size: (shorter, longer) edge that images are resized to, in pixels.
+        device: where it runs.
     """
 
     num_classes: int
@@ -77,6 +81,7 @@ class Detector(Protocol):
     description: dict
     has_masks: bool
     size: tuple[int, int]
+    device: torch.device
 
     def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> Forward:
         """One forward pass over a batch of images of one size.
@@ -90,6 +95,9 @@ class Detector(Protocol):
     def head(self, level: str) -> list[Layers]:
         """Per stage the layers that lead from the features of a level to the logits, background last; [] if
         they are not fully connected or the level stores no features."""
+
+    def unpack(self, result: Any) -> tuple[Detected, np.ndarray | None]:
+        """One of `Forward.results` in plain arrays, and its masks (D, H, W) bool at the image's size if it has any."""
 
     def resized(self, shorter: int, longer: int) -> Detector:
         """The same detector, sharing its weights, for images resized to these edges."""

@@ -130,6 +130,12 @@ class TorchvisionDetector:
             whole = proven(whole, pooled, logits)
         return [whole] if whole else []
 
+    def unpack(self, result: dict[str, Tensor]) -> tuple[Detected, np.ndarray | None]:
+        """See `extract.detectors.Detector.unpack`."""
+        boxes, labels, scores = (result[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
+        masks = (result["masks"][:, 0] > 0.5).cpu().numpy() if "masks" in result else None
+        return Detected(boxes, labels - 1, scores), masks
+
     def resized(self, shorter: int, longer: int) -> TorchvisionDetector:
         """See `extract.detectors.Detector.resized`."""
         model = copy.copy(self.model)

@@ -1,0 +1,86 @@
+"""`python -m fuse predict`: detections in single images, and pictures of them before and after calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from calib.storage import load_info
+from extract.detectors import Detected, load_detector
+from extract.files import replacing, write_bytes
+from extract.images import decode_image
+from fuse.config import PredictConfig
+from fuse.live import CalibratedDetector
+
+RESULTS = "predictions.json"
+
+
+def predict(config: PredictConfig) -> None:
+    """Writes predictions.json, and with `save_images` a picture of every image."""
+    _check_names(config)
+    info = load_info(config.head)
+    detector = load_detector(config)
+    options = {"tail": config.tail, "score_threshold": config.score_threshold}
+    after = CalibratedDetector(detector, config.head, mode=config.mode, **options)
+    before = CalibratedDetector(detector, config.head, mode="original", **options) if config.save_images else None
+    records = []
+    for path in tqdm(config.images, desc="predict", unit="image", disable=None):
+        ((detected, masks),) = after.predict(path)
+        records += _records(path, detected, masks, info.category_ids, info.names)
+        if before:
+            picture = _side_by_side(path, [*before.predict(path), (detected, masks)], info.names, config.shown)
+            with replacing(config.out / f"{path.stem}.png") as partial:
+                picture.save(partial, format="png")
+    write_bytes(config.out / RESULTS, msgspec.json.encode(records))
+    print(f"{config.out / RESULTS}: {len(records):,} detections in {len(config.images):,} images")
+
+
+def _check_names(config: PredictConfig) -> None:
+    """Raises before anything heavy begins for an image that is not there, and for pictures that would collide."""
+    for path in config.images:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such image")
+    stems = [path.stem for path in config.images]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if config.save_images and twice is not None:
+        raise ValueError(f"save_images: two of the images would be drawn into {config.out / twice}.png")
+
+
+def _records(
+    path: Path, detected: Detected, masks: np.ndarray | None, ids: tuple[int, ...], names: tuple[str, ...]
+) -> list[dict]:
+    """LVIS results with the image's name in place of its id, best first."""
+    boxes = detected.boxes.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    records = [
+        {"file_name": str(path), "category_id": ids[c], "name": names[c], "score": s, "bbox": b}
+        for b, c, s in zip(boxes.tolist(), detected.labels.tolist(), detected.scores.tolist(), strict=True)
+    ]
+    if masks is not None and len(masks):
+        from hotcoco import mask as rle
+
+        for record, one in zip(records, rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8)), strict=True):
+            record["segmentation"] = {"size": list(one["size"]), "counts": one["counts"].decode()}
+    return records
+
+
+def _side_by_side(path: Path, sides: list, names: tuple[str, ...], shown: int):
+    """The image with the best detections of each side, left to right, as a PIL image."""
+    import torch
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    pixels = torch.from_numpy(decode_image(path).transpose(2, 0, 1).copy())
+    drawn = []
+    for detected, masks in sides:
+        canvas, best = pixels, slice(shown)
+        if masks is not None and len(masks):
+            canvas = draw_segmentation_masks(canvas, torch.from_numpy(masks[best]), alpha=0.5)
+        if len(detected.scores):
+            texts = [f"{names[c]} {s:.2f}" for c, s in zip(detected.labels[best], detected.scores[best], strict=True)]
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(detected.boxes[best]), texts, width=1)
+        drawn.append(canvas)
+    return to_pil_image(torch.cat(drawn, dim=2))

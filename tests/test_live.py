@@ -1,0 +1,167 @@
+"""The calibrated detector live: the offline path's detections, as the framework's own results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+
+import calib
+import extract
+import fuse
+import fuse.__main__
+from extract.annotations import read_annotations
+from extract.detectors import Detected, load_detector
+from extract.images import mirror_boxes, read_image
+from fuse.ensembles import merge_image
+from fuse.live import CalibratedDetector, View
+from tests.conftest import CLASSES
+from tests.exactness import assert_same_detections
+
+MODES = ["original", "new", "avg", "cat", "cat-thr", "cat-scale", "det"]
+
+
+@pytest.fixture(scope="module")
+def setting(tiny, tmp_path_factory):
+    """A detector, its val cache, a head of it in a folder, and the images."""
+    folder = tmp_path_factory.mktemp("live")
+    config = tiny.config("val", folder / "val.zarr", proposals=1000)
+    val = extract.run(config)
+    train = extract.run(tiny.config("train", folder / "train.zarr", images_per_class=2))
+    calib.train_head(train, head="3fc_ft", steps=5, out=str(folder / "head"))
+    annotations = read_annotations(config.annotations)
+    pictures = [read_image(config.images, names, (112, 112)) for names in annotations.file_names]
+    return load_detector(config), val, folder / "head", pictures
+
+
+def of_image(detections: fuse.Detections, val: extract.RoICache, position: int) -> Detected:
+    part = detections.take(detections.image_id == val.images["image_id"][position])
+    return Detected(part.box, np.searchsorted(val.classes["category_id"], part.category_id), part.score)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_live_equals_offline(setting, mode):
+    detector, val, head, pictures = setting
+    options = {"mode": mode, "tail": 4, "max_detections": 50}
+    offline = fuse.detect(val, calib.load_head(head), masks=False, **options)
+    live = CalibratedDetector(detector, head, **options).predict(pictures[:3])
+    for position, (detected, masks) in enumerate(live):
+        stored = of_image(offline, val, position)
+        # A cache holds half floats, so that candidates of nearly one score may change places.
+        np.testing.assert_allclose(detected.scores, stored.scores, atol=2e-3)
+        same = (detected.labels == stored.labels) & (np.abs(detected.boxes - stored.boxes).max(1) < 0.1)
+        assert same.mean() > 0.8
+        assert masks.shape == (50, 112, 112) and masks.dtype == bool
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_live_runs_the_functions_of_the_offline_path(setting, mode, tmp_path):
+    """Without the rounding to half floats in between the two are equal to the last bit."""
+    detector, val, head, pictures = setting
+    head = calib.load_head(head)
+    live = CalibratedDetector(detector, head, mode=mode, tail=4)
+    forward = detector.forward([fuse.live._load(0, pictures[0])], live.level)
+    row = fuse.rows.prepare(fuse.Row(mode, head, tail=4), val.detector, val.classes["instance_count"].to_numpy())
+    roi, label, score = fuse.rows.detect_image(row, forward.rois[0], fuse.rows.Memo(forward.rois[0]), 0.0)
+    ((detected, _),) = live.predict(pictures[:1])
+    np.testing.assert_array_equal(detected.scores, score)
+    np.testing.assert_array_equal(detected.labels, label)
+    np.testing.assert_allclose(detected.boxes, forward.rois[0].boxes[roi], atol=1e-4)
+
+
+def test_original_alone_is_the_framework(setting):
+    detector, _, _, pictures = setting
+    tensor = torch.from_numpy(pictures[0].copy()).permute(2, 0, 1).float() / 255
+    with torch.inference_mode():
+        (expected,) = detector.model([tensor])
+    (result,) = CalibratedDetector(detector, mode="original")(tensor)
+    assert result.keys() == expected.keys()
+    ours, theirs = detector.unpack(result), detector.unpack(expected)
+    assert_same_detections(ours[0], theirs[0])
+
+
+def test_every_kind_of_image_and_batches(setting, tmp_path):
+    detector, _, head, pictures = setting
+    live = CalibratedDetector(detector, head, batch_size=3)
+    PILImage.fromarray(pictures[0]).save(tmp_path / "0.png")
+    tensor = torch.from_numpy(pictures[0].copy()).permute(2, 0, 1)
+    kinds = [tmp_path / "0.png", str(tmp_path / "0.png"), PILImage.open(tmp_path / "0.png"), tensor, tensor / 255]
+    other = pictures[1][:96]
+    results = live([pictures[0], other, *kinds])
+    assert len(results) == 7
+    (alone,) = live(other)
+    torch.testing.assert_close(results[1], alone, atol=1e-4, rtol=1e-4)
+    for result in results[2:]:
+        torch.testing.assert_close(result["scores"], results[0]["scores"], atol=1e-4, rtol=1e-4)
+    assert live([]) == []
+
+
+def test_views_are_detected_each_and_joined(setting):
+    detector, _, head, pictures = setting
+    views = (View(), View((160, 160)), View(flip=True))
+    ((joined, masks),) = CalibratedDetector(detector, head, views=views, max_detections=40).predict(pictures[0])
+    parts = []
+    for view in views:
+        picture = pictures[0][:, ::-1] if view.flip else pictures[0]
+        seen = detector if view.size is None else detector.resized(*view.size)
+        ((part, _),) = CalibratedDetector(seen, head, max_detections=40).predict(picture)
+        boxes = mirror_boxes(part.boxes, 112) if view.flip else part.boxes
+        parts.append(Detected(boxes, part.labels, part.scores))
+    expected, _ = merge_image(parts, CLASSES, iou_threshold=0.5, max_detections=40)
+    assert_same_detections(joined, expected)
+    assert masks.shape == (40, 112, 112)
+
+
+def test_scorers_that_train_nothing(setting):
+    detector, val, _, pictures = setting
+    norcal = calib.posthoc.NorCal().fit(val)
+    live = CalibratedDetector(detector, norcal, mode="cat")
+    assert live.level == "logits"
+    ((detected, _),) = live.predict(pictures[0])
+    assert len(detected.scores) == 300
+    with pytest.raises(ValueError, match=r"tail is 100: give a bool array, plain knows no training counts"):
+        CalibratedDetector(detector, type("S", (), {"name": "plain"})())
+
+
+def test_wrong_input_is_named(setting, tmp_path):
+    detector, _, head, pictures = setting
+    live = CalibratedDetector(detector, head)
+    with pytest.raises(FileNotFoundError, match="no.png: no such image"):
+        live(tmp_path / "no.png")
+    with pytest.raises(ValueError, match=r"image 1: float64 \(3, 3\), expected uint8 \(H, W, 3\) RGB"):
+        live([pictures[0], np.zeros((3, 3))])
+    with pytest.raises(ValueError, match="views: the first is to be one that is not mirrored"):
+        CalibratedDetector(detector, head, views=[View(flip=True)])
+    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
+        CalibratedDetector(detector, head, batch_size=0)
+    with pytest.raises(ValueError, match="needs a calibrated scorer"):
+        CalibratedDetector(detector)
+    loaded = calib.load_head(head)
+    loaded.info = replace(loaded.info, weights_sha256="another")
+    with pytest.raises(ValueError, match="detector weights .*, the head was trained for another"):
+        CalibratedDetector(detector, loaded)
+
+
+def test_predict_command(setting, tiny, tmp_path, capsys):
+    _, val, head, pictures = setting
+    for i in range(2):
+        PILImage.fromarray(pictures[i]).save(tmp_path / f"{i}.png")
+    config = tiny.config("val", "unused")
+    arguments = ["predict", tmp_path / "0.png", tmp_path / "1.png", "--detector", config.detector, "--head", head]
+    arguments += ["--weights", config.weights, "--detector-options", *config.detector_options, "--save-images"]
+    assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out")]) == 0
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(records) == 600 and {r["file_name"] for r in records} == {str(tmp_path / f"{i}.png") for i in range(2)}
+    assert {r["name"] for r in records} <= set(val.classes["name"]) and records[0]["segmentation"]["size"] == [112, 112]
+    with PILImage.open(tmp_path / "out" / "0.png") as drawn:
+        assert drawn.size == (224, 112)
+    (tmp_path / "b").mkdir()
+    PILImage.fromarray(pictures[0]).save(tmp_path / "b" / "0.png")
+    arguments.insert(3, tmp_path / "b" / "0.png")
+    assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out2")]) == 1
+    assert "two of the images would be drawn into" in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()
