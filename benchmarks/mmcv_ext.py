@@ -1,0 +1,95 @@
+"""A stand-in for the compiled part of mmcv, for tests and Mini-LVIS's recipes.
+
+    from benchmarks import mmcv_ext
+
+    mmcv_ext.install()  # before mmdet is imported
+
+mmdetection needs the compiled `mmcv._ext`, which has no wheels for current PyTorch; `mmcv-lite` comes without it.
+The three operations that a cascade of RoI heads uses are torchvision's too, with the same results. Any other is
+there by name, as mmcv asks when it is imported, and raises NotImplementedError when it is called. Whoever runs
+mmdetection in earnest installs the compiled mmcv, and then `install` does nothing.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+
+import torch
+import torchvision  # noqa: F401  registers torch.ops.torchvision
+from torch import Tensor
+
+NAME = "mmcv._ext"
+AVERAGE = 1  # mmcv's pool_mode
+
+
+def install() -> None:
+    """Make `mmcv._ext` importable, where it is not."""
+    if importlib.util.find_spec(NAME) is None:
+        module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(NAME, _Loader()))
+        module.__loader__.exec_module(module)
+        sys.modules[NAME] = module
+
+
+class _Loader:
+    """mmcv and mmengine look for a module's specification and loader, so the stand-in has them."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """The ordinary, empty module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.nms = nms
+        module.roi_align_forward = roi_align_forward
+        module.roi_align_backward = roi_align_backward
+        module.__getattr__ = _missing
+
+
+def _missing(name: str):
+    if name.startswith("__"):
+        raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
+
+    def operation(*args, **kwargs):
+        raise NotImplementedError(f"{NAME}.{name}: not in the stand-in for mmcv's compiled operations; install mmcv")
+
+    return operation
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Indices of the boxes (n, 4) xyxy that stay, by descending score.
+
+    `offset` 1 counts pixels, as mmdetection once did: a box is then one longer and wider.
+    """
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
+    return torch.ops.torchvision.nms(boxes.float(), scores.float(), iou_threshold)
+
+
+def roi_align_forward(
+    features: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, *,
+    aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
+) -> None:  # fmt: skip
+    """Fill `output` (R, C, h, w) from `features` (N, C, H, W) and `rois` (R, 5): image index and box xyxy."""
+    _require_average(pool_mode)
+    dtype = torch.promote_types(features.dtype, torch.float32)  # bfloat16 is computed in float32
+    pooled = torch.ops.torchvision.roi_align(
+        features.to(dtype), rois.to(dtype), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+    )
+    output.copy_(pooled)
+
+
+def roi_align_backward(
+    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, *,
+    aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
+) -> None:  # fmt: skip
+    """Fill `grad_input` (N, C, H, W) from `grad_output` (R, C, h, w)."""
+    _require_average(pool_mode)
+    dtype = torch.promote_types(grad_output.dtype, torch.float32)
+    grad = torch.ops.torchvision._roi_align_backward(
+        grad_output.to(dtype), rois.to(dtype), spatial_scale, aligned_height, aligned_width, *grad_input.shape,
+        sampling_ratio, aligned,
+    )  # fmt: skip
+    grad_input.copy_(grad)
+
+
+def _require_average(pool_mode: int) -> None:
+    if pool_mode != AVERAGE:
+        raise NotImplementedError(f"{NAME}.roi_align: pool_mode {pool_mode} is not in the stand-in, only 'avg' is")
