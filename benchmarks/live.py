@@ -1,0 +1,206 @@
+"""What calibration costs live: a framework's own inference against the calibrated detector, in turn, on one image size.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.live                 # each framework's Mask R-CNN R50-FPN, 1,230 classes
+    OMP_NUM_THREADS=1 python -m benchmarks.live --rounds 3 --device cuda
+
+Weights are random but for the classifier, which is spread so that its scores are peaked and most of them background,
+as a trained one's are. Prints the median of the pairs' ratios and writes `benchmarks/results/live.csv`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from calib.heads import Head, HeadInfo
+from extract.config import DetectorSpec
+from extract.detectors import FRAMEWORKS, Detector, Image, load_detector
+from fuse.live import CalibratedDetector
+
+ROOT = Path(__file__).parents[1]
+CLASSES = 1230
+THRESHOLDS = (0.05, 0.0)
+HEADS = ("3fc_ft", "linear")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to time."""
+
+    frameworks: tuple[str, ...] = tuple(FRAMEWORKS)
+    rounds: int = 3
+    """Pairs of runs; the median of their ratios is reported."""
+    height: int = 800
+    width: int = 1216
+    device: str = "cpu"
+
+
+def main(config: Config) -> None:
+    """Prints the table and keeps it."""
+    rows = []
+    for framework in config.frameworks:
+        detector, own = BUILD[framework](config)
+        pixels = np.random.default_rng(0).integers(0, 256, (config.height // 8, config.width // 8, 3))
+        image = pixels.repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        for threshold in THRESHOLDS:
+            for kind in HEADS:
+                live = CalibratedDetector(detector, make_head(detector, kind), score_threshold=threshold)
+                rows.append({"framework": framework, "threshold": threshold, "head": kind})
+                rows[-1] |= compare(lambda: own(image, threshold), lambda: live(image), config.rounds)  # noqa: B023
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).set_index(["framework", "threshold", "head"]).round(3)
+    table.to_csv(ROOT / "benchmarks" / "results" / "live.csv")
+    print(table.to_string())
+
+
+def compare(own: Callable, live: Callable, rounds: int) -> dict[str, float]:
+    """Seconds of both, run in turn, and the median of their ratios."""
+    live(), own()
+    pairs = np.array([(seconds(own), seconds(live)) for _ in range(rounds)])
+    ratio = np.median(pairs[:, 1] / pairs[:, 0])
+    return {"framework_s": np.median(pairs[:, 0]), "calibrated_s": np.median(pairs[:, 1]), "ratio": ratio}
+
+
+def seconds(function: Callable) -> float:
+    """Wall time of one call, a GPU's work included."""
+    started = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def make_head(detector: Detector, kind: str) -> Head:
+    """A random head of the detector's sizes: only its cost matters here."""
+    level = "pooled" if kind == "3fc_ft" else "embedding"
+    (layers,) = detector.head(level)
+    kept = layers if kind == "3fc_ft" else layers[-1:]
+    widths = (kept[0][0].shape[1], *(len(bias) for _, bias in kept))
+    (rois,) = detector.forward([Image(0, np.zeros((64, 64, 3), np.uint8))], level).rois
+    head = Head(
+        HeadInfo(
+            kind=kind,
+            level=level,
+            feature_shape=tuple(rois.features.shape[2:]),
+            widths=widths,
+            frozen_layers=0,
+            category_ids=tuple(range(CLASSES)),
+            names=tuple(map(str, range(CLASSES))),
+            instance_counts=tuple(np.arange(CLASSES).tolist()),
+            stages=detector.stages,
+            stage_average=detector.description["stage_average"],
+            detector=detector.description["name"],
+            weights_sha256=detector.description["weights_sha256"],
+        )
+    )
+    with torch.no_grad():
+        for linear, (weight, bias) in zip((m for m in head.modules() if isinstance(m, nn.Linear)), kept, strict=True):
+            linear.weight.copy_(torch.from_numpy(weight))
+            linear.bias.copy_(torch.from_numpy(bias))
+    return head.eval()
+
+
+def spread(classifier: nn.Linear, background: int) -> None:
+    """Scores like those of a trained detector: a few classes stand out of each RoI, background most of all."""
+    nn.init.normal_(classifier.weight, std=2.5 / classifier.in_features**0.5)
+    nn.init.zeros_(classifier.bias)
+    classifier.bias.data[background] = 9.0
+
+
+def torchvision_detector(config: Config) -> tuple[Detector, Callable]:
+    from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+    from extract.detectors.torchvision import TorchvisionDetector
+    from extract.devices import resolve_device
+
+    torch.manual_seed(0)
+    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
+    model.roi_heads.detections_per_img = 300
+    spread(model.roi_heads.box_predictor.cls_score, 0)
+    detector = TorchvisionDetector(model.to(resolve_device(config.device)))
+
+    def own(image: np.ndarray, threshold: float) -> None:
+        model.roi_heads.score_thresh = threshold
+        with torch.inference_mode():
+            model([torch.from_numpy(image).to(detector.device).permute(2, 0, 1).float() / 255])
+
+    return detector, own
+
+
+def detectron2_detector(config: Config) -> tuple[Detector, Callable]:
+    from detectron2 import model_zoo
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    options = {"MODEL.DEVICE": config.device, "MODEL.PIXEL_STD": [3e4] * 3, "TEST.DETECTIONS_PER_IMAGE": 300}
+    cfg.merge_from_list([part for pair in options.items() for part in pair])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    spread(model.roi_heads.box_predictor.cls_score, CLASSES)
+    detector = _reloaded("detectron2", cfg.dump(), ".yaml", {"model": model.state_dict()}, config.device)
+
+    def own(image: np.ndarray, threshold: float) -> None:
+        inner = detector.model
+        inner.roi_heads.box_predictor.test_score_thresh = threshold
+        with torch.inference_mode():
+            tensor = torch.as_tensor(detector.resize.get_transform(image).apply_image(image).astype("float32"))
+            inner([{"image": tensor.permute(2, 0, 1), "height": image.shape[0], "width": image.shape[1]}])
+
+    return detector, own
+
+
+def mmdet_detector(config: Config) -> tuple[Detector, Callable]:
+    from benchmarks import mmcv_ext
+
+    mmcv_ext.install()
+    import mmdet
+    from mmdet.apis import inference_detector
+    from mmdet.registry import MODELS
+    from mmengine.config import Config as MmengineConfig
+    from mmengine.registry import DefaultScope
+
+    configs = Path(mmdet.__file__).parent / ".mim" / "configs"
+    cfg = MmengineConfig.fromfile(configs / "lvis" / "mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py")
+    cfg.model.backbone.init_cfg = None
+    for head in (cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head):
+        head.num_classes = CLASSES
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(cfg.model)
+    spread(model.roi_head.bbox_head.fc_cls, CLASSES)
+    detector = _reloaded("mmdet", cfg.pretty_text, ".py", {"state_dict": model.state_dict()}, config.device)
+
+    def own(image: np.ndarray, threshold: float) -> None:
+        inner = detector.model
+        inner.cfg = cfg
+        inner.roi_head.test_cfg.score_thr, inner.roi_head.test_cfg.max_per_img = threshold, 300
+        inference_detector(inner, image)
+
+    return detector, own
+
+
+def _reloaded(framework: str, config_text: str, suffix: str, checkpoint: dict, device: str) -> Detector:
+    """The detector as a user loads it, from a config file and a checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        config_file, weights = Path(folder, f"model{suffix}"), Path(folder, "model.pth")
+        config_file.write_text(config_text)
+        torch.save(checkpoint, weights)
+        return load_detector(DetectorSpec(framework, weights, config_file, device=device))
+
+
+BUILD = {"torchvision": torchvision_detector, "detectron2": detectron2_detector, "mmdet": mmdet_detector}
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(Config, description=__doc__))

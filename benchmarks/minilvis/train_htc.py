@@ -1,0 +1,181 @@
+"""Train the Hybrid Task Cascade of `htc.py` on Mini-LVIS, with mmengine's own runner.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.minilvis.train_htc --out data/runs/htc
+
+The same command again goes on from the last checkpoint. As one starts from weights trained on COCO, this starts from
+the plain detector's backbone and feature pyramid (`weights/plain.safetensors`). The backbone stays frozen; the pyramid
+is trained on, and everything after it from scratch. Images come as they are, each once an epoch, and a class that is
+not annotated counts as absent, as it does to any plain detector: the federated annotation is for evaluation.
+
+The final weights (float16, mmdetection's own parameter names) and the log go to OUT and, after a full run, into
+`weights/` here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from mmengine import Config as Settings
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint
+from safetensors.torch import load_file, save_file
+
+from benchmarks import mmcv_ext
+from benchmarks.minilvis import semantic
+from benchmarks.minilvis.train import Log
+
+LOG_EVERY = 50  # steps
+CHECKPOINT_EVERY = 200  # steps
+WEIGHTS = Path(__file__).parent / "weights"
+SETTINGS = Path(__file__).parent / "htc.py"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    out: Path
+    data: Path = Path("data/minilvis")
+    steps: int = 1000
+    """Optimizer steps; an epoch of the full data set has 800."""
+    batch: int = 8
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: int = 100
+    """Steps from 0 to `lr`; from there a cosine goes down to 0."""
+    seed: int = 0
+
+
+def train(config: Config) -> Path:
+    """Run to the end; returns the file of the final weights."""
+    torch.set_num_threads(1)  # it shares the machine
+    mmcv_ext.install()
+    semantic.draw(semantic.Config(config.data))
+    config.out.mkdir(parents=True, exist_ok=True)
+    last = find_latest_checkpoint(config.out)
+    if last:
+        require_same_run(config)
+    runner = Runner.from_cfg(settings(config, last or str(warm_start(config.out)), resume=bool(last)))
+    runner.model.to(memory_format=torch.channels_last)
+    runner.register_hook(LossLog(config))
+    return export(config, runner.train())
+
+
+def settings(config: Config, weights: str, resume: bool) -> Settings:
+    """`htc.py` with everything mmengine's runner asks for besides."""
+    every = Settings.fromfile(SETTINGS)
+    steps, warmup = config.steps, config.warmup
+    categories = json.loads((config.data / "train.json").read_text())["categories"]
+    dataset = dict(
+        type="CocoDataset",
+        ann_file=str(config.data / "train.json"),
+        data_prefix=dict(img=str(config.data / "train"), seg=str(config.data / "train_semantic")),
+        metainfo=dict(classes=[one["name"] for one in sorted(categories, key=lambda one: one["id"])]),
+        pipeline=every.train_pipeline,
+    )
+    sgd = dict(type="SGD", lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    every.update(
+        work_dir=str(config.out),
+        test_dataloader=None,
+        load_from=weights,
+        resume=resume,
+        randomness=dict(seed=config.seed),
+        train_cfg=dict(type="IterBasedTrainLoop", max_iters=steps),
+        train_dataloader=dict(
+            batch_size=config.batch,
+            num_workers=0,
+            sampler=dict(type="InfiniteSampler", seed=config.seed),
+            dataset=dataset,
+        ),
+        optim_wrapper=dict(type="OptimWrapper", optimizer=sgd, clip_grad=dict(max_norm=10)),
+        param_scheduler=[
+            dict(type="LinearLR", start_factor=1 / warmup, end=warmup, by_epoch=False),
+            dict(type="CosineAnnealingLR", T_max=steps - warmup, begin=warmup, end=steps, by_epoch=False),
+        ],
+        default_hooks=dict(
+            logger=dict(type="LoggerHook", interval=LOG_EVERY),
+            checkpoint=dict(type="CheckpointHook", interval=CHECKPOINT_EVERY, by_epoch=False, max_keep_ckpts=2),
+        ),
+    )
+    return every
+
+
+def warm_start(out: Path) -> Path:
+    """Write the plain detector's backbone and feature pyramid under mmdetection's names, as a checkpoint."""
+    path = out / "warm_start.pth"
+    torch.save({"state_dict": backbone_weights(WEIGHTS / "plain.safetensors")}, path)
+    return path
+
+
+def backbone_weights(path: Path) -> dict[str, torch.Tensor]:
+    """mmdetection's parameter name -> float32 tensor, from a file of `detector.mask_rcnn`'s weights."""
+    names = {"backbone.body.": "backbone."}
+    for level in "012":
+        names[f"backbone.fpn.inner_blocks.{level}.0."] = f"neck.lateral_convs.{level}.conv."
+        names[f"backbone.fpn.layer_blocks.{level}.0."] = f"neck.fpn_convs.{level}.conv."
+    return {
+        new + name.removeprefix(old): value.float() if value.is_floating_point() else value
+        for name, value in load_file(path).items()
+        for old, new in names.items()
+        if name.startswith(old)
+    }
+
+
+class LossLog(Hook):
+    """Writes the loss terms as JSON lines, as `train.py` does."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def before_train(self, runner: Runner) -> None:
+        self.log = Log(self.config.out / "log.jsonl", runner.iter)
+        if runner.iter == 0:
+            self.log.write({"step": 0, **run_identity(self.config)})
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        if not torch.isfinite(outputs["loss"]):
+            raise FloatingPointError(f"step {runner.iter}: loss is {outputs['loss'].item()}")
+        self.log.add(outputs)
+        if (runner.iter + 1) % LOG_EVERY == 0:
+            self.log.write_losses(runner.iter + 1, self.config.batch)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # mmengine would save its own log too, as objects that torch refuses to load: resuming needs plain tensors.
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
+
+
+def run_identity(config: Config) -> dict:
+    """The part of the config that decides the result; folders may move."""
+    return {name: value for name, value in asdict(config).items() if name not in ("out", "data")}
+
+
+def require_same_run(config: Config) -> None:
+    """Only the run that made a checkpoint may continue it; the log begins with that run's config."""
+    path = config.out / "log.jsonl"
+    made = json.loads(path.read_text().splitlines()[0])
+    changed = [name for name, value in run_identity(config).items() if made.get(name) != value]
+    if changed:
+        raise ValueError(f"{path}: made with another {', '.join(changed)}; choose another --out")
+
+
+def export(config: Config, model: torch.nn.Module) -> Path:
+    """Write the weights as float16; after a full run put them and the log where they are committed."""
+    path = config.out / "htc.safetensors"
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    metadata = {"config": json.dumps(run_identity(config)), "recipe": "benchmarks/minilvis/htc.py"}
+    save_file({name: value.contiguous() for name, value in half.items()}, path, metadata)
+    if config.data == Config.data and config.steps == Config.steps:
+        shutil.copy(path, WEIGHTS / path.name)
+        shutil.copy(config.out / "log.jsonl", WEIGHTS / "htc.jsonl")
+    return path
+
+
+if __name__ == "__main__":
+    import tyro
+
+    print(train(tyro.cli(Config, description=__doc__)))
