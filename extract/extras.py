@@ -12,3 +12,5 @@ def require(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(f"{error.name} is not installed; pip install 'tailcal[{extra}]' brings it") from error
+    except AssertionError as error:  # how mmdet says that it does not work with the mmcv that is there
+        raise ImportError(f"{module} cannot be imported: {error}") from error

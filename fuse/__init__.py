@@ -6,7 +6,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "config": ["Config"],
+        "config": ["Config", "ExportConfig"],
+        "exports": ["export"],
+        "folding": ["folded_classifiers"],
         "detections": ["Detections"],
         "rows": ["Row", "detect", "detect_rows"],
         "nms": ["class_nms"],

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from extract import cli
-from fuse.config import Config, EvaluateConfig, MergeConfig, PredictConfig, SweepConfig
+from fuse.config import Config, EvaluateConfig, ExportConfig, MergeConfig, PredictConfig, SweepConfig
 
 COMMANDS = {
     "": cli.Command(Config, "fuse.run:run"),
@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": cli.Command(EvaluateConfig, "fuse.run:evaluate_file"),
     "merge": cli.Command(MergeConfig, "fuse.run:merge_files"),
     "predict": cli.Command(PredictConfig, "fuse.predict:predict"),
+    "export": cli.Command(ExportConfig, "fuse.exports:export"),
 }
 
 

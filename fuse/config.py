@@ -188,17 +188,8 @@ class MergeConfig(FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(DetectorSpec):
-    """Detects in images with a detector and its calibrated head together.
-
-    Example: python -m fuse predict photo.jpg --detector mmdet --config-file htc.py --weights htc.pth --head head
-        --out runs/photo --save-images
-
-    Writes predictions.json: LVIS results with file names and class names.
-    """
-
-    images: Positional[tuple[Path, ...]]
-    """Image files."""
+class LiveOptions(DetectorSpec):
+    """A detector and its calibrated head."""
 
     head: Path
     """Head made by `python -m calib.train`."""
@@ -215,6 +206,29 @@ class PredictConfig(DetectorSpec):
     score_threshold: float = 0.0
     """Detections score above it."""
 
+    max_detections: int = 300
+    """Detections per image."""
+
+    threshold: float = 0.05
+    """Of mode cat-thr: calibrated scores below it are dropped."""
+
+    scale: float | None = None
+    """Of mode cat-scale: factor of the calibrated scores; by default each image's background ratio."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(LiveOptions):
+    """Detects in images with a detector and its calibrated head together.
+
+    Example: python -m fuse predict photo.jpg --detector mmdet --config-file htc.py --weights htc.pth --head head
+        --out runs/photo --save-images
+
+    Writes predictions.json: LVIS results with file names and class names.
+    """
+
+    images: Positional[tuple[Path, ...]]
+    """Image files."""
+
     save_images: bool = False
     """Draw each image twice, as the detector alone sees it and calibrated, into one PNG."""
 
@@ -230,3 +244,20 @@ class PredictConfig(DetectorSpec):
             raise ValueError("images is empty, expected at least one file")
         if self.shown < 1:
             raise ValueError(f"shown is {self.shown}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(LiveOptions):
+    """Gives a calibrated detector back to its framework.
+
+    Example: python -m fuse export --detector detectron2 --config-file cascade.yaml --weights cascade.pth --head head
+        --out runs/calibrated
+
+    Writes a checkpoint model.pth of the detector with both heads and what the framework needs to load it: model.yaml
+    (detectron2, after `import fuse.plugins.detectron2`), model.py (mmdetection) or calibration.json (torchvision);
+    and scores.pt2, a torch program of head and fusion alone.
+    """
+
+    fold: bool = False
+    """Instead, put a linear head's rows for the tail classes into the detector's own classifier: a stock checkpoint
+    that needs no code of this library. The rows then share one normalisation, so that scores differ from cat's."""

@@ -26,7 +26,7 @@ from fuse.rows import Memo, Row, boxes_of, detect_image, prepare
 if TYPE_CHECKING:
     from torch import Tensor
 
-Picture = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike]  # noqa: UP007, torch is not imported here
+Picture = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike]
 """(H, W, 3) uint8 RGB array, (3, H, W) tensor of uint8 or of floats from 0 to 1, PIL image, or path of a file."""
 
 

@@ -23,7 +23,8 @@ def predict(config: PredictConfig) -> None:
     _check_names(config)
     info = load_info(config.head)
     detector = load_detector(config)
-    options = {"tail": config.tail, "score_threshold": config.score_threshold}
+    names = ("tail", "score_threshold", "max_detections", "threshold", "scale")
+    options = {name: getattr(config, name) for name in names}
     after = CalibratedDetector(detector, config.head, mode=config.mode, **options)
     before = CalibratedDetector(detector, config.head, mode="original", **options) if config.save_images else None
     records = []

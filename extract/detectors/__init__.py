@@ -96,6 +96,14 @@ class Detector(Protocol):
         """Per stage the layers that lead from the features of a level to the logits, background last; [] if
         they are not fully connected or the level stores no features."""
 
+    def forward_prepared(
+        self, inputs: Any, image_ids: Sequence[int], level: str, choose: Choose | None = None
+    ) -> Forward:
+        """`forward` of inputs that the framework has prepared for its model: what a model given back to it calls."""
+
+    def state_with(self, classifiers: Layers) -> dict[str, torch.Tensor]:
+        """The model's state_dict with other classifiers, per stage weight (K+1, C) and bias (K+1,), background last."""
+
     def unpack(self, result: Any) -> tuple[Detected, np.ndarray | None]:
         """One of `Forward.results` in plain arrays, and its masks (D, H, W) bool at the image's size if it has any."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from extract.detectors import Choose, Image
+from extract.detectors import Choose
 from extract.layout import Layers
 from extract.rois import RoIs
 
@@ -62,7 +62,8 @@ def choose_proposals(
 
 
 def make_rois(
-    image: Image,
+    image_id: int,
+    size: tuple[int, int],
     scale: Tensor,
     proposals: Sequence[Tensor],
     boxes: Tensor,
@@ -74,6 +75,7 @@ def make_rois(
     """One image's RoIs, unlabelled, from tensors of a forward pass.
 
     Args:
+        size: (height, width) of the original image.
         scale: (4,) factors from resized to original xyxy.
         proposals: per stage (R, 4) xyxy in pixels of the resized image, as are `boxes`.
         boxes: (R, 4), or (R, K, 4) of a class-specific regressor.
@@ -86,9 +88,9 @@ def make_rois(
     is_gt = np.zeros(count, bool)
     is_gt[count - added :] = True
     return RoIs(
-        image_id=image.image_id,
-        height=image.pixels.shape[0],
-        width=image.pixels.shape[1],
+        image_id=image_id,
+        height=size[0],
+        width=size[1],
         proposals=(torch.stack(list(proposals), 1) * scale).cpu().numpy(),
         boxes=(boxes * scale).cpu().numpy(),
         logits=torch.stack(list(logits), 1).cpu().numpy(),
@@ -125,6 +127,22 @@ def proven(layers: Layers, features: Tensor, logits: Tensor) -> Layers:
     wanted = logits.float().cpu()
     fits = x.shape == wanted.shape and torch.allclose(x, wanted, atol=CHAIN_TOLERANCE * float(wanted.abs().max()))
     return layers if fits else []
+
+
+def with_classifiers(model: nn.Module, own: Sequence[nn.Linear], classifiers: Layers) -> dict[str, Tensor]:
+    """The model's state_dict with other weights (K+1, C) and biases (K+1,) in its classifiers `own`, one a stage.
+
+    Raises ValueError for a classifier without bias that would need one.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    state = dict(model.state_dict())
+    for layer, (weight, bias) in zip(own, classifiers, strict=True):
+        state[names[id(layer.weight)]] = torch.from_numpy(weight).to(layer.weight)
+        if layer.bias is not None:
+            state[names[id(layer.bias)]] = torch.from_numpy(bias).to(layer.bias)
+        elif bias.any():
+            raise ValueError(f"{names[id(layer.weight)]} has no bias, which the method would change")
+    return state
 
 
 def _bias(layer: nn.Linear) -> Tensor:

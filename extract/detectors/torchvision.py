@@ -29,6 +29,7 @@ from extract.detectors.parts import (
     make_rois,
     proven,
     to_uint8,
+    with_classifiers,
 )
 from extract.detectors.weights import load_weights
 from extract.devices import resolve_device
@@ -83,10 +84,17 @@ class TorchvisionDetector:
             "class_agnostic_masks": self.has_masks,
         }
 
-    @torch.inference_mode()
     def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _Forward:
         """See `extract.detectors.Detector.forward`."""
-        tensors = [self._tensor(image) for image in images]
+        return self.forward_prepared(
+            [self._tensor(image) for image in images], [i.image_id for i in images], level, choose
+        )
+
+    @torch.inference_mode()
+    def forward_prepared(
+        self, tensors: list[Tensor], image_ids: Sequence[int], level: str, choose: Choose | None = None
+    ) -> _Forward:
+        """`forward` of what torchvision's models take: images (3, H, W) float from 0 to 1 on the detector's device."""
         resized, _ = self.model.transform(tensors)
         features = self.model.backbone(resized.tensors)
         if isinstance(features, Tensor):
@@ -100,15 +108,15 @@ class TorchvisionDetector:
         counts = [len(p) for p in proposals]
         boxes = self._refine(deltas, proposals, resized.image_sizes)
         stored = {"pooled": pooled, "embedding": embedding}.get(level)
-        stored = [None] * len(images) if stored is None else [[f] for f in stored.split(counts)]
+        stored = [None] * len(tensors) if stored is None else [[f] for f in stored.split(counts)]
         logits = torch.cat([logits[:, 1:], logits[:, :1]], 1).split(counts)
+        sizes = [tuple(t.shape[-2:]) for t in tensors]
         rois = [
-            make_rois(image, scale, [p], b, [z], o, f, n)
-            for image, scale, p, b, z, o, f, n in zip(
-                images, scales, proposals, boxes, logits, objectness, stored, added, strict=True
+            make_rois(image_id, size, scale, [p], b, [z], o, f, n)
+            for image_id, size, scale, p, b, z, o, f, n in zip(
+                image_ids, sizes, scales, proposals, boxes, logits, objectness, stored, added, strict=True
             )
         ]
-        sizes = [tuple(t.shape[-2:]) for t in tensors]
         return _Forward(self.model, rois, features, scales, boxes, resized.image_sizes, sizes)
 
     def head(self, level: str) -> list[Layers]:
@@ -129,6 +137,11 @@ class TorchvisionDetector:
         if level == "pooled":
             whole = proven(whole, pooled, logits)
         return [whole] if whole else []
+
+    def state_with(self, classifiers: Layers) -> dict[str, Tensor]:
+        """See `extract.detectors.Detector.state_with`."""
+        first = [tuple(np.concatenate([p[-1:], p[:-1]]) for p in pair) for pair in classifiers]
+        return with_classifiers(self.model, [self._classifier()], first)
 
     def unpack(self, result: dict[str, Tensor]) -> tuple[Detected, np.ndarray | None]:
         """See `extract.detectors.Detector.unpack`."""

@@ -1,0 +1,380 @@
+"""mmdetection's two-stage detectors: a standard RoI head, a cascade, or a Hybrid Task Cascade.
+
+The forward pass is mmdetection's own, taken apart where proposals are chosen and where RoI features reach the box
+heads; backbone, neck and proposal network may be any. mmdetection counts background last, as it is done here. Where a
+config asks for soft-NMS, plain suppression at the same IoU takes its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmdet
+import numpy as np
+import torch
+from mmcv.transforms import Compose, Resize
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.test_time_augs import merge_aug_masks
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi, get_box_tensor
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config, DictAction
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from extract.config import DetectorSpec
+from extract.detectors import Choose, Detected, Image
+from extract.detectors.parts import (
+    MASK_BATCH,
+    choose_proposals,
+    inputs_of,
+    linear_layers,
+    make_rois,
+    proven,
+    to_uint8,
+    with_classifiers,
+)
+from extract.detectors.weights import load_weights
+from extract.devices import resolve_device
+from extract.layout import Layers
+from extract.rois import RoIs
+
+ROI_HEADS = (StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
+_ROI_INFERENCE = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
+INFERENCE = {
+    TwoStageDetector: ("predict",),
+    StandardRoIHead: _ROI_INFERENCE,
+    **dict.fromkeys(ROI_HEADS[1:], (*_ROI_INFERENCE, "_refine_roi")),
+    BBoxHead: ("predict_by_feat", "_predict_by_feat_single", "regress_by_class"),
+}
+"""What is taken apart here: a subclass must not have changed it. How it trains is its own affair."""
+MATCHING_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of the stages, where a config has no training part that says so."""
+NO_SCORE = -1e4
+"""Logit of a score that is exactly 0: its exponential is 0 as well, and half floats hold it."""
+
+
+def load(target: str, spec: DetectorSpec) -> MmdetDetector:
+    """Builds the model of `spec.config_file` and loads `spec.weights` into it."""
+    if target:
+        raise ValueError(f"detector mmdet:{target}: expected mmdet alone, its --config-file says what to build")
+    for option, value in (("--config-file", spec.config_file), ("--weights", spec.weights)):
+        if value is None:
+            raise ValueError(f"detector mmdet: give its {option}")
+    detector = _build(spec.config_file, read_config(spec.config_file, spec.detector_options))
+    detector.description["weights_sha256"] = load_weights(detector.model, spec.weights)
+    detector.model.to(resolve_device(spec.device))
+    return detector
+
+
+class MmdetDetector:
+    """A frozen mmdetection detector; see `extract.detectors.Detector`."""
+
+    def __init__(self, model: TwoStageDetector, pipeline: Compose, name: str = "", config_sha256: str = ""):
+        self.model, self._pipeline = model.eval().requires_grad_(False), pipeline
+        self._heads = _stages_of(model.roi_head.bbox_head)
+        last = self._heads[-1]
+        self.num_classes = int(last.num_classes)
+        self.stages = _matching_ious(model.roi_head.train_cfg, len(self._heads))
+        self.size = tuple(sorted(_resize_of(pipeline).scale))
+        masks = _stages_of(model.roi_head.mask_head) if model.with_mask else []
+        one_mask = bool(masks) and all(getattr(head, "class_agnostic", False) for head in masks)
+        # Masks are of refined boxes, so a class-agnostic mask needs a class-agnostic box.
+        self.has_masks = one_mask and bool(last.reg_class_agnostic)
+        nms = model.roi_head.test_cfg.nms or {"iou_threshold": 1.0}  # without nms nothing is suppressed
+        self.description = {
+            "name": name or type(model).__name__,
+            "framework": "mmdet",
+            "framework_version": mmdet.__version__,
+            "weights_sha256": "",
+            "config_sha256": config_sha256,
+            "activation": "softmax",
+            "stage_average": "logits",
+            "nms_iou": float(nms.get("iou_threshold", nms.get("iou_thr", 0.5))),
+            "class_agnostic_boxes": bool(last.reg_class_agnostic),
+            "class_agnostic_masks": self.has_masks,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _Forward:
+        """See `extract.detectors.Detector.forward`."""
+        return self.forward_prepared(self._preprocess(images), [image.image_id for image in images], level, choose)
+
+    @torch.inference_mode()
+    def forward_prepared(
+        self, batch: dict, image_ids: Sequence[int], level: str, choose: Choose | None = None
+    ) -> _Forward:
+        """`forward` of what mmdetection's models take after their preprocessing: `inputs` and `data_samples`."""
+        scene = _Scene(self.model, batch)
+        found = self.model.rpn_head.predict(scene.maps, scene.samples, rescale=False)
+        scales = [1 / f.scores.new_tensor(s.scale_factor).repeat(2) for f, s in zip(found, scene.samples, strict=True)]
+        proposals = [get_box_tensor(f.bboxes) for f in found]
+        proposals, objectness, added = choose_proposals(proposals, [f.scores for f in found], scales, choose)
+        kept = {"pooled": self._heads, "embedding": [head.fc_cls for head in self._heads]}.get(level, [])
+        with inputs_of(kept) as seen:
+            regions, logits, boxes = self._stages(scene, proposals, added)
+        features = [inputs.split([len(p) for p in proposals]) for (inputs,) in seen]
+        rois = []
+        for i, (image_id, sample) in enumerate(zip(image_ids, scene.samples, strict=True)):
+            region, logit, feature = ([stage[i] for stage in stages] for stages in (regions, logits, features))
+            rest = region, boxes[i], logit, objectness[i], feature or None, added[i]
+            rois.append(make_rois(image_id, sample.ori_shape, scales[i], *rest))
+        return _Forward(rois, scene, scales, boxes)
+
+    @torch.inference_mode()
+    def head(self, level: str) -> list[Layers]:
+        """See `extract.detectors.Detector.head`."""
+        stages = [_layers(head, level) for head in self._heads] if level != "logits" else []
+        return stages if all(stages) else []
+
+    def state_with(self, classifiers: Layers) -> dict[str, Tensor]:
+        """See `extract.detectors.Detector.state_with`."""
+        return with_classifiers(self.model, [head.fc_cls for head in self._heads], classifiers)
+
+    def unpack(self, result: DetDataSample) -> tuple[Detected, np.ndarray | None]:
+        """See `extract.detectors.Detector.unpack`."""
+        found = result.pred_instances.cpu()
+        masks = found.masks.numpy() > 0 if "masks" in found else None
+        return Detected(found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy()), masks
+
+    def resized(self, shorter: int, longer: int) -> MmdetDetector:
+        """See `extract.detectors.Detector.resized`."""
+        other = copy.copy(self)
+        other._pipeline, other.size = copy.deepcopy(self._pipeline), (shorter, longer)
+        _resize_of(other._pipeline).scale = (longer, shorter)
+        return other
+
+    def _preprocess(self, images: Sequence[Image]) -> dict:
+        """What the config's test pipeline, which takes BGR, and the model make of the images."""
+        arrays = [np.ascontiguousarray(image.pixels[..., ::-1]) for image in images]
+        packed = [self._pipeline({"img": a, "img_id": i.image_id}) for a, i in zip(arrays, images, strict=True)]
+        return self.model.data_preprocessor({key: [one[key] for one in packed] for key in packed[0]}, False)
+
+    def _stages(self, scene: _Scene, proposals: list[Tensor], added: list[int]) -> tuple[list, list, list[Tensor]]:
+        """Per stage and image the regions (R, 4) and logits (R, K+1), and per image the last stage's boxes.
+
+        All boxes are in resized pixels; the last are (R, 4), or (R, K, 4) of a class-specific regressor.
+        """
+        counts = [len(p) for p in proposals]
+        regions, logits = [proposals], []
+        for stage, head in enumerate(self._heads):
+            scores, deltas = scene.box_head(stage, regions[-1])
+            logits.append(_logits(head, scores).split(counts))
+            images = list(zip(regions[-1], deltas.split(counts), scene.samples, logits[-1], added, strict=True))
+            if stage < len(self._heads) - 1:
+                regions.append([_next_regions(head, *image) for image in images])
+        return regions, logits, [_decode(head, *image[:3]) for image in images]
+
+
+class _Scene:
+    """A batch of images as the RoI head sees it.
+
+    Attributes:
+        maps: feature maps, (N, C, H, W) of each level.
+        samples: of each image, where its sizes before and after resizing stand.
+    """
+
+    def __init__(self, model: TwoStageDetector, batch: dict):
+        self.model, self.samples = model, batch["data_samples"]
+        self.maps = model.extract_feat(batch["inputs"])
+        self._cascade, self._hybrid = (isinstance(model.roi_head, kind) for kind in ROI_HEADS[1:])
+        self._semantic = None
+        if self._hybrid and model.roi_head.with_semantic:
+            _, self._semantic = model.roi_head.semantic_head(self.maps)
+
+    def of(self, i: int) -> _Scene:
+        """That of one image."""
+        one, i = copy.copy(self), slice(i, i + 1)
+        one.maps, one.samples = tuple(level[i] for level in self.maps), self.samples[i]
+        one._semantic = None if self._semantic is None else self._semantic[i]
+        return one
+
+    def box_head(self, stage: int, regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """A stage's scores and box deltas of all images' regions (R, 4)."""
+        stage, semantic = [stage] * self._cascade, [self._semantic] * self._hybrid
+        found = self.model.roi_head._bbox_forward(*stage, self.maps, bbox2roi(regions), *semantic)
+        return found["cls_score"], found["bbox_pred"]
+
+    def masks(self, boxes: Tensor) -> Tensor:
+        """Probabilities (R, 1, M, M) of class-agnostic masks of one image's boxes (R, 4), averaged over stages."""
+        head, rois = self.model.roi_head, bbox2roi([boxes])
+        if self._hybrid:  # whose last stage alone speaks for all
+            logits = head._mask_forward(-1, self.maps, rois, self._semantic, training=False)["mask_preds"]
+        else:
+            stages = [[stage] for stage in range(head.num_stages)] if self._cascade else [[]]
+            logits = [head._mask_forward(*stage, self.maps, rois)["mask_preds"] for stage in stages]
+        return merge_aug_masks([one.sigmoid() for one in logits], {})
+
+    def paint(self, found: InstanceData) -> InstanceData:
+        """One image's instances, boxes in resized pixels → with masks, boxes in original pixels."""
+        metas, semantic = [sample.metainfo for sample in self.samples], [self._semantic] * self._hybrid
+        return self.model.roi_head.predict_mask(self.maps, *semantic, metas, [found], rescale=True)[0]
+
+
+class _Forward:
+    """See `extract.detectors.Forward`."""
+
+    def __init__(self, rois: list[RoIs], scene: _Scene, scales: list[Tensor], boxes: list[Tensor]):
+        self.rois, self._scene, self._scales, self._boxes = rois, scene, scales, boxes
+
+    @torch.inference_mode()
+    def masks(self) -> list[np.ndarray]:
+        """See `extract.detectors.Forward.masks`."""
+        split = [(self._scene.of(i), boxes.split(MASK_BATCH)) for i, boxes in enumerate(self._boxes)]
+        return [to_uint8(torch.cat([scene.masks(part)[:, 0] for part in parts])) for scene, parts in split]
+
+    @torch.inference_mode()
+    def results(self, detected: Sequence[Detected]) -> list[DetDataSample]:
+        """See `extract.detectors.Forward.results`: those of mmdetection's `inference_detector`."""
+        model, found = self._scene.model, []
+        for i, (one, scale) in enumerate(zip(detected, self._scales, strict=True)):
+            boxes, labels, scores = (torch.from_numpy(a).to(scale.device) for a in one)
+            instances = InstanceData(bboxes=boxes / scale if model.with_mask else boxes, labels=labels, scores=scores)
+            found.append(self._scene.of(i).paint(instances) if model.with_mask else instances)
+        return model.add_pred_to_datasample([sample.new() for sample in self._scene.samples], found)
+
+
+def read_config(path: Path, options: Sequence[str]) -> Config:
+    """The file with KEY=VALUE options merged into it, as mmdetection's own --cfg-options are."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    try:
+        config = Config.fromfile(str(path))
+    except Exception as error:  # a config is code
+        raise ValueError(f"{path}: not a config that mmengine can read: {_reason(error)}") from error
+    for option in options:
+        parsed = Namespace()
+        try:
+            DictAction([], "options")(ArgumentParser(), parsed, [option])
+            config.merge_from_dict(parsed.options)
+        except Exception as error:  # mmengine asserts, indexes and unpacks
+            raise ValueError(f"detector option {option!r}, expected KEY=VALUE of {path}: {_reason(error)}") from error
+    return config
+
+
+def _build(path: Path, config: Config) -> MmdetDetector:
+    """The detector, still without its trained weights."""
+    try:
+        # Types are looked up in the config's scope, whatever another framework or an earlier model has left.
+        with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
+            model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
+            steps = copy.deepcopy(get_test_pipeline_cfg(config))
+            steps[0].type = "mmdet.LoadImageFromNDArray"
+            pipeline = Compose(steps)
+        _check(model)
+        return MmdetDetector(model, pipeline, name=path.stem, config_sha256=_digest(config))
+    except Exception as error:  # constructors raise what they like
+        raise ValueError(f"{path}: {_reason(error)}") from error
+
+
+def _check(model: nn.Module) -> None:
+    """Raises ValueError naming the part of the model that infers otherwise than is taken for granted here."""
+    _expect("model", model, TwoStageDetector)
+    _expect("model.roi_head", getattr(model, "roi_head", None), *ROI_HEADS)
+    if not model.with_rpn:
+        raise ValueError("model.rpn_head is None, expected a proposal network")
+    heads = _stages_of(model.roi_head.bbox_head)
+    for head in heads:
+        _expect("model.roi_head.bbox_head", head, BBoxHead)
+        if not (head.with_cls and head.with_reg):
+            raise ValueError("model.roi_head.bbox_head has with_cls or with_reg False, expected both")
+        loss = f"model.roi_head.bbox_head.loss_cls is a {type(head.loss_cls).__name__}"
+        if len(heads) > 1 and (head.custom_cls_channels or head.custom_activation):
+            raise ValueError(f"{loss}, expected softmax scores in a cascade, where logits are averaged")
+        if head.custom_cls_channels:
+            scores = torch.linspace(-3, 3, head.fc_cls.out_features)[None]
+            if not torch.allclose(_logits(head, scores).softmax(-1), head.loss_cls.get_activation(scores)):
+                raise ValueError(f"{loss}, expected scores of K classes and background that sum to 1")
+
+
+def _expect(field: str, part: object, *kinds: type) -> None:
+    for kind in kinds:
+        if isinstance(part, kind) and all(getattr(type(part), m) is getattr(kind, m) for m in INFERENCE[kind]):
+            return
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"{field} is a {type(part).__name__}, expected {expected} or a subclass that infers alike")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split(" Please check")[0].split()) or type(error).__name__
+
+
+def _stages_of(heads: nn.Module) -> list[nn.Module]:
+    """A cascade's heads, or the one there is."""
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def _matching_ious(training: dict | list[dict] | None, stages: int) -> tuple[float, ...]:
+    """From which IoU on a region is an object, in each stage's training."""
+    parts = training if isinstance(training, list) else [training] * stages
+    assigners = [(part or {}).get("assigner", {}) for part in parts]
+    return tuple(float(a.get("pos_iou_thr", iou)) for a, iou in zip(assigners, MATCHING_IOUS, strict=False))
+
+
+def _resize_of(pipeline: Compose) -> Resize:
+    """The one step of the test pipeline that resizes."""
+    found = [step for step in pipeline.transforms if isinstance(step, Resize)]
+    if len(found) != 1 or found[0].scale is None:
+        raise ValueError(f"the test pipeline has {len(found)} steps of type Resize, expected one, with a scale")
+    return found[0]
+
+
+def _digest(config: Config) -> str:
+    """sha256 of model and test pipeline, without the initial weights that trained ones replace."""
+    # Configs in pure Python hold classes where others hold their names.
+    text = json.dumps([config.model, get_test_pipeline_cfg(config)], default=lambda v: getattr(v, "__name__", str(v)))
+    initial = ("pretrained", "init_cfg")
+    tree = json.loads(text, object_hook=lambda part: {k: v for k, v in part.items() if k not in initial})
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _logits(head: BBoxHead, scores: Tensor) -> Tensor:
+    """(R, K+1) whose softmax are the class scores that the head makes of its output."""
+    custom = head.custom_cls_channels
+    return head.loss_cls.get_activation(scores).log().clamp(min=NO_SCORE) if custom else scores
+
+
+def _next_regions(
+    head: BBoxHead, regions: Tensor, deltas: Tensor, sample: DetDataSample, logits: Tensor, added: int
+) -> Tensor:
+    """What the next stage looks at, (R, 4): the refined regions, but those that were added stay."""
+    refined = get_box_tensor(head.regress_by_class(regions, logits[:, :-1].argmax(1), deltas, sample.metainfo))
+    own = len(regions) - added
+    return torch.cat([refined[:own], regions[own:]])
+
+
+def _decode(head: BBoxHead, regions: Tensor, deltas: Tensor, sample: DetDataSample) -> Tensor:
+    """Refined boxes, clipped: (R, 4), or (R, K, 4) of a class-specific regressor."""
+    each = 1 if head.reg_class_agnostic else head.num_classes
+    boxes = head.bbox_coder.decode(regions.repeat_interleave(each, 0), deltas.reshape(-1, 4), sample.img_shape)
+    boxes = get_box_tensor(boxes)
+    return boxes if head.reg_class_agnostic else boxes.reshape(-1, each, 4)
+
+
+def _layers(head: BBoxHead, level: str) -> Layers:
+    """One stage's layers from features to logits if they are all fully connected, proven on a made-up RoI; else []."""
+    shape = (1, head.in_channels, *head.roi_feat_size)
+    pooled = torch.linspace(-1, 1, int(np.prod(shape)), device=next(head.parameters()).device).reshape(shape)
+    with inputs_of([head.fc_cls]) as seen:
+        logits = _logits(head, head(pooled)[0])
+    ((embedding,),) = seen
+    hidden = [*getattr(head, "shared_fcs", []), *getattr(head, "cls_fcs", [])]
+    whole = linear_layers([*hidden, head.fc_cls])
+    found = proven(whole[-1:], embedding, logits)
+    return found and (whole if level == "embedding" else proven(whole, pooled, logits))

@@ -1,0 +1,131 @@
+"""A calibrated detector given back: torchvision, detectron2 and mmdetection load it and detect as the live one does."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import calib
+import extract
+import fuse
+from calib.heads import Head
+from extract.detectors import load_detector
+from fuse.exports import export
+from fuse.live import CalibratedDetector
+from tests import frameworks
+from tests.conftest import CLASSES
+from tests.exactness import assert_same_detections, make_images
+
+OPTIONS = {"mode": "cat", "tail": 4, "max_detections": 40}
+
+
+@pytest.fixture(scope="module", params=frameworks.SPECS)
+def setting(request, tiny, tmp_path_factory):
+    """A detector's spec, the folders of two heads of it, and its train cache."""
+    folder = tmp_path_factory.mktemp("export")
+    spec = frameworks.SPECS[request.param](folder)
+    config = tiny.config("train", folder / "train.zarr", images_per_class=1, **vars(spec))
+    cache = extract.run(config)
+    heads = {kind: folder / kind for kind in ("2fc_rand", "linear")}
+    for kind, path in heads.items():
+        calib.train_head(cache, head=kind, hidden=8, steps=3, out=str(path))
+    return request.param, spec, heads, cache
+
+
+def loaded_by_the_framework(name: str, folder, spec):
+    """Detections as the framework's own entry point gives them, as a function of an RGB image."""
+    if name == "torchvision":
+        from fuse.plugins.torchvision import calibrated
+
+        model = calibrated(frameworks.torchvision_model(), folder / "calibration.json")
+        model.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
+        return lambda pixels: model([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])[0]
+    if name.startswith("detectron2"):
+        from detectron2.config import get_cfg
+        from detectron2.engine import DefaultPredictor
+
+        import fuse.plugins.detectron2  # noqa: F401, the one import
+
+        cfg = get_cfg()
+        cfg.merge_from_file(str(folder / "model.yaml"))
+        cfg.MODEL.DEVICE = "cpu"
+        predictor = DefaultPredictor(cfg)
+        return lambda pixels: predictor(np.ascontiguousarray(pixels[..., ::-1]))
+    from mmdet.apis import inference_detector, init_detector
+
+    model = init_detector(str(folder / "model.py"), str(folder / "model.pth"), device="cpu", palette="random")
+    return lambda pixels: inference_detector(model, np.ascontiguousarray(pixels[..., ::-1]))
+
+
+@pytest.mark.parametrize("kind", ["2fc_rand", "linear"])
+def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
+    name, spec, heads, _ = setting
+    out = tmp_path / "out"
+    export(fuse.ExportConfig(**vars(spec), head=heads[kind], out=out, **OPTIONS))
+    detector = load_detector(spec)
+    live = CalibratedDetector(detector, heads[kind], **OPTIONS)
+    detect = loaded_by_the_framework(name, out, spec)
+    for image in make_images((96, 144), (112, 112)):
+        ((expected, masks),) = live.predict(image.pixels)
+        found, own_masks = detector.unpack(detect(image.pixels))
+        assert_same_detections(found, expected)
+        assert (masks is None) == (own_masks is None)
+        if masks is not None:
+            assert (masks == own_masks).mean() > 0.999
+    program = torch.export.load(out / "scores.pt2").module()
+    (rois,) = detector.forward([image], live.level).rois
+    scores = program(rois.features, torch.from_numpy(rois.logits))
+    np.testing.assert_allclose(scores[:, -1], live.row.original.scores(rois)[:, -1], atol=1e-5)
+    assert scores.shape == (len(rois), CLASSES + 1)
+
+
+def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):
+    name, spec, _, cache = setting
+    detector = load_detector(spec)
+    for scorer in (calib.posthoc.NorCal().fit(cache), calib.posthoc.TauNorm(0.5).fit(cache)):
+        state = detector.state_with(fuse.folded_classifiers(detector, scorer))
+        torch.save(state, tmp_path / "stock.pth")
+        stock = load_detector(replace(spec, weights=tmp_path / "stock.pth"))
+        ((expected, _),) = CalibratedDetector(detector, scorer, mode="new").predict(make_images((96, 144))[0].pixels)
+        ((found, _),) = CalibratedDetector(stock, mode="original").predict(make_images((96, 144))[0].pixels)
+        if name != "detectron2-sigmoid":
+            assert_same_detections(found, expected)
+
+
+def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
+    _, spec, heads, _ = setting
+    export(fuse.ExportConfig(**vars(spec), head=heads["linear"], out=tmp_path / "out", tail=4, fold=True))
+    stock = load_detector(replace(spec, weights=tmp_path / "out" / "model.pth"))
+    own, new = (one.head("embedding") for one in (load_detector(spec), stock))
+    head: Head = calib.load_head(heads["linear"])
+    tail = np.array(head.instance_counts) < 4
+    for before, after, stage in zip(own, new, head.stages, strict=True):
+        np.testing.assert_array_equal(after[-1][0][:-1][~tail], before[-1][0][:-1][~tail])
+        np.testing.assert_allclose(after[-1][0][:-1][tail], stage[-1].weight[:-1][tail].detach(), atol=1e-6)
+        np.testing.assert_allclose(after[-1][1][:-1][tail], stage[-1].bias[:-1][tail].detach(), atol=1e-6)
+        np.testing.assert_array_equal(after[-1][1][-1], before[-1][1][-1])
+
+
+def test_what_cannot_be_exported_is_named(setting, tmp_path):
+    _, spec, heads, _ = setting
+    config = fuse.ExportConfig(**vars(spec), head=heads["2fc_rand"], out=tmp_path / "out")
+    with pytest.raises(ValueError, match="head is 2fc_rand: only a linear one has rows"):
+        export(replace(config, fold=True))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(ValueError, match="full: exists and is not empty; give another folder"):
+        export(replace(config, out=tmp_path / "full"))
+
+
+def test_plugins_name_wrong_files(tmp_path):
+    calibrated = importlib.import_module("fuse.plugins.torchvision").calibrated
+    with pytest.raises(FileNotFoundError, match="no.json: no such file"):
+        calibrated(frameworks.torchvision_model(), tmp_path / "no.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ValueError, match="bad.json: not the description of a calibration"):
+        calibrated(frameworks.torchvision_model(), tmp_path / "bad.json")
