@@ -61,7 +61,7 @@ def _calibration(
         score_threshold=config.score_threshold,
         max_detections=config.max_detections,
     )
-    scores = options.module()
+    scores = options.module().eval().requires_grad_(False)
     scores.stages.load_state_dict(head.stages.state_dict())
     scores.tail.copy_(torch.from_numpy(tail))
     return options, scores

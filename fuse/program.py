@@ -91,7 +91,7 @@ class CalibratedScores(nn.Module):
 def save_program(scores: CalibratedScores, feature_shape: Sequence[int], path: str | Path) -> None:
     """Writes a program that `torch.export.load(path).module()` brings back without this library.
 
-    It is called like `CalibratedScores`, with any number of RoIs, on the CPU.
+    It is called like `CalibratedScores`, with any number of RoIs, in float32 and on the CPU.
 
     Args:
         feature_shape: D, of one RoI.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-import pytest
 import torch
 from torch import nn
 
@@ -33,7 +34,7 @@ def torchvision_spec(folder: Path) -> DetectorSpec:
 
 def detectron2_spec(kind: str) -> Callable[[Path], DetectorSpec]:
     def make(folder: Path) -> DetectorSpec:
-        made = pytest.importorskip("tests.test_detectron2", reason="detectron2 is not installed")
+        made = _imported("tests.test_detectron2")
         from detectron2.config import get_cfg
         from detectron2.modeling import build_model
 
@@ -49,12 +50,17 @@ def detectron2_spec(kind: str) -> Callable[[Path], DetectorSpec]:
 
 def mmdet_spec(kind: str) -> Callable[[Path], DetectorSpec]:
     def make(folder: Path) -> DetectorSpec:
-        made = pytest.importorskip("tests.test_mmdet", reason="mmdet is not installed")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return made.make_detector(folder, getattr(made, kind)(CLASSES))
+        made = _imported("tests.test_mmdet")
+        return made.make_detector(folder, getattr(made, kind)(CLASSES))
 
     return make
+
+
+def _imported(module: str) -> ModuleType:
+    """A framework's tests, with what they build; where they are skipped, so is the test that asks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the frameworks at import
+        return import_module(module)
 
 
 KINDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,10 @@ from tests import frameworks
 from tests.conftest import CLASSES
 from tests.exactness import assert_same_detections, make_images
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # detectron2's anchors
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),  # mmdetection's masks
+]
 OPTIONS = {"mode": "cat", "tail": 4, "max_detections": 40}
 
 
@@ -57,7 +62,8 @@ def loaded_by_the_framework(name: str, folder, spec):
         return lambda pixels: predictor(np.ascontiguousarray(pixels[..., ::-1]))
     from mmdet.apis import inference_detector, init_detector
 
-    model = init_detector(str(folder / "model.py"), str(folder / "model.pth"), device="cpu", palette="random")
+    with warnings.catch_warnings(record=True):  # init_detector changes the filters, and warns of class names
+        model = init_detector(str(folder / "model.py"), str(folder / "model.pth"), device="cpu", palette="random")
     return lambda pixels: inference_detector(model, np.ascontiguousarray(pixels[..., ::-1]))
 
 
@@ -78,7 +84,7 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
             assert (masks == own_masks).mean() > 0.999
     program = torch.export.load(out / "scores.pt2").module()
     (rois,) = detector.forward([image], live.level).rois
-    scores = program(rois.features, torch.from_numpy(rois.logits))
+    scores = program(rois.features.float(), torch.from_numpy(rois.logits))
     np.testing.assert_allclose(scores[:, -1], live.row.original.scores(rois)[:, -1], atol=1e-5)
     assert scores.shape == (len(rois), CLASSES + 1)
 

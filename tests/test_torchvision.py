@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import tests.detectors as builders
+from extract.config import DetectorSpec
 from extract.detectors import Detected, load_detector
 from extract.detectors.torchvision import TorchvisionDetector
 from tests.exactness import assert_same_detections, make_images, our_detections
@@ -149,8 +152,6 @@ def test_a_classifier_without_bias():
     ],
 )
 def test_wrong_builders(tmp_path, detector, message):
-    from extract.config import DetectorSpec
-
     with pytest.raises((ValueError, ImportError), match=message):
         load_detector(DetectorSpec(detector, tmp_path / "w.pth"))
 
@@ -162,3 +163,17 @@ def test_builder_options():
     assert parsed == {"num_classes": 3, "box_score_thresh": 0.5, "name": "abc", "weights": None}
     with pytest.raises(ValueError, match="detector option 'num_classes', expected KEY=VALUE"):
         parse_options(["num_classes"])
+
+
+@pytest.mark.parametrize(
+    ("framework", "remedy"),
+    [
+        ("detectron2", r"it is not on PyPI: install it from its repository"),
+        ("mmdet", r"pip install 'tailcal\[mmdetection]'"),
+    ],
+)
+def test_missing_frameworks_say_what_to_install(monkeypatch, framework, remedy):
+    monkeypatch.setitem(sys.modules, framework, None)
+    with pytest.raises(ImportError, match=f"{framework} is not installed; {remedy}") as error:
+        load_detector(DetectorSpec(framework))
+    assert "\n" not in str(error.value)

@@ -21,8 +21,12 @@ from extract.rois import RoIs
 if TYPE_CHECKING:
     import torch
 
-FRAMEWORKS = {"torchvision": "torchvision", "detectron2": "detectron2", "mmdet": "mmdetection"}
-"""Module under `extract.detectors` and package that is imported → the extra that installs it."""
+FRAMEWORKS = {
+    "torchvision": "pip install 'tailcal[torchvision]' brings it",
+    "detectron2": "it is not on PyPI: install it from its repository, pip install 'tailcal[detectron2]' brings the rest",
+    "mmdet": "pip install 'tailcal[mmdetection]' brings it",
+}
+"""Module under `extract.detectors` and package that is imported → how to install it."""
 
 Choose = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(position in the batch, proposals (P, 4) best first) → (indices of the proposals to keep, boxes (G, 4) to add)."""
@@ -134,7 +138,7 @@ def _adapter(detector: str, framework: str) -> Any:
             f"detector {detector!r}: framework {framework!r}, expected {', '.join(FRAMEWORKS)}, "
             "as in torchvision:my_models:build"
         )
-    require(framework, extra=FRAMEWORKS[framework])
+    require(framework, remedy=FRAMEWORKS[framework])
     return import_module(f"extract.detectors.{framework}")
 
 
