@@ -3,19 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DATA ?= data/minilvis
-# plain or rfs: how the demo's detector was trained.
-SAMPLING ?= plain
-RUN ?= data/$(SAMPLING)
-DETECTOR = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn \
-    --weights benchmarks/minilvis/weights/$(SAMPLING).safetensors
+# Which of the trained detectors: plain, rfs (torchvision), cascade (detectron2) or htc (mmdetection).
+DETECTOR ?= plain
+RUN ?= data/$(DETECTOR)
+WEIGHTS = --weights benchmarks/minilvis/weights/$(DETECTOR).safetensors
+SPEC_plain = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn $(WEIGHTS)
+SPEC_rfs = $(SPEC_plain)
+SPEC_cascade = --detector detectron2:benchmarks.minilvis.cascade:register \
+    --config-file benchmarks/minilvis/cascade.yaml $(WEIGHTS)
+SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
+# mmcv without compiled operators needs torchvision's in their place.
+EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
+NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables test test-slow lint
+.PHONY: demo tables live test test-slow lint
 
-demo: $(VENV)/demo
+demo: $(VENV)/$(NEEDS)
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
-	$(BIN)/python -m extract $(DETECTOR) --split train --images-per-class 20 \
+	$(EXTRACT) $(SPEC_$(DETECTOR)) --split train --images-per-class 20 \
 	    --annotations $(DATA)/train.json --images $(DATA)/train --out $(RUN)/train.zarr
-	$(BIN)/python -m extract $(DETECTOR) --split val --proposals 300 --train-annotations $(DATA)/train.json \
+	$(EXTRACT) $(SPEC_$(DETECTOR)) --split val --proposals 300 --train-annotations $(DATA)/train.json \
 	    --annotations $(DATA)/val.json --images $(DATA)/val --out $(RUN)/val.zarr
 	$(BIN)/python -m calib.train --cache $(RUN)/train.zarr --out $(RUN)/head --steps 2000
 	$(BIN)/python -m fuse sweep --cache $(RUN)/val.zarr --head $(RUN)/head --annotations $(DATA)/val.json \
@@ -23,12 +30,20 @@ demo: $(VENV)/demo
 
 # The tables of the README.
 tables:
-	$(MAKE) demo SAMPLING=plain
-	$(MAKE) demo SAMPLING=rfs
-	$(BIN)/python -m extract $(DETECTOR) --split val --level logits --masks False \
+	$(MAKE) demo DETECTOR=plain
+	$(MAKE) demo DETECTOR=rfs
+	$(MAKE) demo DETECTOR=cascade
+	$(MAKE) demo DETECTOR=htc
+	$(EXTRACT) $(SPEC_plain) --split val --level logits --masks False \
 	    --train-annotations $(DATA)/train.json --annotations $(DATA)/val.json --images $(DATA)/val \
 	    --out data/plain/proposals.zarr
-	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep recall=data/plain/proposals.zarr
+	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep \
+	    cascade=data/cascade/sweep htc=data/htc/sweep recall=data/plain/proposals.zarr
+
+# What calibration costs live, on images of 800 × 1,216 pixels.
+live: $(VENV)/frameworks
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.live
+	$(BIN)/python -m benchmarks.readme live=benchmarks/results/live.csv
 
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"

@@ -4,6 +4,8 @@
 
     mmcv_ext.install()  # before mmdet is imported
 
+    python -m benchmarks.mmcv_ext extract --detector mmdet …    # a command with it
+
 mmdetection needs the compiled `mmcv._ext`, which has no wheels for current PyTorch; `mmcv-lite` comes without it.
 The three operations that a cascade of RoI heads uses are torchvision's too, with the same results. Any other is
 there by name, as mmcv asks when it is imported, and raises NotImplementedError when it is called. Whoever runs
@@ -12,6 +14,7 @@ mmdetection in earnest installs the compiled mmcv, and then `install` does nothi
 
 import importlib.machinery
 import importlib.util
+import runpy
 import sys
 from types import ModuleType
 
@@ -93,3 +96,9 @@ def roi_align_backward(
 def _require_average(pool_mode: int) -> None:
     if pool_mode != AVERAGE:
         raise NotImplementedError(f"{NAME}.roi_align: pool_mode {pool_mode} is not in the stand-in, only 'avg' is")
+
+
+if __name__ == "__main__":
+    install()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

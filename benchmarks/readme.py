@@ -2,7 +2,8 @@
 
     python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep recall=data/plain/proposals.zarr
 
-A folder is a finished sweep, whose mask AP is shown; a cache is one of val, whose proposal recall is.
+A folder is a finished sweep, whose mask AP is shown; a cache is one of val, whose proposal recall is; a .csv file is
+shown as it is.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def main(arguments: list[str]) -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
     for name, source in (argument.split("=") for argument in arguments):
-        whole, shown = recall_tables(source) if source.endswith(".zarr") else sweep_tables(source)
-        whole.round(2).to_csv(ROOT / "benchmarks" / "results" / f"{name}.csv")
+        kind = {".zarr": recall_tables, ".csv": file_tables}.get(Path(source).suffix, sweep_tables)
+        whole, shown = kind(source)
+        whole.to_csv(ROOT / "benchmarks" / "results" / f"{name}.csv")
         block = f"<!-- results:{name} -->\n{markdown(shown)}\n<!-- /results -->"
         text, found = re.subn(rf"<!-- results:{name} -->.*?<!-- /results -->", lambda _, b=block: b, text, flags=re.S)
         if not found:
@@ -39,19 +41,27 @@ def main(arguments: list[str]) -> None:
 def sweep_tables(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All metrics of a sweep, and its mask AP."""
     metrics = pd.read_csv(Path(folder) / "metrics.csv", index_col=["iou_type", "row"])
-    return metrics, metrics.loc["segm"][COLUMNS]
+    return metrics.round(2), metrics.loc["segm"][COLUMNS]
 
 
 def recall_tables(cache: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Proposal recall of a val cache of Mini-LVIS, twice the same."""
     table = proposal_recall(open_cache(cache), read_annotations(VAL)).astype({"objects": "int64"})
+    return table.round(2), table
+
+
+def file_tables(file: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A table of a benchmark, twice the same; its first column names the rows."""
+    table = pd.read_csv(file, index_col=0)
     return table, table
 
 
 def markdown(table: pd.DataFrame) -> str:
     """A table with one decimal where numbers are not whole."""
     lines = ["| | " + " | ".join(table.columns) + " |", "|---" + "|--:" * len(table.columns) + "|"]
-    cells = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else f"{value:,}")
+    cells = table.map(
+        lambda value: value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
+    )
     lines += ["| " + " | ".join((name, *row)) + " |" for name, *row in cells.itertuples()]
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "config": ["Config"],
+        "config": ["Config", "DetectorSpec"],
         "rois": ["RoIs"],
         "cache": ["RoICache", "open_cache"],
         "layout": ["CacheError"],

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 FRAMEWORKS = {
     "torchvision": "pip install 'tailcal[torchvision]' brings it",
-    "detectron2": "it is not on PyPI: install it from its repository, pip install 'tailcal[detectron2]' brings the rest",
+    "detectron2": "it is not on PyPI: install it from its repository; pip install 'tailcal[detectron2]' brings "
+    "what it needs besides",
     "mmdet": "pip install 'tailcal[mmdetection]' brings it",
 }
 """Module under `extract.detectors` and package that is imported → how to install it."""
