@@ -19,6 +19,7 @@ from extract.detectors import Detected, load_detector
 from extract.images import mirror_boxes, read_image
 from fuse.ensembles import merge_image
 from fuse.live import CalibratedDetector, View
+from tests import frameworks
 from tests.conftest import CLASSES
 from tests.exactness import assert_same_detections
 
@@ -71,6 +72,27 @@ def test_live_runs_the_functions_of_the_offline_path(setting, mode, tmp_path):
     np.testing.assert_array_equal(detected.scores, score)
     np.testing.assert_array_equal(detected.labels, label)
     np.testing.assert_allclose(detected.boxes, forward.rois[0].boxes[roi], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["detectron2-cascade", "mmdet-hybrid"])
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # detectron2's anchors
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # mmdetection's masks
+def test_cascades_of_other_frameworks_live_and_offline(name, tiny, tmp_path):
+    spec = frameworks.SPECS[name](tmp_path)
+    options = {**vars(spec), "images_per_class": 1}
+    train, val = (extract.run(tiny.config(s, tmp_path / s, proposals=1000, **options)) for s in ("train", "val"))
+    head = calib.train_head(train, head="2fc_rand", hidden=16, steps=3)
+    options = {"mode": "cat", "tail": 4, "max_detections": 50}
+    offline = fuse.detect(val, head, masks=False, **options)
+    annotations = read_annotations(tiny.data / "val.json")
+    position = int(np.searchsorted(annotations.image_ids, val.images["image_id"][0]))
+    picture = read_image(tiny.data / "val", annotations.file_names[position], (112, 112))
+    ((detected, masks),) = CalibratedDetector(load_detector(spec), head, **options).predict(picture)
+    stored = of_image(offline, val, 0)
+    # A cache holds half floats, so that candidates of nearly one score may change places.
+    np.testing.assert_allclose(detected.scores, stored.scores, atol=5e-3)
+    same = (detected.labels == stored.labels) & (np.abs(detected.boxes - stored.boxes).max(1) < 0.2)
+    assert same.mean() > 0.8 and masks.shape == (50, 112, 112)
 
 
 def test_original_alone_is_the_framework(setting):

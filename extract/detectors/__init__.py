@@ -1,4 +1,4 @@
-"""Trained two-stage detectors behind one interface. Each framework is imported by its own module only."""
+"""Trained two-stage detectors behind one interface. A framework is imported by its own modules only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -123,7 +123,8 @@ def load_detector(spec: DetectorSpec) -> Detector:
     install.
     """
     framework, _, target = spec.detector.partition(":")
-    return _adapter(spec.detector, framework).load(target, spec)
+    files = {name: path and Path(path) for name in ("weights", "config_file") for path in [getattr(spec, name)]}
+    return _adapter(spec.detector, framework).load(target, replace(spec, **files))
 
 
 def registered_data(detector: str, name: str) -> tuple[Path, Path] | None:

@@ -8,32 +8,33 @@ config asks for soft-NMS, plain suppression at the same IoU takes its place.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 import mmdet
 import numpy as np
 import torch
-from mmcv.transforms import Compose, Resize
+from mmcv.transforms import Compose
 from mmdet.models.detectors import TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.test_time_augs import merge_aug_masks
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi, get_box_tensor
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import Config, DictAction
-from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from extract.config import DetectorSpec
 from extract.detectors import Choose, Detected, Image
+from extract.detectors.mmdet_config import (
+    ROI_HEADS,
+    build,
+    digest,
+    logits_of,
+    matching_ious,
+    read_config,
+    reason,
+    resize_of,
+    stages_of,
+)
 from extract.detectors.parts import (
     MASK_BATCH,
     choose_proposals,
@@ -49,20 +50,6 @@ from extract.devices import resolve_device
 from extract.layout import Layers
 from extract.rois import RoIs
 
-ROI_HEADS = (StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
-_ROI_INFERENCE = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
-INFERENCE = {
-    TwoStageDetector: ("predict",),
-    StandardRoIHead: _ROI_INFERENCE,
-    **dict.fromkeys(ROI_HEADS[1:], (*_ROI_INFERENCE, "_refine_roi")),
-    BBoxHead: ("predict_by_feat", "_predict_by_feat_single", "regress_by_class"),
-}
-"""What is taken apart here: a subclass must not have changed it. How it trains is its own affair."""
-MATCHING_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the stages, where a config has no training part that says so."""
-NO_SCORE = -1e4
-"""Logit of a score that is exactly 0: its exponential is 0 as well, and half floats hold it."""
-
 
 def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     """Builds the model of `spec.config_file` and loads `spec.weights` into it."""
@@ -71,7 +58,11 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     for option, value in (("--config-file", spec.config_file), ("--weights", spec.weights)):
         if value is None:
             raise ValueError(f"detector mmdet: give its {option}")
-    detector = _build(spec.config_file, read_config(spec.config_file, spec.detector_options))
+    config = read_config(spec.config_file, spec.detector_options)
+    try:
+        detector = MmdetDetector(*build(config), name=spec.config_file.stem, config_sha256=digest(config))
+    except Exception as error:  # constructors raise what they like
+        raise ValueError(f"{spec.config_file}: {reason(error)}") from error
     detector.description["weights_sha256"] = load_weights(detector.model, spec.weights)
     detector.model.to(resolve_device(spec.device))
     return detector
@@ -82,12 +73,12 @@ class MmdetDetector:
 
     def __init__(self, model: TwoStageDetector, pipeline: Compose, name: str = "", config_sha256: str = ""):
         self.model, self._pipeline = model.eval().requires_grad_(False), pipeline
-        self._heads = _stages_of(model.roi_head.bbox_head)
+        self._heads = stages_of(model.roi_head.bbox_head)
         last = self._heads[-1]
         self.num_classes = int(last.num_classes)
-        self.stages = _matching_ious(model.roi_head.train_cfg, len(self._heads))
-        self.size = tuple(sorted(_resize_of(pipeline).scale))
-        masks = _stages_of(model.roi_head.mask_head) if model.with_mask else []
+        self.stages = matching_ious(model.roi_head.train_cfg, len(self._heads))
+        self.size = tuple(sorted(resize_of(pipeline).scale))
+        masks = stages_of(model.roi_head.mask_head) if model.with_mask else []
         one_mask = bool(masks) and all(getattr(head, "class_agnostic", False) for head in masks)
         # Masks are of refined boxes, so a class-agnostic mask needs a class-agnostic box.
         self.has_masks = one_mask and bool(last.reg_class_agnostic)
@@ -155,7 +146,7 @@ class MmdetDetector:
         """See `extract.detectors.Detector.resized`."""
         other = copy.copy(self)
         other._pipeline, other.size = copy.deepcopy(self._pipeline), (shorter, longer)
-        _resize_of(other._pipeline).scale = (longer, shorter)
+        resize_of(other._pipeline).scale = (longer, shorter)
         return other
 
     def _preprocess(self, images: Sequence[Image]) -> dict:
@@ -173,7 +164,7 @@ class MmdetDetector:
         regions, logits = [proposals], []
         for stage, head in enumerate(self._heads):
             scores, deltas = scene.box_head(stage, regions[-1])
-            logits.append(_logits(head, scores).split(counts))
+            logits.append(logits_of(head, scores).split(counts))
             images = list(zip(regions[-1], deltas.split(counts), scene.samples, logits[-1], added, strict=True))
             if stage < len(self._heads) - 1:
                 regions.append([_next_regions(head, *image) for image in images])
@@ -248,108 +239,6 @@ class _Forward:
         return model.add_pred_to_datasample([sample.new() for sample in self._scene.samples], found)
 
 
-def read_config(path: Path, options: Sequence[str]) -> Config:
-    """The file with KEY=VALUE options merged into it, as mmdetection's own --cfg-options are."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file")
-    try:
-        config = Config.fromfile(str(path))
-    except Exception as error:  # a config is code
-        raise ValueError(f"{path}: not a config that mmengine can read: {_reason(error)}") from error
-    for option in options:
-        parsed = Namespace()
-        try:
-            DictAction([], "options")(ArgumentParser(), parsed, [option])
-            config.merge_from_dict(parsed.options)
-        except Exception as error:  # mmengine asserts, indexes and unpacks
-            raise ValueError(f"detector option {option!r}, expected KEY=VALUE of {path}: {_reason(error)}") from error
-    return config
-
-
-def _build(path: Path, config: Config) -> MmdetDetector:
-    """The detector, still without its trained weights."""
-    try:
-        # Types are looked up in the config's scope, whatever another framework or an earlier model has left.
-        with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
-            model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
-            steps = copy.deepcopy(get_test_pipeline_cfg(config))
-            steps[0].type = "mmdet.LoadImageFromNDArray"
-            pipeline = Compose(steps)
-        _check(model)
-        return MmdetDetector(model, pipeline, name=path.stem, config_sha256=_digest(config))
-    except Exception as error:  # constructors raise what they like
-        raise ValueError(f"{path}: {_reason(error)}") from error
-
-
-def _check(model: nn.Module) -> None:
-    """Raises ValueError naming the part of the model that infers otherwise than is taken for granted here."""
-    _expect("model", model, TwoStageDetector)
-    _expect("model.roi_head", getattr(model, "roi_head", None), *ROI_HEADS)
-    if not model.with_rpn:
-        raise ValueError("model.rpn_head is None, expected a proposal network")
-    heads = _stages_of(model.roi_head.bbox_head)
-    for head in heads:
-        _expect("model.roi_head.bbox_head", head, BBoxHead)
-        if not (head.with_cls and head.with_reg):
-            raise ValueError("model.roi_head.bbox_head has with_cls or with_reg False, expected both")
-        loss = f"model.roi_head.bbox_head.loss_cls is a {type(head.loss_cls).__name__}"
-        if len(heads) > 1 and (head.custom_cls_channels or head.custom_activation):
-            raise ValueError(f"{loss}, expected softmax scores in a cascade, where logits are averaged")
-        if head.custom_cls_channels:
-            scores = torch.linspace(-3, 3, head.fc_cls.out_features)[None]
-            if not torch.allclose(_logits(head, scores).softmax(-1), head.loss_cls.get_activation(scores)):
-                raise ValueError(f"{loss}, expected scores of K classes and background that sum to 1")
-
-
-def _expect(field: str, part: object, *kinds: type) -> None:
-    for kind in kinds:
-        if isinstance(part, kind) and all(getattr(type(part), m) is getattr(kind, m) for m in INFERENCE[kind]):
-            return
-    expected = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"{field} is a {type(part).__name__}, expected {expected} or a subclass that infers alike")
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong, in one line."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split(" Please check")[0].split()) or type(error).__name__
-
-
-def _stages_of(heads: nn.Module) -> list[nn.Module]:
-    """A cascade's heads, or the one there is."""
-    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
-
-
-def _matching_ious(training: dict | list[dict] | None, stages: int) -> tuple[float, ...]:
-    """From which IoU on a region is an object, in each stage's training."""
-    parts = training if isinstance(training, list) else [training] * stages
-    assigners = [(part or {}).get("assigner", {}) for part in parts]
-    return tuple(float(a.get("pos_iou_thr", iou)) for a, iou in zip(assigners, MATCHING_IOUS, strict=False))
-
-
-def _resize_of(pipeline: Compose) -> Resize:
-    """The one step of the test pipeline that resizes."""
-    found = [step for step in pipeline.transforms if isinstance(step, Resize)]
-    if len(found) != 1 or found[0].scale is None:
-        raise ValueError(f"the test pipeline has {len(found)} steps of type Resize, expected one, with a scale")
-    return found[0]
-
-
-def _digest(config: Config) -> str:
-    """sha256 of model and test pipeline, without the initial weights that trained ones replace."""
-    # Configs in pure Python hold classes where others hold their names.
-    text = json.dumps([config.model, get_test_pipeline_cfg(config)], default=lambda v: getattr(v, "__name__", str(v)))
-    initial = ("pretrained", "init_cfg")
-    tree = json.loads(text, object_hook=lambda part: {k: v for k, v in part.items() if k not in initial})
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def _logits(head: BBoxHead, scores: Tensor) -> Tensor:
-    """(R, K+1) whose softmax are the class scores that the head makes of its output."""
-    custom = head.custom_cls_channels
-    return head.loss_cls.get_activation(scores).log().clamp(min=NO_SCORE) if custom else scores
-
-
 def _next_regions(
     head: BBoxHead, regions: Tensor, deltas: Tensor, sample: DetDataSample, logits: Tensor, added: int
 ) -> Tensor:
@@ -372,7 +261,7 @@ def _layers(head: BBoxHead, level: str) -> Layers:
     shape = (1, head.in_channels, *head.roi_feat_size)
     pooled = torch.linspace(-1, 1, int(np.prod(shape)), device=next(head.parameters()).device).reshape(shape)
     with inputs_of([head.fc_cls]) as seen:
-        logits = _logits(head, head(pooled)[0])
+        logits = logits_of(head, head(pooled)[0])
     ((embedding,),) = seen
     hidden = [*getattr(head, "shared_fcs", []), *getattr(head, "cls_fcs", [])]
     whole = linear_layers([*hidden, head.fc_cls])

@@ -19,7 +19,8 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from torch import Tensor
 
 from extract.config import DetectorSpec
-from extract.detectors.detectron2 import Detectron2Detector, project, read_yaml
+from extract.detectors.detectron2 import Detectron2Detector
+from extract.detectors.detectron2_config import project, read_yaml
 from extract.files import write_bytes
 from fuse.plugins import Calibration
 

@@ -17,7 +17,8 @@ from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from extract.config import DetectorSpec
-from extract.detectors.mmdet import MmdetDetector, read_config
+from extract.detectors.mmdet import MmdetDetector
+from extract.detectors.mmdet_config import read_config
 from extract.files import write_bytes
 from fuse.plugins import Calibration
 
