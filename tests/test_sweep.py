@@ -37,7 +37,7 @@ def test_sweep_prints_every_row_of_the_paper_and_writes_it(arguments, tmp_path, 
     lines = printed.splitlines()
     assert lines[0].startswith("Evaluated on 6 images; 300 detections per image; bins by training instances")
     assert "AP(0,10) 2 of 2" in lines[1] and "AP[1000,-) 0 of 1" in lines[1]
-    assert [line.split()[0] for line in lines[5:14]] == ROWS
+    assert [line.split()[0] for line in lines[5:15]] == ROWS
     table = pd.read_csv(out / "metrics.csv", index_col=["iou_type", "row"])
     assert table.index.tolist() == [(t, r) for t in ("segm", "bbox") for r in ROWS]
     ap = table.loc["segm"]
