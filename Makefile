@@ -37,8 +37,9 @@ tables:
 	$(EXTRACT) $(SPEC_plain) --split val --level logits --masks False \
 	    --train-annotations $(DATA)/train.json --annotations $(DATA)/val.json --images $(DATA)/val \
 	    --out data/plain/proposals.zarr
-	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep \
-	    cascade=data/cascade/sweep htc=data/htc/sweep recall=data/plain/proposals.zarr
+	$(BIN)/python -m benchmarks.folding data/cascade
+	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
+	    htc=data/htc/sweep recall=data/plain/proposals.zarr folding=benchmarks/results/folding.csv
 
 # What calibration costs live, on images of 800 × 1,216 pixels.
 live: $(VENV)/frameworks

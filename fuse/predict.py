@@ -16,6 +16,8 @@ from fuse.config import PredictConfig
 from fuse.live import CalibratedDetector
 
 RESULTS = "predictions.json"
+LEGIBLE = 480
+"""Pixels of a drawn image's shorter edge, at least: class names must fit in."""
 
 
 def predict(config: PredictConfig) -> None:
@@ -74,14 +76,19 @@ def _side_by_side(path: Path, sides: list, names: tuple[str, ...], shown: int):
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-    pixels = torch.from_numpy(decode_image(path).transpose(2, 0, 1).copy())
-    drawn = []
+    pixels, drawn, best = decode_image(path).transpose(2, 0, 1), [], slice(shown)
+    zoom = -(-LEGIBLE // min(pixels.shape[1:]))
     for detected, masks in sides:
-        canvas, best = pixels, slice(shown)
+        canvas = torch.from_numpy(_zoomed(pixels, zoom))
         if masks is not None and len(masks):
-            canvas = draw_segmentation_masks(canvas, torch.from_numpy(masks[best]), alpha=0.5)
+            canvas = draw_segmentation_masks(canvas, torch.from_numpy(_zoomed(masks[best], zoom)), alpha=0.5)
         if len(detected.scores):
             texts = [f"{names[c]} {s:.2f}" for c, s in zip(detected.labels[best], detected.scores[best], strict=True)]
-            canvas = draw_bounding_boxes(canvas, torch.from_numpy(detected.boxes[best]), texts, width=1)
+            canvas = draw_bounding_boxes(canvas, torch.from_numpy(detected.boxes[best] * zoom), texts, width=2)
         drawn.append(canvas)
     return to_pil_image(torch.cat(drawn, dim=2))
+
+
+def _zoomed(picture: np.ndarray, times: int) -> np.ndarray:
+    """(…, H, W) enlarged by a whole number."""
+    return picture.repeat(times, -2).repeat(times, -1)
