@@ -1,6 +1,6 @@
 """What a linear head loses, or wins, when its rows are folded into the detector's own classifier: AP of both.
 
-    python -m benchmarks.folding data/plain
+    python -m benchmarks.folding data/cascade
 
 The folder is that of a finished `make demo`. Writes `benchmarks/results/folding.csv`.
 """

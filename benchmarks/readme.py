@@ -52,7 +52,7 @@ def recall_tables(cache: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def file_tables(file: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A table of a benchmark, twice the same; its first column names the rows."""
-    table = pd.read_csv(file, index_col=0)
+    table = pd.read_csv(file, index_col=0, dtype=str).rename_axis(None)
     return table, table
 
 

@@ -96,7 +96,8 @@ def true_label_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Scores of an oracle that knows each RoI's class (props-gt, Table 4): what the proposals alone allow.
 
     A RoI matched with ground truth of class c gets its foreground probability 1 - p(background) of the
-    original head as the score of c, and 0 elsewhere; all other RoIs score 0.
+    original head (at most 1, where classes are scored each by itself) as the score of c, and 0 elsewhere; all
+    other RoIs score 0.
 
     Args:
         original: (R, K+1) scores, background last.
@@ -109,5 +110,5 @@ def true_label_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
     scores = np.zeros(original.shape, np.float32)
     matched = np.flatnonzero((labels >= 0) & (labels < classes))
     # the sum of the foreground, since 1 - p(background) is 0 in float32 where the background is near certain
-    scores[matched, labels[matched]] = original[matched, :classes].sum(axis=1)
+    scores[matched, labels[matched]] = np.minimum(original[matched, :classes].sum(axis=1), 1)
     return scores

@@ -33,6 +33,9 @@ def paper_rows(calibrated: Scorer | None, **options) -> dict[str, Row]:
             "cat-thr": "cat-thr",
             "cat-scale": "cat-scale",
         }
+        original = options.get("original")
+        if original is not None and original.activation == "sigmoid" and options.get("scale") is None:
+            del modes["cat-scale"]  # such a detector's background is not trained, so there is no ratio of it
         rows |= {f"rhead-{name}": Row(mode, calibrated, **options) for name, mode in modes.items()}
         # Table 7: of a strong detector only the rarest bin is replaced.
         rows["rhead-cat@10"] = Row("cat", calibrated, **{**options, "tail": 10})

@@ -57,7 +57,7 @@ def learning_rate(config: Config, step: int) -> float:
 
 def train(config: Config) -> Path:
     """Run to the end; returns the file of the final weights (float16 safetensors)."""
-    torch.set_num_threads(1)  # two runs share a machine
+    torch.set_num_threads(1)  # one core a run
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
 

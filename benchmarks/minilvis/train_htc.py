@@ -53,7 +53,7 @@ class Config:
 
 def train(config: Config) -> Path:
     """Run to the end; returns the file of the final weights."""
-    torch.set_num_threads(1)  # it shares the machine
+    torch.set_num_threads(1)
     mmcv_ext.install()
     semantic.draw(semantic.Config(config.data))
     config.out.mkdir(parents=True, exist_ok=True)
