@@ -56,7 +56,7 @@ class Extraction:
         )
         painted = forward.masks() if self.masks else [None] * len(images)
         for index, rois, masks, truth in zip(indices, forward.rois, painted, truths, strict=True):
-            features = None if rois.features is None else rois.features.cpu().numpy()
+            features = None if rois.features is None else rois.features.half().cpu().numpy()
             labelled = label_rois(replace(rois, features=features, masks=masks), truth, self.detector.stages)
             yield mirror_back(labelled) if self.flipped[index] else labelled
 

@@ -30,7 +30,7 @@ class RoIs:
         logits: (R, S, K+1) float16 or float32, the original classifier's, background last.
         objectness: (R,) float32, the proposal network's probability (1 for ground-truth boxes).
         features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at level "logits".
-            Straight from a detector they are a torch tensor on its device, from a cache an array.
+            Straight from a detector they are a float32 tensor on its device, from a cache a float16 array.
         labels: (R, S) int32, each stage's class by that stage's matching IoU.
         ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
         gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 where there is none.

@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "config": ["Config", "ExportConfig"],
-        "exports": ["export"],
+        "exports": ["export", "export_folded"],
         "folding": ["folded_classifiers"],
         "detections": ["Detections"],
         "rows": ["Row", "detect", "detect_rows"],

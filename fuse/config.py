@@ -16,6 +16,8 @@ DETECTIONS = "detections.json"
 """The LVIS results in a folder that a command writes."""
 MergeMethod = Literal["nms", "wbf"]
 """How `merge` joins detections."""
+FOLDED_MODES = ("cat", "new")
+"""The modes of which there is a checkpoint with folded rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,11 +211,26 @@ class LiveOptions(DetectorSpec):
     max_detections: int = 300
     """Detections per image."""
 
+    iou_threshold: float | None = None
+    """Boxes of a class that overlap more are suppressed; the detector's own threshold by default."""
+
     threshold: float = 0.05
     """Of mode cat-thr: calibrated scores below it are dropped."""
 
     scale: float | None = None
     """Of mode cat-scale: factor of the calibrated scores; by default each image's background ratio."""
+
+    stage_average: Literal["scores", "logits"] | None = None
+    """What is averaged over the stages of a cascade; by default as the detector's framework does it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        if not self.score_threshold >= 0:
+            raise ValueError(f"score_threshold is {self.score_threshold}, expected at least 0")
+        if self.max_detections < 1:
+            raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
+        if self.iou_threshold is not None and not 0 <= self.iou_threshold <= 1:
+            raise ValueError(f"iou_threshold is {self.iou_threshold}, expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +255,12 @@ class PredictConfig(LiveOptions):
     detector_options: tuple[str, ...] = ()
     """The framework's own options, as of `python -m extract`."""
 
+    overwrite: bool = False
+    """Replace what is in the folder."""
+
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
+        super().__post_init__()
         if not self.images:
             raise ValueError("images is empty, expected at least one file")
         if self.shown < 1:
@@ -259,5 +280,15 @@ class ExportConfig(LiveOptions):
     """
 
     fold: bool = False
-    """Instead, put a linear head's rows for the tail classes into the detector's own classifier: a stock checkpoint
-    that needs no code of this library. The rows then share one normalisation, so that scores differ from cat's."""
+    """Instead, put a linear head's rows for the tail classes (mode cat), or all of them (mode new), into the detector's
+    own classifier: a stock checkpoint that needs no code of this library. The rows then share one normalisation, so
+    that scores differ from cat's."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        if self.fold and self.mode not in FOLDED_MODES:
+            raise ValueError(f"mode is {self.mode!r}, expected {' or '.join(FOLDED_MODES)} with --fold")
+        for name in ("score_threshold", "max_detections", "iou_threshold", "stage_average") if self.fold else ():
+            if getattr(self, name) != getattr(ExportConfig, name):
+                raise ValueError(f"{name} is {getattr(self, name)}: with --fold the detector's own config decides it")

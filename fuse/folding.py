@@ -15,17 +15,18 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail: np.
     """Per stage weights (K+1, C) and biases (K+1,), background last, that take the place of the classifier's.
 
     A method that rescales or shifts logits (`calib.posthoc`) is folded exactly: the checkpoint scores as mode "new"
-    does. A linear head's rows replace those of the tail classes. This is `cat` but for one thing: `cat` normalises the
-    two heads separately, one classifier all rows together, so that scores differ (the README has the difference in
-    AP).
+    does. So is a linear head without `tail`. With it the head's rows replace those of the tail classes. This is `cat`
+    but for one thing: `cat` normalises the two heads separately, one classifier all rows together, so that scores
+    differ (the README has the difference in AP).
 
     Args:
         detector: with a linear classifier in every stage.
         calibrated: a fitted method of `calib.posthoc`, or a head of kind "linear".
-        tail: (K,) bool, for a head the classes it speaks for.
+        tail: (K,) bool, for a head the classes it speaks for; None for all, and background.
 
     Raises:
-        ValueError: another kind of head, or a detector whose classifiers are not linear.
+        ValueError: another kind of head, a detector whose classifiers are not linear, or with a head one that scores
+            each class by itself.
     """
     stages = detector.head("embedding")
     if not stages:
@@ -42,7 +43,10 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail: np.
         raise ValueError(
             f"head is {calibrated.info.kind}: only a linear one has rows that fit the detector's classifier"
         )
-    rows = np.append(tail, False)
+    name, activation = detector.description["name"], detector.description["activation"]
+    if activation != "softmax":
+        raise ValueError(f"detector {name}: activation is {activation}, a linear head's rows are for softmax")
+    rows = np.ones(detector.num_classes + 1, bool) if tail is None else np.append(tail, False)
     return [_replaced(*pair, *_last(stage), rows) for pair, stage in zip(own, calibrated.stages, strict=True)]
 
 

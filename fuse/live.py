@@ -6,6 +6,7 @@ offline path runs on a cache; the framework then makes its masks and its own kin
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from calib.storage import load_head
 from extract.detectors import Detected, Detector, Forward, Image
 from extract.images import batches_of_one_size, decode_image, mirror_back
 from fuse.ensembles import merge_image
+from fuse.nms import class_nms
 from fuse.rows import Memo, Row, boxes_of, detect_image, prepare
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class View:
 
     size: tuple[int, int] | None = None
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for edges that no image can have."""
+        if self.size is not None and not 0 < self.size[0] <= self.size[1]:
+            raise ValueError(f"size is {self.size}, expected (shorter, longer) edge in pixels")
 
 
 class CalibratedDetector:
@@ -65,7 +72,8 @@ class CalibratedDetector:
         """
         Args:
             detector: from `extract.load_detector`.
-            calibrated: a head, the folder of one, or another scorer; None for the modes that need none.
+            calibrated: a head, the folder of one, or another scorer, whose `level`, if it has one, is that of the
+                features it takes; None for the modes that need none.
             views: how each image is looked at, at least one way.
             batch_size: images per forward pass; only images of one size share one.
             options: the other fields of `fuse.Row`: mode, tail, score_threshold, max_detections …
@@ -80,15 +88,21 @@ class CalibratedDetector:
         if isinstance(calibrated, str | os.PathLike):
             calibrated = load_head(calibrated)
         self.detector, self.batch_size = detector, batch_size
-        self.level = "logits"
+        self.level = getattr(calibrated, "level", "logits")
         if isinstance(calibrated, Head):
             calibrated.check_detector(detector)
-            calibrated, self.level = calibrated.to(detector.device), calibrated.info.level
+            self.level = calibrated.info.level
+            if next(calibrated.parameters()).device != detector.device:
+                calibrated = copy.deepcopy(calibrated).to(detector.device)  # the caller's stays where it is
         counts = np.array(getattr(calibrated, "instance_counts", ()))
-        row = Row(calibrated=calibrated, **options)
-        if calibrated is not None and not len(counts) and not isinstance(row.tail, np.ndarray):
+        row = Row.of(calibrated=calibrated, **options)
+        if row.mode == "props-gt":
+            raise ValueError("mode is 'props-gt', which needs ground truth: new images have none")
+        if calibrated is not None and not len(counts) and not np.ndim(row.tail):
             raise ValueError(f"tail is {row.tail}: give a bool array, {calibrated.name} knows no training counts")
         self.row = prepare(row, detector.description, counts)
+        none = np.empty((0, 4)), np.empty((0, detector.num_classes + 1))  # checks the limits before the first image
+        class_nms(*none, self.row.iou_threshold, self.row.score_threshold, self.row.max_detections)
         self._views = [(view, self._seen_by(view)) for view in views]
 
     def __call__(self, images: Picture | Iterable[Picture]) -> list[Any]:
@@ -147,7 +161,11 @@ def _load(index: int, picture: Picture) -> Image:
         return Image(index, np.asarray(picture.convert("RGB")))
     if hasattr(picture, "permute"):  # a tensor; torch is not needed to tell
         picture = picture.permute(1, 2, 0) if picture.ndim == 3 else picture
-        picture = (picture * 255).round().byte() if picture.is_floating_point() else picture
+        if picture.is_floating_point() and picture.numel():
+            low, high = (float(value) for value in picture.aminmax())
+            if not (low >= 0 and high <= 1):  # NaN is neither
+                raise ValueError(f"image {index}: floats from {low:g} to {high:g}, expected 0 to 1")
+            picture = (picture * 255).round().byte()
         picture = picture.cpu().numpy()
     pixels = np.asarray(picture)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:

@@ -8,8 +8,10 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from calib.storage import load_info
+from calib.scoring import Original
+from calib.storage import load_head
 from extract.detectors import Detected, load_detector
+from extract.extras import require
 from extract.files import replacing, write_bytes
 from extract.images import decode_image
 from fuse.config import PredictConfig
@@ -23,26 +25,30 @@ LEGIBLE = 480
 def predict(config: PredictConfig) -> None:
     """Writes predictions.json, and with `save_images` a picture of every image."""
     _check_names(config)
-    info = load_info(config.head)
+    if config.save_images:
+        require("torchvision", "torchvision")
+    head = load_head(config.head)
+    head, info = head.averaged(config.stage_average or head.info.stage_average), head.info
     detector = load_detector(config)
-    names = ("tail", "score_threshold", "max_detections", "threshold", "scale")
+    names = ("tail", "score_threshold", "max_detections", "iou_threshold", "threshold", "scale")
     options = {name: getattr(config, name) for name in names}
-    after = CalibratedDetector(detector, config.head, mode=config.mode, **options)
-    before = CalibratedDetector(detector, config.head, mode="original", **options) if config.save_images else None
+    options["original"] = Original.of(detector.description, config.stage_average)
+    after = CalibratedDetector(detector, head, mode=config.mode, **options)
+    before = CalibratedDetector(detector, head, mode="original", **options) if config.save_images else None
     records = []
     for path in tqdm(config.images, desc="predict", unit="image", disable=None):
         ((detected, masks),) = after.predict(path)
         records += _records(path, detected, masks, info.category_ids, info.names)
         if before:
             picture = _side_by_side(path, [*before.predict(path), (detected, masks)], info.names, config.shown)
-            with replacing(config.out / f"{path.stem}.png") as partial:
+            with replacing(_drawn(config, path)) as partial:
                 picture.save(partial, format="png")
     write_bytes(config.out / RESULTS, msgspec.json.encode(records))
     print(f"{config.out / RESULTS}: {len(records):,} detections in {len(config.images):,} images")
 
 
 def _check_names(config: PredictConfig) -> None:
-    """Raises before anything heavy begins for an image that is not there, and for pictures that would collide."""
+    """Raises before anything heavy begins for an image that is not there, and for files that would collide."""
     for path in config.images:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such image")
@@ -50,6 +56,17 @@ def _check_names(config: PredictConfig) -> None:
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if config.save_images and twice is not None:
         raise ValueError(f"save_images: two of the images would be drawn into {config.out / twice}.png")
+    inputs = {path.resolve() for path in config.images}
+    for target in (config.out / RESULTS, *(_drawn(config, path) for path in config.images if config.save_images)):
+        if target.resolve() in inputs:
+            raise ValueError(f"out is {config.out}, whose {target.name} is one of the images: give another folder")
+    if (config.out / RESULTS).exists() and not config.overwrite:
+        raise ValueError(f"{config.out}: holds {RESULTS}; use --overwrite")
+
+
+def _drawn(config: PredictConfig, path: Path) -> Path:
+    """The picture that `save_images` makes of an image."""
+    return config.out / f"{path.stem}.png"
 
 
 def _records(

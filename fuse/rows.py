@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -42,13 +42,22 @@ class Row:
     mode: RowMode = "cat"
     calibrated: Scorer | None = None
     original: Scorer | None = None
-    tail: np.ndarray | float = 100
+    tail: np.ndarray | Sequence[bool] | float = 100
     score_threshold: float = 0.0
     iou_threshold: float | None = None
     max_detections: int | None = 300
     per_class: int | None = None
     threshold: float = 0.05
     scale: float | None = None
+
+    @classmethod
+    def of(cls, **options) -> Row:
+        """A row with these fields. Raises ValueError naming an option that is none of them."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"option {name!r}, expected one of {', '.join(known)}")
+        return cls(**options)
 
 
 def detect(
@@ -63,10 +72,10 @@ def detect(
         options: the other fields of `Row`: mode, tail, score_threshold, …
 
     Raises:
-        ValueError: an unknown mode, a scorer missing or of another number of classes, NaN scores.
+        ValueError: an unknown mode or option, a scorer missing or of another number of classes, NaN scores.
     """
     original, calibrated = scorers if isinstance(scorers, tuple) else (None, scorers)
-    return detect_rows(cache, {"": Row(original=original, calibrated=calibrated, **options)}, masks=masks)[""]
+    return detect_rows(cache, {"": Row.of(original=original, calibrated=calibrated, **options)}, masks=masks)[""]
 
 
 def detect_rows(
@@ -122,7 +131,7 @@ def prepare(row: Row, detector: Mapping[str, object], instance_count: np.ndarray
     return replace(
         row,
         original=row.original or Original.of(detector),
-        tail=row.tail if isinstance(row.tail, np.ndarray) else tail_classes(instance_count, row.tail),
+        tail=np.asarray(row.tail) if np.ndim(row.tail) else tail_classes(instance_count, row.tail),
         iou_threshold=detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
         max_detections=None if row.max_detections == -1 else row.max_detections,
     )

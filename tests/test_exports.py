@@ -17,6 +17,7 @@ from calib.heads import Head
 from extract.detectors import load_detector
 from fuse.exports import export
 from fuse.live import CalibratedDetector
+from fuse.plugins import Calibration
 from tests import frameworks
 from tests.conftest import CLASSES
 from tests.exactness import assert_same_detections, make_images
@@ -90,21 +91,24 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
 
 
 def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):
-    name, spec, _, cache = setting
+    _, spec, _, cache = setting
     detector = load_detector(spec)
     for scorer in (calib.posthoc.NorCal().fit(cache), calib.posthoc.TauNorm(0.5).fit(cache)):
-        state = detector.state_with(fuse.folded_classifiers(detector, scorer))
-        torch.save(state, tmp_path / "stock.pth")
+        fuse.export_folded(detector, scorer, tmp_path / "stock.pth")
         stock = load_detector(replace(spec, weights=tmp_path / "stock.pth"))
         ((expected, _),) = CalibratedDetector(detector, scorer, mode="new").predict(make_images((96, 144))[0].pixels)
         ((found, _),) = CalibratedDetector(stock, mode="original").predict(make_images((96, 144))[0].pixels)
-        if name != "detectron2-sigmoid":
-            assert_same_detections(found, expected)
+        assert_same_detections(found, expected)
 
 
 def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
-    _, spec, heads, _ = setting
-    export(fuse.ExportConfig(**vars(spec), head=heads["linear"], out=tmp_path / "out", tail=4, fold=True))
+    name, spec, heads, _ = setting
+    config = fuse.ExportConfig(**vars(spec), head=heads["linear"], out=tmp_path / "out", tail=4, fold=True)
+    if name == "detectron2-sigmoid":
+        with pytest.raises(ValueError, match="activation is sigmoid, a linear head's rows are for softmax"):
+            export(config)
+        return
+    export(config)
     stock = load_detector(replace(spec, weights=tmp_path / "out" / "model.pth"))
     own, new = (one.head("embedding") for one in (load_detector(spec), stock))
     head: Head = calib.load_head(heads["linear"])
@@ -114,6 +118,18 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
         np.testing.assert_allclose(after[-1][0][:-1][tail], stage[-1].weight[:-1][tail].detach(), atol=1e-6)
         np.testing.assert_allclose(after[-1][1][:-1][tail], stage[-1].bias[:-1][tail].detach(), atol=1e-6)
         np.testing.assert_array_equal(after[-1][1][-1], before[-1][1][-1])
+    export(replace(config, mode="new", out=tmp_path / "new"))
+    stock = load_detector(replace(spec, weights=tmp_path / "new" / "model.pth"))
+    picture = make_images((96, 144))[0].pixels
+    ((found, _),) = CalibratedDetector(stock, mode="original").predict(picture)
+    ((expected, _),) = CalibratedDetector(load_detector(spec), head, mode="new").predict(picture)
+    assert_same_detections(found, expected)
+    with pytest.raises(ValueError, match="model.pth: exists; give another folder"):
+        export(config)
+    with pytest.raises(ValueError, match="mode is 'avg', expected cat or new with --fold"):
+        replace(config, mode="avg")
+    with pytest.raises(ValueError, match="max_detections is 7: with --fold the detector's own config decides it"):
+        replace(config, max_detections=7)
 
 
 def test_what_cannot_be_exported_is_named(setting, tmp_path):
@@ -122,10 +138,43 @@ def test_what_cannot_be_exported_is_named(setting, tmp_path):
     with pytest.raises(ValueError, match="head is 2fc_rand: only a linear one has rows"):
         export(replace(config, fold=True))
     assert not (tmp_path / "out").exists()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
-    with pytest.raises(ValueError, match="full: exists and is not empty; give another folder"):
-        export(replace(config, out=tmp_path / "full"))
+
+
+def test_an_interrupted_export_is_repeated_and_a_finished_one_is_not(setting, tmp_path):
+    name, spec, heads, _ = setting
+    config = fuse.ExportConfig(**vars(spec), head=heads["2fc_rand"], out=tmp_path, iou_threshold=0.3, **OPTIONS)
+    last = importlib.import_module(f"fuse.plugins.{name.partition('-')[0]}").CONFIG
+    model = tmp_path / "model.pth"
+    ours = {model, tmp_path / "scores.pt2", tmp_path / last}
+    model.touch()
+    with pytest.raises(ValueError, match="model.pth: exists; give another folder"):
+        export(config)
+    (tmp_path / "scores.pt2").touch()
+    export(config)
+    assert ours <= set(tmp_path.iterdir()) and all(file.stat().st_size for file in ours)
+    with pytest.raises(ValueError, match=f"{last}: exists; give another folder"):
+        export(config)
+
+
+def test_options_replace_those_of_the_detector(setting):
+    _, spec, heads, _ = setting
+    head, description = calib.load_head(heads["linear"]), load_detector(spec).description
+    options = {"mode": "cat", "threshold": 0.0, "scale": 0.0, "score_threshold": 0.0, "max_detections": 9}
+    own = Calibration.of(head, description, **options)
+    other = Calibration.of(head, description, average="logits", iou_threshold=0.0, **options)
+    assert own.iou_threshold == description["nms_iou"] and own.original_average == description["stage_average"]
+    assert (other.iou_threshold, other.original_average, other.calibrated_average) == (0.0, "logits", "logits")
+
+
+def test_custom_imports_may_be_one_name(tmp_path):
+    spec = frameworks.SPECS["mmdet-mask_rcnn"](tmp_path)
+    plugin = importlib.import_module("fuse.plugins.mmdet")
+    with spec.config_file.open("a") as file:
+        file.write("\ncustom_imports = dict(imports='json', allow_failed_imports=False)\n")
+    content = plugin.config_content(spec, Calibration((2, 3), 1, *"abcde", *[0.0] * 4, 1), tmp_path).decode()
+    namespace = {}
+    exec(content, namespace)
+    assert namespace["custom_imports"]["imports"] == ["json", "fuse.plugins.mmdet"]
 
 
 def test_plugins_name_wrong_files(tmp_path):

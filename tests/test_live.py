@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import fuse.__main__
 from extract.annotations import read_annotations
 from extract.detectors import Detected, load_detector
 from extract.images import mirror_boxes, read_image
+from fuse.config import PredictConfig
 from fuse.ensembles import merge_image
 from fuse.live import CalibratedDetector, View
 from tests import frameworks
@@ -149,6 +152,42 @@ def test_scorers_that_train_nothing(setting):
         CalibratedDetector(detector, type("S", (), {"name": "plain"})())
 
 
+def test_a_scorer_says_the_level_of_the_features_it_takes(setting):
+    detector, val, head, pictures = setting
+    loaded = calib.load_head(head)
+
+    class Wrapped:
+        name, level = "wrapped", "pooled"
+
+        def scores(self, rois):
+            return loaded.scores(rois)
+
+    tail = val.classes["instance_count"].to_numpy() < 4
+    ((found, _),) = CalibratedDetector(detector, Wrapped(), tail=tail.tolist()).predict(pictures[0])
+    ((expected, _),) = CalibratedDetector(detector, head, tail=4).predict(pictures[0])
+    assert_same_detections(found, expected)
+
+
+def test_the_head_given_stays_on_its_device(setting):
+    detector, _, head, _ = setting
+    loaded, elsewhere = calib.load_head(head), copy.copy(detector)
+    elsewhere.device = torch.device("meta")
+    live = CalibratedDetector(elsewhere, loaded)
+    assert next(live.row.calibrated.parameters()).device.type == "meta"
+    assert next(loaded.parameters()).device.type == "cpu"
+
+
+def test_limits_of_the_commands_are_checked():
+    for options, message in (
+        ({"score_threshold": -1}, "score_threshold is -1, expected at least 0"),
+        ({"score_threshold": float("nan")}, "score_threshold is nan, expected at least 0"),
+        ({"max_detections": 0}, "max_detections is 0, expected at least 1"),
+        ({"iou_threshold": 2}, "iou_threshold is 2, expected 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PredictConfig(detector="mmdet", head=Path("head"), out=Path("out"), images=(Path("a.png"),), **options)
+
+
 def test_wrong_input_is_named(setting, tmp_path):
     detector, _, head, pictures = setting
     live = CalibratedDetector(detector, head)
@@ -162,6 +201,22 @@ def test_wrong_input_is_named(setting, tmp_path):
         CalibratedDetector(detector, head, batch_size=0)
     with pytest.raises(ValueError, match="needs a calibrated scorer"):
         CalibratedDetector(detector)
+    with pytest.raises(ValueError, match="image 0: floats from 0 to 255, expected 0 to 1"):
+        live(torch.tensor([0.0, 255.0]).expand(3, 2, 2))
+    with pytest.raises(ValueError, match="image 1: floats from nan to nan, expected 0 to 1"):
+        live([pictures[0], torch.full((3, 2, 2), torch.nan)])
+    for size in ((0, 10), (20, 10)):
+        with pytest.raises(ValueError, match=rf"size is \({size[0]}, 10\), expected \(shorter, longer\) edge"):
+            View(size)
+    for options, message in (
+        ({"mode": "props-gt"}, "mode is 'props-gt', which needs ground truth"),
+        ({"thresold": 0.1}, "option 'thresold', expected one of mode, calibrated"),
+        ({"iou_threshold": 1.5}, "iou_threshold is 1.5, expected 0 to 1"),
+        ({"score_threshold": -0.1}, "score_threshold is -0.1, expected at least 0"),
+        ({"max_detections": -2}, "max_detections is -2, expected at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CalibratedDetector(detector, head, **options)
     loaded = calib.load_head(head)
     loaded.info = replace(loaded.info, weights_sha256="another")
     with pytest.raises(ValueError, match="detector weights .*, the head was trained for another"):
@@ -187,3 +242,16 @@ def test_predict_command(setting, tiny, tmp_path, capsys):
     assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out2")]) == 1
     assert "two of the images would be drawn into" in capsys.readouterr().err
     assert not (tmp_path / "out2").exists()
+    del arguments[3]
+    for out, message in (
+        ("out", "out: holds predictions.json; use --overwrite"),
+        (".", "whose 0.png is one of the images: give another folder"),
+    ):
+        assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / out)]) == 1
+        assert message in capsys.readouterr().err
+    arguments += ["--out", tmp_path / "out", "--overwrite", "--iou-threshold", 0.3, "--stage-average", "logits"]
+    assert fuse.__main__.main([str(a) for a in arguments]) == 0
+    again = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    live = CalibratedDetector(load_detector(config), head, iou_threshold=0.3)
+    expected = [score for detected, _ in live.predict(pictures[:2]) for score in detected.scores.tolist()]
+    np.testing.assert_allclose([record["score"] for record in again], expected, atol=1e-5)

@@ -81,7 +81,7 @@ def make_rois(
         boxes: (R, 4), or (R, K, 4) of a class-specific regressor.
         logits: per stage (R, K+1), background last.
         objectness: (R,).
-        features: per stage (R, *D), or None; they stay on their device, as float16.
+        features: per stage (R, *D), or None; they stay on their device, as they are.
         added: so many RoIs at the end are ground truth.
     """
     count, stages = len(objectness), len(logits)
@@ -95,12 +95,17 @@ def make_rois(
         boxes=(boxes * scale).cpu().numpy(),
         logits=torch.stack(list(logits), 1).cpu().numpy(),
         objectness=objectness.cpu().numpy(),
-        features=None if features is None else torch.stack([f.half() for f in features], 1),
+        features=None if features is None else _stacked(features),
         labels=np.full((count, stages), -1, np.int32),
         ious=np.zeros((count, stages), np.float32),
         gt_ids=np.full((count, stages), -1, np.int64),
         is_gt=is_gt,
     )
+
+
+def _stacked(stages: Sequence[Tensor]) -> Tensor:
+    """(R, S, *D) of S stages; pooled maps are large, those of a single stage are not copied."""
+    return stages[0].unsqueeze(1) if len(stages) == 1 else torch.stack(list(stages), 1)
 
 
 def to_uint8(probabilities: Tensor) -> np.ndarray:

@@ -47,17 +47,28 @@ class Calibration:
     max_detections: int
 
     @classmethod
-    def of(cls, head: Head, detector: Mapping[str, object], **options) -> Calibration:
-        """Of a head and its detector's description; `options` are mode, threshold, scale and the three limits."""
-        original = Original.of(detector)
+    def of(
+        cls,
+        head: Head,
+        detector: Mapping[str, object],
+        *,
+        average: str | None = None,
+        iou_threshold: float | None = None,
+        **options,
+    ) -> Calibration:
+        """Of a head and its detector's description; `options` are mode, threshold, scale and the other two limits.
+
+        `average`, of the stages of both, and `iou_threshold` take the place of their own.
+        """
+        original = Original.of(detector, average)
         return cls(
             widths=head.info.widths,
             stages=len(head.stages),
             level=head.info.level,
             activation=original.activation,
             original_average=original.average,
-            calibrated_average=head.info.stage_average,
-            iou_threshold=float(detector["nms_iou"]),
+            calibrated_average=average or head.info.stage_average,
+            iou_threshold=float(detector["nms_iou"] if iou_threshold is None else iou_threshold),
             **options,
         )
 

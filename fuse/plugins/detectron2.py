@@ -21,7 +21,6 @@ from torch import Tensor
 from extract.config import DetectorSpec
 from extract.detectors.detectron2 import Detectron2Detector
 from extract.detectors.detectron2_config import project, read_yaml
-from extract.files import write_bytes
 from fuse.plugins import Calibration
 
 CONFIG = "model.yaml"
@@ -72,8 +71,8 @@ def CalibratedRCNN(cfg: CfgNode) -> _Calibrated:  # noqa: N802, configs name it 
     return model
 
 
-def write_config(spec: DetectorSpec, options: Calibration, out: Path) -> None:
-    """Writes the detector's config with the calibration in it, for a checkpoint beside it.
+def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
+    """The detector's config with the calibration in it, for a checkpoint in the folder `out`.
 
     Raises ValueError for a LazyConfig, which cannot be written down again.
     """
@@ -82,7 +81,7 @@ def write_config(spec: DetectorSpec, options: Calibration, out: Path) -> None:
     cfg = read_yaml(spec, project(spec.detector.partition(":")[2]))
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = CalibratedRCNN.__name__, str(out / "model.pth")
     cfg.MODEL.CALIBRATION = _node(options)
-    write_bytes(out / CONFIG, cfg.dump().encode())
+    return cfg.dump().encode()
 
 
 def checkpoint(state: dict[str, Tensor]) -> dict:

@@ -19,7 +19,6 @@ from torch import Tensor
 from extract.config import DetectorSpec
 from extract.detectors.mmdet import MmdetDetector
 from extract.detectors.mmdet_config import read_config
-from extract.files import write_bytes
 from fuse.plugins import Calibration
 
 CONFIG = "model.py"
@@ -53,14 +52,15 @@ def CalibratedRCNN(detector: str, calibration: dict, **kwargs) -> TwoStageDetect
     return model.eval().requires_grad_(False)
 
 
-def write_config(spec: DetectorSpec, options: Calibration, out: Path) -> None:
-    """Writes the detector's config, whole in one file, with the calibration in it."""
+def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
+    """The detector's config, whole in one file, with the calibration in it."""
     config = read_config(spec.config_file, spec.detector_options)
     config.model.detector = config.model.type
     config.model.type, config.model.calibration = f"mmdet.{CalibratedRCNN.__name__}", asdict(options)
-    imports = config.get("custom_imports") or {"imports": [], "allow_failed_imports": False}
-    config.custom_imports = {**imports, "imports": [*imports["imports"], __name__]}
-    write_bytes(out / CONFIG, config.pretty_text.encode())
+    custom = config.get("custom_imports") or {"imports": [], "allow_failed_imports": False}
+    imports = [custom["imports"]] if isinstance(custom["imports"], str) else custom["imports"]
+    config.custom_imports = {**custom, "imports": [*imports, __name__]}
+    return config.pretty_text.encode()
 
 
 def checkpoint(state: dict[str, Tensor]) -> dict:

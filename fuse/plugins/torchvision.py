@@ -17,7 +17,6 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from extract.config import DetectorSpec
 from extract.detectors.torchvision import TorchvisionDetector
-from extract.files import write_bytes
 from fuse.plugins import Calibration
 
 CONFIG = "calibration.json"
@@ -38,9 +37,9 @@ class CalibratedRCNN(GeneralizedRCNN):
         return [one.results(self.options.detect(self.calibration, one))[0] for one in passes]
 
 
-def write_config(spec: DetectorSpec, options: Calibration, out: Path) -> None:
-    """Writes what `calibrated` reads."""
-    write_bytes(out / CONFIG, msgspec.json.format(msgspec.json.encode(options)))
+def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
+    """What `calibrated` reads."""
+    return msgspec.json.format(msgspec.json.encode(options))
 
 
 def checkpoint(state: dict[str, Tensor]) -> dict:
