@@ -6,7 +6,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "config": ["Config", "ExportConfig"],
+        "config": ["Config"],
+        "live_config": ["ExportConfig"],
         "exports": ["export", "export_folded"],
         "folding": ["folded_classifiers"],
         "detections": ["Detections"],

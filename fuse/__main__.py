@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from extract import cli
-from fuse.config import Config, EvaluateConfig, ExportConfig, MergeConfig, PredictConfig, SweepConfig
+from fuse.config import Config, EvaluateConfig, MergeConfig, SweepConfig
+from fuse.live_config import ExportConfig, PredictConfig
 
 COMMANDS = {
     "": cli.Command(Config, "fuse.run:run"),

@@ -16,8 +16,8 @@ from calib.posthoc import Posthoc
 from calib.storage import load_head
 from extract.detectors import Detector, load_detector
 from extract.files import replacing, write_bytes
-from fuse.config import ExportConfig
 from fuse.folding import folded_classifiers
+from fuse.live_config import ExportConfig
 from fuse.plugins import Calibration
 from fuse.program import CalibratedScores, save_program
 from fuse.scores import tail_classes

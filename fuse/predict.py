@@ -14,8 +14,8 @@ from extract.detectors import Detected, load_detector
 from extract.extras import require
 from extract.files import replacing, write_bytes
 from extract.images import decode_image
-from fuse.config import PredictConfig
 from fuse.live import CalibratedDetector
+from fuse.live_config import PredictConfig
 
 RESULTS = "predictions.json"
 LEGIBLE = 480

@@ -19,9 +19,9 @@ import fuse.__main__
 from extract.annotations import read_annotations
 from extract.detectors import Detected, load_detector
 from extract.images import mirror_boxes, read_image
-from fuse.config import PredictConfig
 from fuse.ensembles import merge_image
 from fuse.live import CalibratedDetector, View
+from fuse.live_config import PredictConfig
 from tests import frameworks
 from tests.conftest import CLASSES
 from tests.exactness import assert_same_detections
