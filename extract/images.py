@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from extract.rois import RoIs
 
@@ -32,14 +32,23 @@ def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> n
 
 
 def decode_image(path: Path) -> np.ndarray:
-    """A file as (H, W, 3) uint8 RGB. Raises FileNotFoundError, or ValueError for a file that is no image."""
+    """A file as (H, W, 3) uint8 RGB, turned upright as its EXIF says, as frameworks' readers turn it.
+
+    Raises FileNotFoundError, or ValueError for a file that is no image."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
         with PILImage.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(_upright(image).convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path}: not a readable image: {error}") from None
+
+
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF may raise anything; where it is the pixels, reading them says so
+        return image
 
 
 def batches_of_one_size(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -445,6 +446,25 @@ def test_the_digest_of_the_config_follows_what_decides_the_outcome(made, tmp_pat
     assert len({plain, *(digest("class-agnostic", *option) for option in others)}) == 3
     lazy = digest("lazy")
     assert digest("lazy") == lazy != digest("lazy", "model.proposal_generator.nms_thresh=0.6")
+
+
+def test_the_digest_of_the_config_leaves_out_what_our_plugin_adds(made, monkeypatch):
+    from detectron2.config import defaults
+
+    digests = set()
+    for method in ("one", "another"):
+        monkeypatch.setitem(defaults._C.MODEL, "CALIBRATION", CfgNode({"METHOD": method}, new_allowed=True))
+        digests.add(load_detector(made("class-agnostic").spec).description["config_sha256"])
+    assert len(digests) == 1
+
+
+def test_a_half_installed_framework_says_what_to_install(monkeypatch):
+    for name in ("extract.detectors.detectron2", "extract.detectors.detectron2_config"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "omegaconf", None)
+    with pytest.raises(ImportError, match="^omegaconf is not installed; it is not on PyPI: install it") as error:
+        load_detector(DetectorSpec("detectron2"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

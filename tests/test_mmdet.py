@@ -562,8 +562,25 @@ WRONG = {
         changed(mask_rcnn(), test_dataloader__dataset__pipeline=[{"type": "LoadImageFromFile"}]),
         "the test pipeline has 0 steps of type Resize",
     ),
+    "suppression of other classes": (
+        changed(mask_rcnn(), model__test_cfg__rcnn__nms__class_agnostic=True),
+        "model.test_cfg.rcnn.nms has class_agnostic True, expected suppression within each class",
+    ),
+    "suppression in whole pixels": (
+        changed(mask_rcnn(), model__test_cfg__rcnn__nms__offset=1),
+        "model.test_cfg.rcnn.nms has offset 1, expected 0",
+    ),
     "no test pipeline": (changed(mask_rcnn(), test_dataloader={}), "has no attribute 'dataset'"),
 }
+
+
+def test_soft_nms_is_replaced_and_said_to_be(specs, caplog):
+    for options, said in ((), []), (("model.test_cfg.rcnn.nms.type=soft_nms",), ["the config's is soft_nms"]):
+        caplog.clear()
+        load_detector(replace(specs("class-agnostic"), detector_options=options))
+        messages = [r.getMessage() for r in caplog.records if r.name.startswith("extract")]
+        assert [m.split(", ")[-1] for m in messages] == said
+        assert all("suppression is plain NMS at IoU 0.5" in m for m in messages)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection.roi_heads import RoIHeads
 
 import tests.detectors as builders
 from extract.config import DetectorSpec
@@ -63,6 +64,7 @@ def test_results_are_torchvisions_own(name):
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             torch.testing.assert_close(value, theirs[key], atol=5e-3, rtol=0)
+    results[0]["boxes"] *= 2  # users edit results in place
 
 
 def test_resized_shares_the_weights_and_sees_other_sizes():
@@ -154,6 +156,31 @@ def test_a_classifier_without_bias():
 def test_wrong_builders(tmp_path, detector, message):
     with pytest.raises((ValueError, ImportError), match=message):
         load_detector(DetectorSpec(detector, tmp_path / "w.pth"))
+
+
+def fails() -> nn.Module:
+    raise KeyError("no such\narchitecture")
+
+
+def test_builders_may_fail_in_any_way(tmp_path):
+    with pytest.raises(ValueError, match=r"fails' failed with options \{\}: 'no such\\narchitecture'$"):
+        load_detector(DetectorSpec("torchvision:tests.test_torchvision:fails", tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["forward", "postprocess_detections"])
+def test_heads_that_detect_in_a_way_of_their_own_are_refused(name):
+    model = builders.single_level()
+    model.roi_heads.__class__ = type("OwnHeads", (RoIHeads,), {name: lambda self, *args: None})
+    with pytest.raises(ValueError, match="^RoI heads are OwnHeads, expected RoIHeads with its own forward and post"):
+        TorchvisionDetector(model)
+
+
+def test_key_points_are_refused():
+    model = builders.single_level()
+    heads = model.roi_heads
+    heads.keypoint_roi_pool = heads.keypoint_head = heads.keypoint_predictor = nn.Identity()
+    with pytest.raises(ValueError, match="predicts key points, which are not handled"):
+        TorchvisionDetector(model)
 
 
 def test_builder_options():

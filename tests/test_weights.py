@@ -50,6 +50,8 @@ def test_wrong_weights_files(tmp_path):
     assert "not a pickle of arrays" in refused(b"garbage", "w.pkl")
     assert "not a safetensors file" in refused(b"garbage", "w.safetensors")
     assert "not a state_dict of tensors" in refused([1, 2])
+    for wrong in ({"a": np.array(["text"])}, {"a": np.array([None])}, {3: np.zeros(2)}, {"model": {b"a": np.zeros(2)}}):
+        assert "not a state_dict of tensors" in refused(pickle.dumps(wrong), "w.pkl")
     with pytest.raises(FileNotFoundError, match="none.pth: no such weights file"):
         load_weights(model, tmp_path / "none.pth")
 

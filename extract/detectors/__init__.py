@@ -25,7 +25,7 @@ FRAMEWORKS = {
     "torchvision": "pip install 'tailcal[torchvision]' brings it",
     "detectron2": "it is not on PyPI: install it from its repository; pip install 'tailcal[detectron2]' brings "
     "what it needs besides",
-    "mmdet": "pip install 'tailcal[mmdetection]' brings it",
+    "mmdet": "pip install 'tailcal[mmdetection]' brings it; mmcv must be the one with compiled operations",
 }
 """Module under `extract.detectors` and package that is imported → how to install it."""
 
@@ -141,7 +141,8 @@ def _adapter(detector: str, framework: str) -> Any:
             "as in torchvision:my_models:build"
         )
     require(framework, remedy=FRAMEWORKS[framework])
-    return import_module(f"extract.detectors.{framework}")
+    # A framework may be there without what it is made of: the adapter imports all that it uses of it.
+    return require(f"extract.detectors.{framework}", remedy=FRAMEWORKS[framework])
 
 
 def parse_options(options: Sequence[str]) -> dict:

@@ -107,7 +107,7 @@ class Detectron2Detector:
         inputs = [{"image": self._tensor(image), **size} for image, size in zip(images, sizes, strict=True)]
         return self.forward_prepared(inputs, [image.image_id for image in images], level, choose)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward_prepared(
         self, inputs: list[dict], image_ids: Sequence[int], level: str, choose: Choose | None = None
     ) -> _Forward:
@@ -186,7 +186,7 @@ class Detectron2Detector:
         maps = [features[name] for name in heads.in_features]
         return heads._shared_roi_transform(maps, boxes) if is_c4(heads) else heads.box_pooler(maps, boxes)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _probe(self) -> list[_Stage]:
         """What each stage makes of four made-up RoIs: it shows what is not an attribute of every model."""
         heads = self.model.roi_heads
@@ -220,7 +220,7 @@ class _Forward:
     boxes: list[Tensor]
     sizes: list[tuple[int, int]]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.Forward.masks`."""
         painted = []
@@ -229,7 +229,7 @@ class _Forward:
             painted.append(to_uint8(torch.cat(parts)))
         return painted
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def results(self, detected: Sequence[Detected]) -> list[dict[str, Instances]]:
         """See `extract.detectors.Forward.results`: `{"instances": Instances}`, as `DefaultPredictor` returns it."""
         found = []

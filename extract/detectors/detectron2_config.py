@@ -37,6 +37,8 @@ INFERENCE = {
     Res5ROIHeads: ("forward",),
 }
 """What the adapter takes apart: a derived class must not have changed it. How it trains is its own affair."""
+UNDECIDING = ("WEIGHTS", "DEVICE", "CALIBRATION")
+"""Keys of MODEL that do not decide what the model does; `fuse.plugins.detectron2` adds the last to every config."""
 LAZY_SIZE, LAZY_FORMAT = (800, 1333), "BGR"
 """For a LazyConfig that says nothing of its input (`dataloader.test.mapper`): what the model zoo's have."""
 
@@ -88,7 +90,7 @@ def _build_yaml(spec: DetectorSpec, extend: Callable, device: str) -> Built:
     cfg = read_yaml(spec, extend)
     cfg.MODEL.DEVICE = device
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    decisive = {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "DEVICE")}
+    decisive = {key: value for key, value in cfg.MODEL.items() if key not in UNDECIDING}
     return Built(build_model(cfg), cfg.MODEL.WEIGHTS, resize, cfg.INPUT.FORMAT, decisive)
 
 

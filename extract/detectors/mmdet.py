@@ -8,6 +8,7 @@ config asks for soft-NMS, plain suppression at the same IoU takes its place.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import mmdet
@@ -50,6 +51,8 @@ from extract.devices import resolve_device
 from extract.layout import Layers
 from extract.rois import RoIs
 
+logger = logging.getLogger(__name__)
+
 
 def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     """Builds the model of `spec.config_file` and loads `spec.weights` into it."""
@@ -65,6 +68,11 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
         raise ValueError(f"{spec.config_file}: {reason(error)}") from error
     detector.description["weights_sha256"] = load_weights(detector.model, spec.weights)
     detector.model.to(resolve_device(spec.device))
+    kind = (detector.model.roi_head.test_cfg.nms or {}).get("type", "nms")
+    kind = getattr(kind, "__name__", kind)  # configs in pure Python hold the function itself
+    if kind != "nms":
+        iou = detector.description["nms_iou"]
+        logger.warning("%s: suppression is plain NMS at IoU %g, the config's is %s", spec.config_file, iou, kind)
     return detector
 
 
@@ -105,7 +113,7 @@ class MmdetDetector:
         """See `extract.detectors.Detector.forward`."""
         return self.forward_prepared(self._preprocess(images), [image.image_id for image in images], level, choose)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward_prepared(
         self, batch: dict, image_ids: Sequence[int], level: str, choose: Choose | None = None
     ) -> _Forward:
@@ -126,7 +134,7 @@ class MmdetDetector:
             rois.append(make_rois(image_id, sample.ori_shape, scales[i], *rest))
         return _Forward(rois, scene, scales, boxes)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def head(self, level: str) -> list[Layers]:
         """See `extract.detectors.Detector.head`."""
         stages = [_layers(head, level) for head in self._heads] if level != "logits" else []
@@ -222,13 +230,13 @@ class _Forward:
     def __init__(self, rois: list[RoIs], scene: _Scene, scales: list[Tensor], boxes: list[Tensor]):
         self.rois, self._scene, self._scales, self._boxes = rois, scene, scales, boxes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.Forward.masks`."""
         split = [(self._scene.of(i), boxes.split(MASK_BATCH)) for i, boxes in enumerate(self._boxes)]
         return [to_uint8(torch.cat([scene.masks(part)[:, 0] for part in parts])) for scene, parts in split]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def results(self, detected: Sequence[Detected]) -> list[DetDataSample]:
         """See `extract.detectors.Forward.results`: those of mmdetection's `inference_detector`."""
         model, found = self._scene.model, []

@@ -1,7 +1,8 @@
 """torchvision's two-stage detectors (`FasterRCNN`, `MaskRCNN` and what is built of their parts).
 
 The forward pass is torchvision's own, taken apart where proposals are chosen and where RoI features are pooled.
-torchvision counts background as class 0; here it goes last.
+torchvision counts background as class 0; here it goes last. Boxes with a side of under 0.01 resized pixels, which
+torchvision drops before suppression, stay, and can move the ranks of other detections.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
@@ -36,6 +37,9 @@ from extract.devices import resolve_device
 from extract.layout import Layers
 from extract.rois import RoIs
 
+INFERENCE = ("forward", "postprocess_detections")
+"""What the adapter takes apart: derived RoI heads must not have changed it. How they train is their own affair."""
+
 
 def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
     """Builds the model with the builder at `target` and loads `spec.weights` into it."""
@@ -47,18 +51,30 @@ def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
         raise ValueError(f"config_file {spec.config_file}: torchvision's detectors are built by a function")
     try:
         model = builder(**options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"detector builder {target!r} failed with options {options}: {error}") from error
+    except Exception as error:  # builders are code of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"detector builder {target!r} failed with options {options}: {reason}") from error
     if not isinstance(model, GeneralizedRCNN):
         raise ValueError(f"detector builder {target!r} returned a {type(model).__name__}, expected a GeneralizedRCNN")
     digest = load_weights(model, spec.weights)
     return TorchvisionDetector(model.to(resolve_device(spec.device)), name=target, weights_sha256=digest)
 
 
+def check(model: GeneralizedRCNN) -> None:
+    """Raises ValueError naming the RoI heads that detect in a way of their own, or more than boxes and masks."""
+    heads = model.roi_heads
+    kind = type(heads)
+    if not isinstance(heads, RoIHeads) or any(getattr(kind, n) is not getattr(RoIHeads, n) for n in INFERENCE):
+        raise ValueError(f"RoI heads are {kind.__name__}, expected RoIHeads with its own {' and '.join(INFERENCE)}")
+    if heads.has_keypoint():
+        raise ValueError(f"model is a {type(model).__name__}: it predicts key points, which are not handled")
+
+
 class TorchvisionDetector:
     """A frozen torchvision detector; see `extract.detectors.Detector`."""
 
     def __init__(self, model: GeneralizedRCNN, name: str = "", weights_sha256: str = ""):
+        check(model)
         self.model = model.eval().requires_grad_(False)
         heads = model.roi_heads
         self.device = next(model.parameters()).device
@@ -90,7 +106,7 @@ class TorchvisionDetector:
             [self._tensor(image) for image in images], [i.image_id for i in images], level, choose
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward_prepared(
         self, tensors: list[Tensor], image_ids: Sequence[int], level: str, choose: Choose | None = None
     ) -> _Forward:
@@ -168,7 +184,7 @@ class TorchvisionDetector:
         ]
         return found[0] if len(found) == 1 else None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _probe(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits, box deltas and mask logits of one made-up RoI: what is not an attribute of every model."""
         heads, channels = self.model.roi_heads, self.model.backbone.out_channels
@@ -230,7 +246,7 @@ class _Forward:
         self._model, self._features, self._scales, self._boxes = model, features, scales, boxes
         self._resized_sizes, self._original_sizes = resized_sizes, original_sizes
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.Forward.masks`."""
         painted = []
@@ -239,7 +255,7 @@ class _Forward:
             painted.append(to_uint8(torch.cat(parts)))
         return painted
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def results(self, detected: Sequence[Detected]) -> list[dict[str, Tensor]]:
         """See `extract.detectors.Forward.results`: dicts of boxes, labels (from 1), scores and masks."""
         found = []

@@ -52,13 +52,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     state = readers.get(path.suffix, _read_torch)(path)
     for wrapper in WRAPPERS:
         state = state.get(wrapper, state) if isinstance(state, Mapping) else state
-    if isinstance(state, Mapping):
-        state = {k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in state.items()}
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = {key: _as_tensor(value) for key, value in state.items()} if isinstance(state, Mapping) else {None: state}
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise ValueError(f"{path}: not a state_dict of tensors")
     # DistributedDataParallel puts its own name before every key.
     wrapped = all(key.startswith("module.") for key in state)
-    return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else dict(state)
+    return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
+
+
+def _as_tensor(value: object) -> object:
+    """An array of numbers as a tensor; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    try:
+        return torch.from_numpy(np.array(value))
+    except TypeError:  # strings, objects
+        return value
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
