@@ -14,7 +14,7 @@ from extract.rois import RoIs
 from fuse.detections import Detections, top_of_groups
 from fuse.masks import encode_masks
 from fuse.nms import class_nms
-from fuse.scores import HEADLESS, ROW_MODES, RowMode, fuse_scores, tail_classes, true_label_scores
+from fuse.scores import HEADLESS, ROW_MODES, RowMode, fuse_scores, tail_classes, true_label_scores, without_empty
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """roi_index, class_index and score of one image's detections, best first, as `class_nms` returns them."""
@@ -37,6 +37,7 @@ class Row:
         max_detections: per image, None or -1 for all.
         per_class: best detections kept of each class over all images, for fixed AP; None for all.
         threshold, scale: of the modes "cat-thr" and "cat-scale".
+        skip_empty: boxes without area are no candidates; None as the detector's framework has it.
     """
 
     mode: RowMode = "cat"
@@ -49,6 +50,7 @@ class Row:
     per_class: int | None = None
     threshold: float = 0.05
     scale: float | None = None
+    skip_empty: bool | None = None
 
     @classmethod
     def of(cls, **options) -> Row:
@@ -134,6 +136,7 @@ def prepare(row: Row, detector: Mapping[str, object], instance_count: np.ndarray
         tail=np.asarray(row.tail) if np.ndim(row.tail) else tail_classes(instance_count, row.tail),
         iou_threshold=detector.get("nms_iou", 0.5) if row.iou_threshold is None else row.iou_threshold,
         max_detections=None if row.max_detections == -1 else row.max_detections,
+        skip_empty=bool(detector.get("skip_empty", False)) if row.skip_empty is None else row.skip_empty,
     )
 
 
@@ -141,6 +144,8 @@ def detect_image(row: Row, rois: RoIs, scores: Memo, floors: np.ndarray | float)
     """Detections of one image by a prepared row, above `floors`, the score thresholds of all classes or of each."""
 
     def nms(values: np.ndarray) -> Found:
+        if row.skip_empty:
+            values = without_empty(values, rois.boxes)
         return class_nms(rois.boxes, values, row.iou_threshold, floors, row.max_detections)
 
     if row.mode == "original":

@@ -87,6 +87,21 @@ def background_ratio(original: np.ndarray, calibrated: np.ndarray) -> float:
     return float(calibrated[:, -1].sum(dtype=np.float64)) / below if below > 0 else 1.0
 
 
+def without_empty(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Scores that are 0 wherever a box has no width or no height, so that it is no candidate of any suppression.
+
+    Args:
+        scores: (R, K+1), not changed.
+        boxes: (R, 4) or (R, K, 4) xyxy.
+    """
+    empty = (boxes[..., 2:] <= boxes[..., :2]).any(-1)
+    if not empty.any():
+        return scores
+    scores = scores.copy()
+    scores[:, :-1][empty] = 0
+    return scores
+
+
 def tail_classes(instance_count: np.ndarray, bound: float = 100) -> np.ndarray:
     """(K,) bool: the classes with fewer than `bound` training instances (T of the paper: 100, for HTC 10)."""
     return np.asarray(instance_count) < bound

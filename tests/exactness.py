@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from calib.scoring import Original
 from extract.detectors import Detected, Detector, Image
 from extract.rois import RoIs
-from fuse import class_nms
+from fuse.rows import Memo, Row, boxes_of, detect_image, prepare
 
 
 def make_images(*sizes: tuple[int, int]) -> list[Image]:
@@ -19,9 +18,9 @@ def make_images(*sizes: tuple[int, int]) -> list[Image]:
 
 def our_detections(rois: RoIs, detector: Detector, threshold: float, max_detections: int | None = 300) -> Detected:
     """The original head's scores, then our suppression."""
-    scores = Original.of(detector.description).scores(rois)
-    roi, label, score = class_nms(rois.boxes, scores, detector.description["nms_iou"], threshold, max_detections)
-    return Detected(rois.boxes[roi] if rois.boxes.ndim == 2 else rois.boxes[roi, label], label, score)
+    row = prepare(Row("original", max_detections=max_detections), detector.description, np.zeros(0))
+    roi, label, score = detect_image(row, rois, Memo(rois), threshold)
+    return Detected(boxes_of(rois, roi, label), label, score)
 
 
 def assert_same_detections(ours: Detected, theirs: Detected, *, score: float = 1e-4, box: float = 5e-3) -> None:

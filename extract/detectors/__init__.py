@@ -75,7 +75,7 @@ class Detector(Protocol):
         stages: matching IoU of each stage of its box head.
         description: what a cache says of it, plain JSON values: name, framework, framework_version,
             weights_sha256, activation ("softmax" or "sigmoid"), stage_average ("scores" or "logits"), nms_iou,
-            class_agnostic_boxes, class_agnostic_masks.
+            skip_empty, class_agnostic_boxes, class_agnostic_masks.
         has_masks: whether it predicts class-agnostic masks, which a cache can keep.
         size: (shorter, longer) edge that images are resized to, in pixels.
         device: where it runs.

@@ -1,8 +1,8 @@
 """torchvision's two-stage detectors (`FasterRCNN`, `MaskRCNN` and what is built of their parts).
 
 The forward pass is torchvision's own, taken apart where proposals are chosen and where RoI features are pooled.
-torchvision counts background as class 0; here it goes last. Boxes with a side of under 0.01 resized pixels, which
-torchvision drops before suppression, stay, and can move the ranks of other detections.
+torchvision counts background as class 0; here it goes last. Boxes with a side of under 0.01 resized pixels are no
+candidates to torchvision: here they lose their area, and `skip_empty` says that such boxes are left out.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ from extract.rois import RoIs
 
 INFERENCE = ("forward", "postprocess_detections")
 """What the adapter takes apart: derived RoI heads must not have changed it. How they train is their own affair."""
+
+MIN_SIDE = 1e-2
+"""In resized pixels; torchvision's own, of `postprocess_detections`."""
 
 
 def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
@@ -96,6 +99,7 @@ class TorchvisionDetector:
             "activation": "softmax",
             "stage_average": "scores",
             "nms_iou": float(heads.nms_thresh),
+            "skip_empty": True,
             "class_agnostic_boxes": self.class_agnostic_boxes,
             "class_agnostic_masks": self.has_masks,
         }
@@ -226,7 +230,7 @@ class TorchvisionDetector:
         boxes = self.model.roi_heads.box_coder.decode(deltas, proposals).reshape(len(deltas), deltas.shape[1] // 4, 4)
         boxes = boxes[:, 0] if self.class_agnostic_boxes else boxes[:, 1:]
         split = boxes.split([len(p) for p in proposals])
-        return [clip_boxes_to_image(b, size) for b, size in zip(split, sizes, strict=True)]
+        return [_without_slivers(clip_boxes_to_image(b, size)) for b, size in zip(split, sizes, strict=True)]
 
 
 class _Forward:
@@ -278,3 +282,10 @@ class _Forward:
 def _background_last(parameter: np.ndarray) -> np.ndarray:
     """(K+1, …) with background first → last."""
     return np.concatenate([parameter[1:], parameter[:1]])
+
+
+def _without_slivers(boxes: Tensor) -> Tensor:
+    """(…, 4) xyxy, those with a side of under `MIN_SIDE` shrunk to their first corner."""
+    corner = boxes[..., :2]
+    sliver = (boxes[..., 2:] - corner < MIN_SIDE).any(-1, keepdim=True)
+    return torch.cat([corner, torch.where(sliver, corner, boxes[..., 2:])], -1)

@@ -17,7 +17,7 @@ from extract.detectors import Detected, Forward
 from fuse.nms import class_nms
 from fuse.program import CalibratedScores
 from fuse.rows import boxes_of
-from fuse.scores import Mode
+from fuse.scores import Mode, without_empty
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Calibration:
         mode, threshold, scale: as of `fuse.fuse_scores`; a scale of 0 is each image's own background ratio.
         activation, original_average, calibrated_average: as of `fuse.program.CalibratedScores`.
         score_threshold, iou_threshold, max_detections: as of `fuse.class_nms`.
+        skip_empty: as of `fuse.Row`.
     """
 
     widths: tuple[int, ...]
@@ -45,6 +46,7 @@ class Calibration:
     score_threshold: float
     iou_threshold: float
     max_detections: int
+    skip_empty: bool
 
     @classmethod
     def of(
@@ -69,6 +71,7 @@ class Calibration:
             original_average=original.average,
             calibrated_average=average or head.info.stage_average,
             iou_threshold=float(detector["nms_iou"] if iou_threshold is None else iou_threshold),
+            skip_empty=bool(detector.get("skip_empty", False)),
             **options,
         )
 
@@ -91,6 +94,7 @@ class Calibration:
         for rois in forward.rois:
             logits = torch.from_numpy(rois.logits).to(rois.features.device)
             values = scores(rois.features, logits).cpu().numpy()
+            values = without_empty(values, rois.boxes) if self.skip_empty else values
             limits = self.iou_threshold, self.score_threshold, self.max_detections
             roi, label, score = class_nms(rois.boxes, values, *limits)
             found.append(Detected(boxes_of(rois, roi, label), label, score))

@@ -30,7 +30,7 @@ def _node(options: Calibration) -> CfgNode:
     return CfgNode({key.upper(): value for key, value in asdict(options).items()})
 
 
-_EXAMPLE = Calibration((0, 0), 1, "pooled", "cat", "softmax", "scores", "scores", 0.05, 0.0, 0.0, 0.5, 300)
+_EXAMPLE = Calibration((0, 0), 1, "pooled", "cat", "softmax", "scores", "scores", 0.05, 0.0, 0.0, 0.5, 300, False)
 # Keys of a config must be known before a file is merged into it: this is the one import that makes them known.
 DEFAULTS.MODEL.CALIBRATION = _node(_EXAMPLE)
 
