@@ -171,7 +171,7 @@ def test_custom_imports_may_be_one_name(tmp_path):
     plugin = importlib.import_module("fuse.plugins.mmdet")
     with spec.config_file.open("a") as file:
         file.write("\ncustom_imports = dict(imports='json', allow_failed_imports=False)\n")
-    content = plugin.config_content(spec, Calibration((2, 3), 1, *"abcde", *[0.0] * 4, 1), tmp_path).decode()
+    content = plugin.config_content(spec, Calibration((2, 3), 1, *"abcde", *[0.0] * 4, 1, False), tmp_path).decode()
     namespace = {}
     exec(content, namespace)
     assert namespace["custom_imports"]["imports"] == ["json", "fuse.plugins.mmdet"]
