@@ -1,7 +1,7 @@
 """What calibration costs live: a framework's own inference against the calibrated detector, in turn, on one image size.
 
     OMP_NUM_THREADS=1 python -m benchmarks.live                 # each framework's Mask R-CNN R50-FPN, 1,230 classes
-    OMP_NUM_THREADS=1 python -m benchmarks.live --rounds 3 --device cuda
+    python -m benchmarks.live --device cuda
 
 Weights are random, but the classifier's are scaled so that its scores are peaked, most of them background and some tens
 of them above 0.05, as a trained one's are. Writes the median of the pairs' ratios to `benchmarks/results/live.csv`.
@@ -72,12 +72,13 @@ def compare(own: Callable, live: Callable, rounds: int) -> dict[str, str]:
 
 
 def seconds(function: Callable) -> float:
-    """Wall time of one call, a GPU's work included."""
-    started = time.perf_counter()
+    """Time of one call: of the processor, which what else runs there hardly disturbs, or of the clock with a GPU."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    started = clock()
     function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def make_head(detector: Detector, kind: str) -> Head:
