@@ -570,6 +570,10 @@ WRONG = {
         changed(mask_rcnn(), model__test_cfg__rcnn__nms__offset=1),
         "model.test_cfg.rcnn.nms has offset 1, expected 0",
     ),
+    "a cap in the suppression": (
+        changed(mask_rcnn(), model__test_cfg__rcnn__nms__max_num=5),
+        "model.test_cfg.rcnn.nms has max_num 5, expected none",
+    ),
     "no test pipeline": (changed(mask_rcnn(), test_dataloader={}), "has no attribute 'dataset'"),
 }
 

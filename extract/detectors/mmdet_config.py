@@ -35,7 +35,12 @@ INFERENCE = {
 """What the adapter takes apart: a subclass must not have changed it. How it trains is its own affair."""
 MATCHING_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Of the stages, where a config has no training part that says so."""
-SUPPRESSION = {"class_agnostic": "suppression within each class", "offset": "0: boxes of width x2 - x1"}
+SUPPRESSION = {
+    "class_agnostic": "suppression within each class",
+    "offset": "0: boxes of width x2 - x1",
+    "max_num": "none: rcnn.max_per_img says how many",
+    "score_threshold": "none: rcnn.score_thr says it",
+}
 """Options of mmcv's suppression that are off here, and what is expected instead."""
 NO_SCORE = -1e4
 """Logit of a score that is exactly 0: its exponential is 0 as well, and half floats hold it."""
@@ -79,7 +84,7 @@ def check(model: nn.Module) -> None:
         raise ValueError("model.rpn_head is None, expected a proposal network")
     nms = model.roi_head.test_cfg.nms or {}
     for key in SUPPRESSION:
-        if nms.get(key):
+        if nms.get(key, 0) not in (0, -1):  # -1 is mmcv's word for no bound
             raise ValueError(f"model.test_cfg.rcnn.nms has {key} {nms[key]}, expected {SUPPRESSION[key]}")
     heads = stages_of(model.roi_head.bbox_head)
     for head in heads:
