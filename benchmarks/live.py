@@ -25,7 +25,7 @@ from extract.config import DetectorSpec
 from extract.detectors import FRAMEWORKS, Detector, Image, load_detector
 from fuse.live import CalibratedDetector
 
-ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "live.csv"
 CLASSES = 1230
 CASES = ((0.05, "3fc_ft"), (0.05, "linear"), (0.0, "3fc_ft"))
 """Score threshold, and kind of the calibrated head."""
@@ -39,6 +39,7 @@ class Config:
     frameworks: tuple[str, ...] = tuple(FRAMEWORKS)
     rounds: int = 3
     """Pairs of runs; the median of their ratios is reported."""
+    thresholds: tuple[float, ...] = (0.05, 0.0)
     height: int = 800
     width: int = 1216
     device: str = "cpu"
@@ -52,14 +53,18 @@ def main(config: Config) -> None:
     for framework in config.frameworks:
         detector, classifier, background, own = BUILD[framework](config)
         spread(detector, classifier, background, image)
-        for threshold, kind in CASES:
+        for threshold, kind in (case for case in CASES if case[0] in config.thresholds):
             live = CalibratedDetector(detector, make_head(detector, kind), score_threshold=threshold)
             row = compare(lambda: own(image, threshold), lambda: live(image), config.rounds)  # noqa: B023
             rows.append({"": f"{framework}, {kind}", "threshold": str(threshold), **row})
             print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).set_index("")
-    table.to_csv(ROOT / "benchmarks" / "results" / "live.csv")
-    print(table.to_string())
+    table = pd.DataFrame(rows)
+    if RESULTS.is_file():  # a run of some cases keeps the rows of the others
+        before = pd.read_csv(RESULTS, dtype=str, index_col=0).rename_axis("").reset_index()
+        table = pd.concat([table, before]).drop_duplicates(["", "threshold"]).sort_values("threshold", kind="stable")
+        table = table.sort_values("", key=lambda names: names.str.split(",").str[0], kind="stable")
+    table.to_csv(RESULTS, index=False)
+    print(table.to_string(index=False))
 
 
 def compare(own: Callable, live: Callable, rounds: int) -> dict[str, str]:
@@ -192,7 +197,8 @@ def mmdet_detector(config: Config) -> tuple[Detector, nn.Linear, int, Callable]:
         inner = detector.model
         inner.cfg = cfg
         inner.roi_head.test_cfg.score_thr, inner.roi_head.test_cfg.max_per_img = threshold, 300
-        inference_detector(inner, image)
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            inference_detector(inner, image)
 
     return detector, detector.model.roi_head.bbox_head.fc_cls, CLASSES, own
 
