@@ -1,9 +1,11 @@
 """Calibrated detectron2 detectors: importing this module registers the meta-architecture and its config keys.
 
-import fuse.plugins.detectron2
-cfg = get_cfg()
-cfg.merge_from_file("out/model.yaml")
-outputs = DefaultPredictor(cfg)(image)
+How to load what `python -m fuse export` has written to `out`:
+
+    import fuse.plugins.detectron2
+    cfg = get_cfg()
+    cfg.merge_from_file("out/model.yaml")
+    outputs = DefaultPredictor(cfg)(image)
 """
 
 from __future__ import annotations

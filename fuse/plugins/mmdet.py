@@ -1,7 +1,9 @@
 """Calibrated mmdetection detectors: importing this module registers the model; exported configs import it themselves.
 
-model = init_detector("out/model.py", "out/model.pth")
-result = inference_detector(model, image)
+How to load what `python -m fuse export` has written to `out`:
+
+    model = init_detector("out/model.py", "out/model.pth")
+    result = inference_detector(model, image)
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Calibrated torchvision detectors.
 
-from fuse.plugins.torchvision import calibrated
-model = calibrated(my_models.build(), "out/calibration.json")
-model.load_state_dict(torch.load("out/model.pth", weights_only=True))
-detections = model(images)
+How to load what `python -m fuse export` has written to `out`:
+
+    from fuse.plugins.torchvision import calibrated
+    model = calibrated(my_models.build(), "out/calibration.json")
+    model.load_state_dict(torch.load("out/model.pth", weights_only=True))
+    detections = model(images)
 """
 
 from __future__ import annotations
