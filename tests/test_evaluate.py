@@ -20,13 +20,14 @@ from fuse.engines import lvis_engine
 from fuse.evaluation import bootstrap_intervals, evaluate, evaluated_classes, per_class_ap, summarize
 from tests.fuse_fixtures import CLASSES, annotations
 
-DATA = Path(__file__).parent / "data"
-VAL = DATA / "lvis_v0.5_val_100.json"
+ROOT = Path(__file__).parents[1]
+VAL = ROOT / "tests" / "data" / "lvis_v0.5_val_100.json"
+COUNTS = ROOT / "benchmarks" / "data" / "lvis_v0.5_class_counts.json"
 
 
 @pytest.fixture(scope="module")
 def classes():
-    table = pd.DataFrame(json.loads((DATA / "lvis_v0.5_class_counts.json").read_text())["categories"])
+    table = pd.DataFrame(json.loads(COUNTS.read_text())["categories"])
     return table.rename(columns={"id": "category_id"})
 
 
@@ -380,12 +381,12 @@ assert lvis.LVISEval and not hasattr(lvis, "LVISVis") and "lvis.vis" not in sys.
 
 def test_the_official_package_is_imported_without_its_drawing():
     code = IMPORT_LVIS.format(refused={"cv2", "matplotlib"})
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_missing_official_package_is_named_with_its_extra():
     code = IMPORT_LVIS.format(refused={"lvis"})
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DATA.parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "engine 'lvis': No module named 'lvis'; pip install 'tailcal[lvis]'" in done.stderr
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from extract.plan import cover
 
-PAIRS = Path(__file__).parent / "data" / "lvis_v0.5_val_class_images.npz"
+PAIRS = Path(__file__).parents[1] / "benchmarks" / "data" / "lvis_v0.5_val_class_images.npz"
 
 
 @pytest.mark.parametrize("images_per_class", [1, 5, 20])

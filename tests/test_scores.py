@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from extract.bins import BINS, bin_counts, bin_index, bin_names, edges
 from fuse.scores import MODES, ROW_MODES, background_ratio, fuse_scores, tail_classes, true_label_scores
 
-COUNTS = Path(__file__).parent / "data/lvis_v0.5_class_counts.json"
+COUNTS = Path(__file__).parents[1] / "benchmarks/data/lvis_v0.5_class_counts.json"
 
 
 def softmax_rows(rng, rois, classes):

@@ -1,0 +1,95 @@
+"""Inputs at the paper's scale: LVIS v0.5's own classes and images, and scores like a trained detector's.
+
+Letters in shapes: `R` RoIs, `K` classes, `P` pairs of a class and an image that contains it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+DATA = Path(__file__).parents[1] / "data"
+SIZE = (800, 1216)  # height, width
+OBJECTS = 24
+
+
+def lvis_classes() -> pd.DataFrame:
+    """The class table of LVIS v0.5, as `extract.cache.RoICache.classes`."""
+    table = pd.DataFrame(json.loads((DATA / "lvis_v0.5_class_counts.json").read_text())["categories"])
+    table = table.rename(columns={"id": "category_id"})
+    return table[["category_id", "name", "frequency", "image_count", "instance_count"]]
+
+
+def lvis_pairs(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Class (P,) int64 and position of the image (P,) int64 of every pair, sorted by class, and the image ids (N,)."""
+    ids = lvis_classes()["category_id"].to_numpy()
+    with np.load(DATA / f"lvis_v0.5_{split}_class_images.npz") as pairs:
+        classes = np.searchsorted(ids, pairs["category_id"])
+        image_ids, images = np.unique(pairs["image_id"], return_inverse=True)
+    order = np.lexsort((images, classes))
+    return classes[order], images[order], image_ids.astype(np.int64)
+
+
+def proposals(rois: int = 1000, seed: int = 0, classes: int | None = None) -> np.ndarray:
+    """(R, 4) float32 xyxy: two thirds crowd around some objects, the rest lies anywhere; (R, K, 4) with `classes`."""
+    rng = np.random.default_rng(seed)
+    boxes = _objects(rng)[_owners(rng, rois)]
+    spread = np.exp(rng.uniform(np.log(0.02), np.log(0.6), (rois, 1)))
+    alone = rng.random(rois) < 1 / 3
+    boxes[alone] = _objects(rng, int(alone.sum()))
+    boxes = _jitter(rng, boxes, np.where(alone[:, None], 0, spread))
+    if classes is not None:
+        boxes = _jitter(rng, np.repeat(boxes[:, None], classes, 1), 0.05)
+    return boxes.astype(np.float32)
+
+
+def logits(rois: int = 1000, classes: int = 1230, seed: int = 0) -> np.ndarray:
+    """(R, K+1) float16, background last, of the RoIs of `proposals` with the same seed.
+
+    Peaked as a trained detector's: of 1,000 RoIs and 1,230 classes some 300 scores lie above 0.05, 100,000
+    above 1e-4, and background takes most of the rest. Frequent classes score higher throughout.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.resize(lvis_classes()["instance_count"].to_numpy(), classes)
+    labels = rng.choice(classes, OBJECTS, p=counts / counts.sum())
+    rng = np.random.default_rng(seed)
+    _objects(rng)
+    owners = _owners(rng, rois)
+    rng = np.random.default_rng((seed, 1))
+    z = 0.5 * np.log(counts) + rng.normal(0, 1.4, (rois, classes))
+    z[np.arange(rois), labels[owners]] += rng.normal(6, 2.5, rois)
+    background = rng.normal(14.5, 2, rois)
+    return np.column_stack([z, background]).astype(np.float16)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(R, K+1) float32."""
+    scores = np.exp(logits.astype(np.float32) - logits.max(1, keepdims=True).astype(np.float32))
+    return scores / scores.sum(1, keepdims=True)
+
+
+def _objects(rng: np.random.Generator, count: int = OBJECTS) -> np.ndarray:
+    height, width = SIZE
+    centre = rng.random((count, 2)) * (width, height)
+    size = np.exp(rng.uniform(np.log(16), np.log(400), (count, 2)))
+    return _clipped(np.concatenate([centre - size / 2, centre + size / 2], 1))
+
+
+def _owners(rng: np.random.Generator, rois: int) -> np.ndarray:
+    return rng.integers(0, OBJECTS, rois)
+
+
+def _jitter(rng: np.random.Generator, boxes: np.ndarray, spread: np.ndarray | float) -> np.ndarray:
+    size = np.tile(boxes[..., 2:] - boxes[..., :2], 2)
+    moved = boxes + rng.normal(size=boxes.shape) * size * spread
+    return _clipped(
+        np.concatenate([np.minimum(moved[..., :2], moved[..., 2:]), np.maximum(moved[..., :2], moved[..., 2:])], -1)
+    )
+
+
+def _clipped(boxes: np.ndarray) -> np.ndarray:
+    height, width = SIZE
+    return np.clip(boxes, 0, (width, height, width, height))
