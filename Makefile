@@ -16,7 +16,7 @@ SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
 EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
 NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables live test test-slow lint
+.PHONY: demo tables live bench test test-slow lint
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
@@ -45,6 +45,12 @@ tables:
 live: $(VENV)/frameworks
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.readme live=benchmarks/results/live.csv
+
+# How fast everything is, and how cost grows: the tables and plots of docs/performance.md. Leave the machine alone meanwhile.
+BENCHMARKS = suppression detection training streaming storage extraction evaluation imports growth
+bench: $(VENV)/frameworks
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit; done
+	$(BIN)/python -m benchmarks.readme speed
 
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"

@@ -23,8 +23,10 @@ def hotcoco_engine(dataset: dict, detections: Detections, iou_type: str) -> tupl
     import hotcoco
 
     truth = hotcoco.COCO({**dataset})
-    results = hotcoco.LVISResults(truth, _records(detections, iou_type), max_dets=-1)
-    evaluation = hotcoco.LVISeval(truth, results, iou_type)
+    columns = (detections.image_id, _xywh(detections), detections.score, detections.category_id)
+    # Columns instead of a record for each detection; the area, of the box, only matters to size bins, not read here.
+    results = truth.load_res(np.column_stack(columns), segmentation=detections.rle if iou_type == "segm" else None)
+    evaluation = hotcoco.LVISeval(truth, results.cap_detections_per_image(None), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation.eval["precision"][:, :, :, 0, 0], evaluation.eval["recall"][:, :, 0, 0]
@@ -53,17 +55,22 @@ ENGINES = {"hotcoco": hotcoco_engine, "lvis": lvis_engine}
 
 
 def _records(detections: Detections, iou_type: str) -> list[dict]:
-    """Result records with masks or boxes, not both: the engines would take a mask's area from its box."""
+    """Result records with masks or boxes, not both: the official code would take a mask's area from its box."""
     ids = zip(detections.image_id.tolist(), detections.category_id.tolist(), detections.score.tolist(), strict=True)
     if iou_type == "segm":
         shapes = [{"segmentation": rle} for rle in detections.rle or []]
     else:
-        box = detections.box.astype(np.float64)
-        box[:, 2:] -= box[:, :2]
-        shapes = [{"bbox": xywh} for xywh in box.tolist()]
+        shapes = [{"bbox": xywh} for xywh in _xywh(detections).tolist()]
     return [
         {"image_id": i, "category_id": c, "score": s, **shape} for (i, c, s), shape in zip(ids, shapes, strict=True)
     ]
+
+
+def _xywh(detections: Detections) -> np.ndarray:
+    """(N, 4) float64 boxes as COCO has them."""
+    box = detections.box.astype(np.float64)
+    box[:, 2:] -= box[:, :2]
+    return box
 
 
 def _nothing(dataset: dict, iou_type: str) -> dict:
