@@ -95,7 +95,6 @@ def per_class_ap(
     check_categories(dataset, category_ids)
     check_detections(dataset, detections, iou_type)
     kept = detections.top(FIXED_PER_CLASS, "category_id") if fixed else detections.top(max_detections, "image_id")
-    kept = kept.take(_areas(kept, iou_type) > 0)
     precision, recall = ENGINES[engine](dataset, kept, iou_type)  # (T, 101, K), (T, K), K by ascending category id
     order = np.argsort(np.argsort(category_ids))
     table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
@@ -162,15 +161,6 @@ def bootstrap_intervals(
         quantiles = [(1 - level) / 2, (1 + level) / 2]
         spans[name] = np.quantile(group[draws].mean(axis=1), quantiles) if len(group) else [np.nan, np.nan]
     return pd.DataFrame(spans, index=["low", "high"]).T
-
-
-def _areas(detections: Detections, iou_type: str) -> np.ndarray:
-    """(N,) areas; the official evaluation leaves out what has none, after the cap."""
-    if iou_type == "bbox" or not len(detections):
-        return np.prod(detections.box[:, 2:].astype(np.float64) - detections.box[:, :2], axis=1)
-    import hotcoco
-
-    return hotcoco.mask.area(detections.rle)
 
 
 def check_detections(dataset: dict, detections: Detections, iou_type: str) -> None:
