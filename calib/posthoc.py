@@ -26,6 +26,7 @@ class Posthoc:
     """Common to all methods: the adjusted logits are affine in the original ones, per stage and class."""
 
     name: str
+    level = "logits"
     instance_counts: tuple[int, ...] = ()
     _scale: np.ndarray
     _shift: np.ndarray

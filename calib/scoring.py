@@ -1,17 +1,21 @@
 """From logits to class scores, and the detector's own classifier as a scorer.
 
-A *scorer* has a `.name` and `.scores(rois) -> (R, K+1) float32`, background last.
+A *scorer* has a `.name` and `.scores(rois) -> (R, K+1) float32`, background last. One whose `.level` is "logits" looks
+at no features, which then are not read. `fuse.detect` asks for the scores of several images at once, from threads.
 Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from extract.rois import RoIs
+
+if TYPE_CHECKING:
+    import torch
 
 AVERAGES = ("scores", "logits")
 """What a detector with several stages averages: scores (detectron2) or logits (mmdetection)."""
@@ -29,7 +33,7 @@ class Scorer(Protocol):
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis in float32, shifted by the maximum so that it cannot overflow.
+    """Softmax over the last axis in float32.
 
     Args:
         logits: (..., K+1) of any float type.
@@ -37,17 +41,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     Returns:
         (..., K+1) float32; rows sum to 1.
     """
-    scores = np.array(logits, dtype=np.float32)
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return scores
+    return _tensor(logits).softmax(-1).numpy()
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Of every number by itself, in float32: (...) of any float type → (...) float32."""
-    with np.errstate(over="ignore"):  # an infinite exponential is a score of 0
-        return 1 / (1 + np.exp(-np.asarray(logits, np.float32)))
+    return _tensor(logits).sigmoid().numpy()
 
 
 def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = "softmax") -> np.ndarray:
@@ -73,7 +72,14 @@ def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = 
         return activate(logits[:, 0])
     if average == "scores":
         return activate(logits).mean(axis=1)
-    return activate(logits.mean(axis=1, dtype=np.float32))
+    return activate(_tensor(logits).mean(1).numpy())
+
+
+def _tensor(logits: np.ndarray) -> torch.Tensor:
+    """float32 on the CPU. NumPy converts float16 number by number, and its exponential takes several times torch's."""
+    import torch  # the package is imported where no score is computed
+
+    return torch.from_numpy(np.require(logits, requirements="CW")).float()
 
 
 def check_average(average: str) -> str:
@@ -94,6 +100,7 @@ class Original:
     """The detector's own scores, from the logits in the RoIs."""
 
     name = "original"
+    level = "logits"
 
     def __init__(self, average: str = "scores", activation: str = "softmax") -> None:
         self.average, self.activation = check_average(average), check_activation(activation)

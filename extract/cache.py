@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from functools import cached_property
+import math
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 import zarr
 
 from extract.classes import check_classes
-from extract.layout import COLUMNS, OPTIONAL, CacheError, Header, Layers, fingerprint, open_group
+from extract.directshards import DirectShards
+from extract.layout import (
+    COLUMNS,
+    IMAGES_PER_BLOCK,
+    OPTIONAL,
+    CacheError,
+    Header,
+    Layers,
+    block_slice,
+    fingerprint,
+    open_group,
+)
 from extract.rois import RoIs
+from extract.summary import summary
 
 IMAGE_COLUMNS = ("image_id", "height", "width", "flipped", "roi_count")
+ROWS_AT_ONCE = 1 << 20
+LIGHT_BYTES = 64
+"""Up to here a field's rows are read for a block of images at once."""
+LIGHT_BLOCKS = 4
 
 
 def open_cache(url: str) -> RoICache:
@@ -60,11 +77,15 @@ class RoICache(Sequence):
         if missing:
             raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
         self.classes = check_classes(pd.DataFrame(self._class_table()), url)
-        self.images = pd.DataFrame({name: self._table(f"images/{name}") for name in IMAGE_COLUMNS})
+        self._image_table = {name: self._table(f"images/{name}") for name in IMAGE_COLUMNS}
+        self.images = pd.DataFrame(self._image_table)
         self.offsets = np.concatenate([[0], np.cumsum(self.images["roi_count"].to_numpy(np.int64))])
         self._starts = self._table("images/roi_start")
         if (self._starts[1:] < self._starts[:-1] + np.diff(self.offsets)[:-1]).any():
             raise CacheError(f"{url}/images: the ranges of roi_start and roi_count overlap")
+        self._direct = {field: DirectShards.of(array, url) for field, array in self._arrays.items()}
+        # Bounded; several threads may ask at once.
+        self._light = lru_cache(LIGHT_BLOCKS)(self._read_light)
         self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
         self._digests = self._table("images/digest")
 
@@ -75,16 +96,27 @@ class RoICache(Sequence):
         """The RoIs of the image at a position of `images`, or of several; `image` finds them by id."""
         if isinstance(position, slice):
             return [self[i] for i in range(len(self))[position]]
-        row = self.images.iloc[position]
-        rows = self._rows(range(len(self))[position])
-        arrays = {field: self._get(field, rows) if field in self._arrays else None for field in COLUMNS}
-        return RoIs(
-            image_id=int(row["image_id"]),
-            height=int(row["height"]),
-            width=int(row["width"]),
-            flipped=bool(row["flipped"]),
-            **arrays,
-        )
+        return self.image_at(position)
+
+    def image_at(self, position: int, fields: Collection[str] | None = None) -> RoIs:
+        """The RoIs of the image at a position of `images`, without the optional columns that `fields` does not name.
+
+        `features` and `masks` are optional and heavy; every other field is read in any case. None reads all.
+        Several threads may read at once.
+        """
+        if unknown := set(fields or ()) - COLUMNS.keys():
+            raise CacheError(f"{self.url}: RoIs have no {', '.join(sorted(unknown))}; they have {', '.join(COLUMNS)}")
+        position = range(len(self))[position]
+        block = position // IMAGES_PER_BLOCK
+        own = slice(*(self.offsets[position : position + 2] - self.offsets[block * IMAGES_PER_BLOCK]))
+        arrays = {field: values[own].copy() for field, values in self._light(block).items()}
+        heavy = self._arrays.keys() - arrays.keys() - (OPTIONAL - set(OPTIONAL if fields is None else fields))
+        arrays = dict.fromkeys(COLUMNS) | arrays | self._of_images(heavy, position, position + 1)
+        values = {name: self._image_table[name][position].item() for name in IMAGE_COLUMNS[:-1]}
+        return RoIs(**values, **arrays)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open_cache, (self.url,)
 
     def image(self, image_id: int) -> RoIs:
         """The RoIs of one image, with every column that the cache has. Raises KeyError for an unknown id."""
@@ -110,13 +142,12 @@ class RoICache(Sequence):
     def read(self, field: str) -> np.ndarray:
         """One field of all RoIs, packed in image order: (offsets[-1], …)."""
         self._need(field)
-        array = self._arrays[field]
-        dtype = bool if field == "is_gt" else array.dtype
-        packed = np.empty((int(self.offsets[-1]), *array.shape[1:]), dtype)
-        for first, last in self._runs():
-            rows = slice(int(self._starts[first]), self._rows(last).stop)
-            packed[self.offsets[first] : self.offsets[last + 1]] = self._get(field, rows)
-        return packed
+        total = int(self.offsets[-1])
+        out = np.empty((total, *self.fields[field]), self._arrays[field].dtype)
+        for begin in range(0, total, ROWS_AT_ONCE):
+            packed = np.arange(begin, min(begin + ROWS_AT_ONCE, total))
+            self._fill(field, self._stored(packed), out[begin : begin + ROWS_AT_ONCE])
+        return _typed(field, out)
 
     def take(self, field: str, rows: np.ndarray) -> np.ndarray:
         """One field of the given packed rows, in any order and with repeats: (len(rows), …)."""
@@ -124,10 +155,12 @@ class RoICache(Sequence):
         rows = np.asarray(rows, np.int64)
         if rows.size and not (0 <= rows.min() and rows.max() < self.offsets[-1]):
             raise IndexError(f"{self.url}: rows {rows.min()}…{rows.max()}, the cache has {self.offsets[-1]} RoIs")
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        owner = np.searchsorted(self.offsets, wanted, side="right") - 1
-        stored = self._starts[owner] + wanted - self.offsets[owner]
-        return self._get(field, (stored,), "get_orthogonal_selection")[inverse]
+        wanted, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+        out = np.empty((len(rows), *self.fields[field]), self._arrays[field].dtype)
+        self._fill(field, self._stored(wanted), out, first)
+        repeats = np.flatnonzero(first[inverse] != np.arange(len(rows)))
+        out[repeats] = out[first[inverse[repeats]]]
+        return _typed(field, out)
 
     def head(self, stage: int = 0) -> Layers:
         """The detector's own fully connected layers of a stage; empty where the cache has none."""
@@ -138,34 +171,18 @@ class RoICache(Sequence):
         return [(self._table(f"{name}/weight_{d}"), self._table(f"{name}/bias_{d}")) for d in range(depth)]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name:<10} {text}" for name, text in self._summary())
+        return "\n".join(f"{name:<10} {text}" for name, text in summary(self))
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self._summary()
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in summary(self)
         )
         return f"<table>{cells}</table>"
 
-    def _summary(self) -> list[tuple[str, str]]:
-        labels = self.read("labels")[:, 0]
-        foreground = (labels >= 0) & (labels < self.num_classes)
-        features = self.fields.get("features")
-        return [
-            ("RoI cache", f"{self.url} ({self.split})"),
-            ("images", f"{len(self):,} ({int(self.images['flipped'].sum()):,} flipped)"),
-            ("RoIs", f"{int(self.offsets[-1]):,} ({int(foreground.sum()):,} foreground, {len(self.stages)} stage(s))"),
-            ("classes", f"{self.num_classes:,} ({len(np.unique(labels[foreground])):,} of them in it)"),
-            ("level", f"{self.level}" + (f", features {features[1:]} float16" if features else "")),
-            (
-                "detector",
-                f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})",
-            ),
-            ("columns", ", ".join(self.fields)),
-            ("on disk", f"{self._stored_bytes() / 1e6:,.1f} MB"),
-        ]
-
-    def _stored_bytes(self) -> int:
-        return sum(array.nbytes_stored() for array in self._arrays.values())
+    def stored_bytes(self) -> int:
+        """Size of the RoI arrays on disk."""
+        direct = self._direct
+        return sum(direct[f].stored_bytes() if direct[f] else a.nbytes_stored() for f, a in self._arrays.items())
 
     def _need(self, field: str) -> None:
         if field not in self._arrays:
@@ -190,37 +207,60 @@ class RoICache(Sequence):
         text = self._group["classes"].attrs
         return numbers | {"name": text["name"], "frequency": list(text["frequency"])}
 
-    def _rows(self, position: int) -> slice:
-        start = int(self._starts[position])
-        return slice(start, start + int(self.offsets[position + 1] - self.offsets[position]))
+    def _stored(self, packed: np.ndarray) -> np.ndarray:
+        """The stored rows of ascending packed ones."""
+        owner = np.searchsorted(self.offsets, packed, side="right") - 1
+        return self._starts[owner] + packed - self.offsets[owner]
 
-    def _runs(self) -> list[tuple[int, int]]:
-        """First and last image of each run of images whose rows follow one another."""
-        if not len(self):
-            return []
-        counts = np.diff(self.offsets)
-        breaks = np.flatnonzero(self._starts[1:] != self._starts[:-1] + counts[:-1])
-        return list(zip([0, *(breaks + 1)], [*breaks, len(self) - 1], strict=True))
+    def _read_light(self, block: int) -> dict[str, np.ndarray]:
+        """The fields of few bytes of a block's images: one image's alone take as long to read."""
+        light = [f for f, a in self._arrays.items() if math.prod(a.shape[1:]) * a.dtype.itemsize <= LIGHT_BYTES]
+        return self._of_images(light, *block_slice(block).indices(len(self))[:2])
 
-    def _get(self, field: str, rows: slice | tuple[np.ndarray], how: str = "__getitem__") -> np.ndarray:
-        """Reads rows, turning what Zarr says of a damaged shard into a line that names the array."""
+    def _of_images(self, fields: Iterable[str], first: int, stop: int) -> dict[str, np.ndarray]:
+        """Fields of some consecutive images, packed."""
+        rows = np.repeat(self._starts[first:stop] - self.offsets[first:stop], np.diff(self.offsets[first : stop + 1]))
+        rows += np.arange(self.offsets[first], self.offsets[stop])
+        return {field: self._rows(field, rows) for field in fields}
+
+    def _rows(self, field: str, rows: np.ndarray) -> np.ndarray:
+        """Stored rows, ascending and without repeats."""
+        out = np.empty((len(rows), *self.fields[field]), self._arrays[field].dtype)
+        self._fill(field, rows, out)
+        return _typed(field, out)
+
+    def _fill(self, field: str, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
+        """Reads stored rows, ascending and without repeats, to `out[places]`; names the array if it is damaged."""
+        array, direct = self._arrays[field], self._direct[field]
         try:
-            values = getattr(self._arrays[field], how)(rows)
-            return values.astype(bool) if field == "is_gt" else values
+            if direct:
+                direct.read(rows, out, places)
+            else:
+                out[slice(None) if places is None else places] = array.get_orthogonal_selection((rows,))
         except (ValueError, OSError, RuntimeError) as error:
             raise CacheError(f"{self.url}/{COLUMNS[field].name}: damaged shard: {error}") from error
 
     def _check_shards(self) -> None:
         """A missing shard reads as fill values, so it must be found before anything is read."""
-        counts = np.diff(self.offsets)
+        filled = np.diff(self.offsets) > 0
+        starts, ends = self._starts[filled], self._starts[filled] + np.diff(self.offsets)[filled]
         for field, array in self._arrays.items():
-            rows, chunk_rows = array.shards[0], array.chunks[0]
-            occupied = [
-                np.arange(s // rows, (s + n - 1) // rows + 1) for s, n in zip(self._starts, counts, strict=True) if n
-            ]
-            shards = len(np.unique(np.concatenate(occupied))) if occupied else 0
-            found = array.nchunks_initialized * chunk_rows // rows
-            if found < shards:
+            rows = array.shards[0]
+            change = np.zeros(array.shape[0] // rows + 1, np.int64)
+            np.add.at(change, starts // rows, 1)
+            np.add.at(change, (ends - 1) // rows + 1, -1)
+            needed = np.flatnonzero(np.cumsum(change))
+            if self._direct[field]:
+                found = len(needed) - self._direct[field].missing(needed)
+            else:
+                found = array.nchunks_initialized * array.chunks[0] // rows
+            if found < len(needed):
                 raise CacheError(
-                    f"{self.url}/{COLUMNS[field].name}: {found} shards, the manifest needs {shards}; extract it again"
+                    f"{self.url}/{COLUMNS[field].name}: {found} shards, the manifest needs {len(needed)}; "
+                    "extract it again"
                 )
+
+
+def _typed(field: str, values: np.ndarray) -> np.ndarray:
+    """Values as `RoIs` have them."""
+    return values.astype(bool) if field == "is_gt" else values

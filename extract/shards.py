@@ -9,6 +9,7 @@ which comes last.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from extract.classes import check_classes
+from extract.directshards import DirectShards
 from extract.layout import (
     CHUNK_BYTES,
     COLUMNS,
@@ -117,6 +119,10 @@ class CacheWriter:
         self.attributes = group.attrs.asdict()
         self._group = group
         self._image_ids = group["images/image_id"][:]
+        # Looked up once: Zarr reads an array's metadata whenever it is asked for it.
+        self._columns = {f: c for f, c in COLUMNS.items() if c.name in group}
+        self._arrays = {name: group[name] for name in ["image", *(c.name for c in self._columns.values())]}
+        self._direct = {name: DirectShards.of(array, url) for name, array in self._arrays.items()}
         if self.attributes["images_per_block"] != IMAGES_PER_BLOCK:
             raise CacheError(
                 f"{url}: is written in blocks of {self.attributes['images_per_block']} images, "
@@ -142,21 +148,28 @@ class CacheWriter:
         if counts.sum() > capacity:
             raise CacheError(f"{self.url}: block {block} has {counts.sum()} RoIs, its capacity is {capacity}")
         packed = [self._stored(r) for r in rois]
-        if counts.sum():
-            rows = slice(block * capacity, block * capacity + int(counts.sum()))
-            owners = np.arange(len(counts), dtype=np.int32) + block * IMAGES_PER_BLOCK
-            self._group["image"][rows] = np.repeat(owners, counts)
-            for name in packed[0]:
-                self._group[name][rows] = np.concatenate([arrays[name] for arrays in packed])
-        digests = [image_digest(list(arrays.values())) for arrays in packed]
-        self._group["progress"][block_slice(block)] = np.stack([counts, digests], 1)
+        with ThreadPoolExecutor(1) as pool:
+            # Half of the work; the other half waits for the disk.
+            digests = pool.map(image_digest, [list(arrays.values()) for arrays in packed])
+            if counts.sum():
+                owners = np.arange(len(counts), dtype=np.int32) + block * IMAGES_PER_BLOCK
+                self._write("image", block * capacity, [np.repeat(owners, counts)])
+                for name in packed[0]:
+                    self._write(name, block * capacity, [arrays[name] for arrays in packed])
+            self._group["progress"][block_slice(block)] = np.stack([counts, list(digests)], 1)
+
+    def _write(self, name: str, start: int, parts: Sequence[np.ndarray]) -> None:
+        """Stores rows one after the other, from a row on that is the first of a shard."""
+        if self._direct[name]:
+            self._direct[name].write(start, parts)
+        else:
+            self._arrays[name][start : start + sum(map(len, parts))] = np.concatenate(parts)
 
     def _stored(self, rois: RoIs) -> dict[str, np.ndarray]:
         """One image's arrays as they are stored; refuses what is not valid."""
-        columns = {f: c for f, c in COLUMNS.items() if c.name in self._group}
         try:
             check_values(rois)
-            return {c.name: stored(rois, f, c, self._group[c.name].shape[1:]) for f, c in columns.items()}
+            return {c.name: stored(rois, f, c, self._arrays[c.name].shape[1:]) for f, c in self._columns.items()}
         except CacheError as error:
             raise CacheError(f"{self.url}: image {rois.image_id}: {error}") from None
 
@@ -206,6 +219,8 @@ def _create_columns(group: zarr.Group, template: RoIs, rows: int, shard_rows: in
             # Codecs are spelled out, since the checksum belongs on every inner chunk, not on the shard.
             serializer=ShardingCodec(chunk_shape=(chunk_rows, *shape), codecs=[*inner, Crc32cCodec()]),
             compressors=None,
+            # One file a shard, not a folder of folders.
+            chunk_key_encoding={"name": "default", "separator": "."},
             fill_value=FILL[np.dtype(column.dtype).kind],
             dimension_names=("roi", *axes[: len(shape)]),
         )

@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from extract.cache import RoICache
-from extract.layout import CacheError, Layers, check_values
+from extract.layout import CacheError, Layers, all_finite, check_values
 
 LOGIT_TOLERANCE = 2e-2
 """Largest difference, relative to an image's largest logit, that fp16 features and logits account for."""
@@ -23,7 +23,7 @@ def worst_logit_error(cache: RoICache) -> float | None:
     for rois in tqdm(cache, desc="verify", unit="image", disable=None):
         for field in cache.fields:
             values = getattr(rois, field)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
+            if values.dtype.kind == "f" and not all_finite(values):
                 raise CacheError(f"{cache.url}: image {rois.image_id}: {field} hold values that are not finite")
         try:
             check_values(rois)

@@ -7,6 +7,8 @@ nothing else is looked at, and the runs are written straight from them.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numba
 import numpy as np
 
@@ -34,14 +36,26 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
         raise ValueError(f"boxes have shape {boxes.shape}, expected {(len(masks), 4)}")
     if not np.isfinite(boxes).all():
         raise ValueError("boxes contain NaN or infinity")
-    records, runs, text = [], np.empty(height * width + 2, np.int64), np.empty(0, np.uint8)
-    for mask, box in zip(masks, boxes, strict=True):
-        count = _paste_runs(mask, box, height, width, runs)
-        if text.size < count * 7:  # a run takes at most seven characters
-            text = np.empty(count * 14, np.uint8)
-        length = _compress(runs, count, text)
-        records.append({"size": [height, width], "counts": text[:length].tobytes().decode("ascii")})
-    return records
+    text, ends = _encode(masks, boxes, height, width)
+    text = text.tobytes().decode("ascii")
+    spans = pairwise([0, *ends.tolist()])
+    return [{"size": [height, width], "counts": text[start:end]} for start, end in spans]
+
+
+@numba.njit(nogil=True)
+def _encode(masks, boxes, height, width):
+    """The strings of all masks one after the other, uint8 ASCII codes, and where each ends, (N,) int64."""
+    runs, ends = np.empty(height * width + 2, np.int64), np.empty(len(masks), np.int64)
+    text, length = np.empty(256 * len(masks), np.uint8), 0
+    for i in range(len(masks)):
+        count = _paste_runs(masks[i], boxes[i], height, width, runs)
+        if text.size < length + count * 7:  # a run takes at most seven characters
+            longer = np.empty(2 * (length + count * 7), np.uint8)
+            longer[:length] = text[:length]
+            text = longer
+        length += _compress(runs, count, text[length:])
+        ends[i] = length
+    return text[:length], ends
 
 
 @numba.njit(nogil=True)

@@ -3,18 +3,19 @@
 At 1,000 proposals, 1,230 classes and threshold 0.0 there are 1,230,000 candidates, yet only
 `max_detections` survive, and a candidate is only ever suppressed by one of higher score. So one pass takes
 the maximum of each short stretch of classes; those maxima tell a score above which some thousand candidates
-lie, and only these are sorted and suppressed. If too few survive, the search goes on below that score.
+lie, and only these are sorted and suppressed. If too few survive, the same is done from a lower score.
 Nothing is approximated.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-_STRETCH = 64  # classes per maximum: long enough for vector instructions, short enough to skip most of the scores
-_FIRST = 2048  # stretches searched first
+from fuse.suppression import candidates, stretch_maxima, suppress
+
+_FIRST = 1024  # stretches searched first
 _GROWTH = 4
+_SAMPLE = 4096  # stretches that tell where the search begins, at least
 _INFINITY = 0x7F800000  # bits of float32 infinity: as unsigned integers, NaN and negative numbers lie above it
 
 
@@ -54,26 +55,24 @@ def class_nms(
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
 
     bits = scores.view(np.uint32)  # while no score is negative, bits have the order of the floats
-    maxima = _stretch_maxima(bits)
-    if maxima.max() > _INFINITY:
+    maxima, largest = stretch_maxima(bits)
+    if largest > _INFINITY:
         if np.isnan(scores).any():
             raise ValueError("scores contain NaN")
         bits = np.maximum(scores, np.float32(0)).view(np.uint32)  # a negative score is above no threshold
-        maxima = _stretch_maxima(bits)
+        maxima, _ = stretch_maxima(bits)
 
-    kept, heads, links = np.empty(limit, np.uint64), np.full(classes, -1), np.empty(limit, np.int64)
-    count, above, stretches = 0, _INFINITY + 1, maxima.size if everything else _FIRST
-    lowest = int(floors.min()) + 1
+    lowest = floors.min() + np.uint32(1)
+    sample = maxima[:: max(1, maxima.size // _SAMPLE)].ravel()
+    share = 1.0 if everything else _FIRST / maxima.size
     while True:
-        cut = lowest
-        if stretches < maxima.size:
-            nth = maxima.size - stretches
-            cut = max(lowest, min(above, int(np.partition(maxima, nth, axis=None)[nth])))
-        keys = np.sort(_candidates(bits, maxima, floors, np.uint32(cut), np.uint32(above)))
-        count = _suppress(keys, boxes, rois, iou_threshold, kept, heads, links, count)
-        if count == limit or cut == lowest:
-            return _decode(kept[:count], rois)
-        above, stretches = cut, stretches * _GROWTH
+        nth = int(sample.size * (1 - share))
+        cut = lowest if nth <= 0 else max(lowest, np.partition(sample, nth)[nth])
+        found = candidates(bits, maxima, floors, cut)
+        roi, label, values = suppress(*found, boxes, classes, _below(iou_threshold), limit)
+        if len(roi) == limit or cut == lowest:
+            return roi, label, values.view(np.float32)
+        share *= _GROWTH
 
 
 def labelled_nms(
@@ -105,12 +104,9 @@ def labelled_nms(
     limit = min(len(scores), detection_limit(max_detections, len(scores)))
     if not limit:
         return np.empty(0, np.int64)
-    places = (labels * len(scores) + np.arange(len(scores))).astype(np.uint64)
-    keys = (0xFFFFFFFF - scores.view(np.uint32).astype(np.uint64)) << np.uint64(32) | places
-    keys = np.sort(keys[scores > 0])
-    kept, heads, links = np.empty(limit, np.uint64), np.full(num_classes, -1), np.empty(limit, np.int64)
-    count = _suppress(keys, boxes, len(scores), iou_threshold, kept, heads, links, 0)
-    return _decode(kept[:count], len(scores))[0]
+    above = np.flatnonzero(scores > 0)
+    found = above.astype(np.int32), labels[above].astype(np.int32), scores[above].view(np.uint32)
+    return suppress(*found, boxes, num_classes, _below(iou_threshold), limit)[0]
 
 
 def check_labelled(
@@ -123,6 +119,8 @@ def check_labelled(
         raise ValueError(f"boxes, labels and scores have shapes {shapes}, expected (N, 4), (N,) and (N,)")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels are {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
+    if np.isnan(scores).any():
+        raise ValueError("scores contain NaN")
     return _check_arrays(boxes, scores[:, None])[0], labels, scores
 
 
@@ -140,84 +138,6 @@ def check_iou_threshold(iou_threshold: float) -> None:
         raise ValueError(f"iou_threshold is {iou_threshold}, expected 0 to 1")
 
 
-@numba.njit(nogil=True)
-def _stretch_maxima(bits: np.ndarray) -> np.ndarray:
-    """(R, K+1) -> (R, ceil(K / _STRETCH)) uint32, the maximum of each stretch of classes without background."""
-    rois, classes = bits.shape[0], bits.shape[1] - 1
-    maxima = np.empty((rois, (classes + _STRETCH - 1) // _STRETCH), np.uint32)
-    for r in range(rois):
-        row = bits[r, :classes]
-        for s in range(maxima.shape[1]):
-            stretch = row[s * _STRETCH : (s + 1) * _STRETCH]
-            largest = np.uint32(0)
-            for i in range(stretch.size):  # an index loop becomes vector instructions, iterating over values does not
-                largest = max(largest, stretch[i])
-            maxima[r, s] = largest
-    return maxima
-
-
-@numba.njit(nogil=True)
-def _candidates(bits: np.ndarray, maxima: np.ndarray, floors: np.ndarray, cut: int, above: int) -> np.ndarray:
-    """(N,) uint64 keys of the scores in [cut, above) over their class's floor; ascending keys, descending scores."""
-    rois, classes = bits.shape[0], bits.shape[1] - 1
-    size = 0
-    for r in range(rois):
-        for s in range(maxima.shape[1]):
-            size += maxima[r, s] >= cut
-    keys = np.empty(size * _STRETCH, np.uint64)
-    n = 0
-    for r in range(rois):
-        for s in range(maxima.shape[1]):
-            if maxima[r, s] >= cut:
-                for c in range(s * _STRETCH, min((s + 1) * _STRETCH, classes)):
-                    value = bits[r, c]
-                    if cut <= value < above and value > floors[c]:
-                        keys[n] = np.uint64(0xFFFFFFFF - value) << np.uint64(32) | np.uint64(c * rois + r)
-                        n += 1
-    return keys[:n]
-
-
-@numba.njit(nogil=True)
-def _suppress(keys, boxes, rois, iou_threshold, kept, heads, links, count):
-    """Appends to `kept` the keys that no kept box of their class suppresses; returns the new count.
-
-    `keys` (N,) and `kept` (limit,) are uint64: the score's bits reversed above c * rois + r, as `_candidates` makes
-    them. `boxes` is (R, 1, 4) or (R, K, 4) float32 xyxy. `heads` (K,) int64 has the latest kept detection of each
-    class, `links` (limit,) int64 leads from each to the one before, -1 ends.
-    """
-    zero = np.float32(0)
-    shared = boxes.shape[1] == 1
-    for key in keys:
-        if count == kept.size:
-            break
-        place = np.int64(key & np.uint64(0xFFFFFFFF))
-        c, r = place // rois, place % rois
-        box = boxes[r, 0 if shared else c]
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        k = heads[c]
-        while k >= 0:
-            q = np.int64(kept[k] & np.uint64(0xFFFFFFFF)) % rois
-            other = boxes[q, 0 if shared else c]
-            width = max(zero, min(box[2], other[2]) - max(box[0], other[0]))
-            height = max(zero, min(box[3], other[3]) - max(box[1], other[1]))
-            inter = width * height
-            if inter > zero:
-                union = (other[2] - other[0]) * (other[3] - other[1]) + area - inter
-                if np.float64(inter / union) > iou_threshold:
-                    break
-            k = links[k]
-        if k < 0:
-            kept[count], links[count], heads[c] = key, heads[c], count
-            count += 1
-    return count
-
-
-def _decode(keys: np.ndarray, rois: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    class_index, roi_index = np.divmod((keys & np.uint64(0xFFFFFFFF)).astype(np.int64), rois)
-    scores = (0xFFFFFFFF - (keys >> np.uint64(32))).astype(np.uint32).view(np.float32)
-    return roi_index, class_index, scores
-
-
 def _check_arrays(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """boxes as (R, 1, 4) or (R, K, 4) and scores as (R, K+1), both contiguous float32."""
     boxes, scores = np.ascontiguousarray(boxes, np.float32), np.ascontiguousarray(scores, np.float32)
@@ -228,8 +148,6 @@ def _check_arrays(boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np
         raise ValueError(f"boxes have shape {boxes.shape}, expected {(rois, 4)} or {(rois, classes, 4)}")
     if boxes.size and np.isnan(boxes.min()):
         raise ValueError("boxes contain NaN")
-    if np.isnan(scores[:, -1]).any():
-        raise ValueError("scores contain NaN")
     return boxes.reshape(rois, -1, 4) if rois else boxes, scores
 
 
@@ -241,3 +159,9 @@ def _check_thresholds(iou_threshold: float, score_threshold: float | np.ndarray,
     if not (floors >= 0).all():
         raise ValueError(f"score_threshold is {score_threshold}, expected at least 0")
     return np.abs(floors).view(np.uint32)  # abs turns -0.0 into 0.0
+
+
+def _below(threshold: float) -> np.float32:
+    """The largest float32 that is not above it: a float32 exceeds the one where it exceeds the other."""
+    rounded = np.float32(threshold)
+    return rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf))

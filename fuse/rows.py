@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -11,15 +12,15 @@ from tqdm import tqdm
 from calib.scoring import Original, Scorer
 from extract.cache import RoICache
 from extract.rois import RoIs
-from fuse.detections import Detections, top_of_groups
+from fuse.collected import Collected, Part
+from fuse.detections import Detections
 from fuse.masks import encode_masks
 from fuse.nms import class_nms
 from fuse.scores import HEADLESS, ROW_MODES, RowMode, fuse_scores, tail_classes, true_label_scores, without_empty
+from fuse.threads import in_order
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 """roi_index, class_index and score of one image's detections, best first, as `class_nms` returns them."""
-
-_PRUNE_AFTER = 1_000_000  # detections added to a row with `per_class` between two looks at which are the best
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,8 @@ def detect(
 
     Args:
         cache: an open RoI cache.
-        scorers: the calibrated scorer, or (original, calibrated); the original is the detector's own by default.
+        scorers: the calibrated scorer, or (original, calibrated); the original is the detector's own by default. Asked
+            for the scores of several images at once, from threads.
         masks: encode masks, where the cache has them.
         options: the other fields of `Row`: mode, tail, score_threshold, …
 
@@ -85,20 +87,31 @@ def detect_rows(
 ) -> dict[str, Detections]:
     """Detections of several rows from one read of the cache; a scorer shared by rows runs once an image.
 
+    Images are worked on side by side, one for each CPU of the process; the result is that of one after the other.
     Args and errors as of `detect`; `progress` shows a bar on stderr.
     """
     counts = cache.classes["instance_count"].to_numpy()
     prepared = {name: prepare(row, cache.detector, counts, name) for name, row in rows.items()}
     masks = masks and "masks" in cache.fields
-    collected = {name: _Collected(row, cache.num_classes, masks) for name, row in prepared.items()}
-    for rois in tqdm(cache, total=len(cache), desc="detect", unit="image", disable=None if progress else True):
-        scores, encoded = Memo(rois), _EncodedMasks(rois)
+    columns = _columns(prepared.values(), masks)
+    collected = {name: Collected(row, cache.num_classes, masks) for name, row in prepared.items()}
+
+    def detect_at(position: int) -> dict[str, Part]:
+        rois = cache.image_at(position, columns)
+        scores, encoded = Memo(rois), _EncodedMasks(rois) if masks else None
+        parts = {}
         for name, row in prepared.items():
             try:
                 found = detect_image(row, rois, scores, collected[name].floors)
             except ValueError as error:
                 raise ValueError(f"{cache.url}: image {rois.image_id}, row {name or row.mode!r}: {error}") from error
-            collected[name].add(rois, found, encoded)
+            parts[name] = _part(rois, found, encoded)
+        return parts
+
+    with closing(in_order(detect_at, len(cache))) as images:
+        for parts in tqdm(images, total=len(cache), desc="detect", unit="image", disable=None if progress else True):
+            for name, part in parts.items():
+                collected[name].add(part)
     category_ids = cache.classes["category_id"].to_numpy(np.int64)
     return {name: part.detections(category_ids) for name, part in collected.items()}
 
@@ -193,48 +206,19 @@ class _EncodedMasks:
         return [self._records[key] for key in keys]
 
 
-class _Collected:
-    """A row's detections so far. Once a class has `per_class`, worse ones are no longer looked for."""
-
-    def __init__(self, row: Row, num_classes: int, masks: bool):
-        self.floors = np.full(num_classes, row.score_threshold, np.float32)
-        self._per_class, self._masks = row.per_class, masks
-        self._parts = [_part(0, np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 4), np.float32), [])]
-        self._added = 0
-
-    def add(self, rois: RoIs, found: Found, encoded: _EncodedMasks) -> None:
-        """Appends one image's D detections, as parts of image_id, class, score (D,), box (D, 4) and RLE (D,)."""
-        roi, cls, score = found
-        rle = encoded(roi, cls) if self._masks else [None] * len(roi)
-        self._parts.append(_part(rois.image_id, cls, score, boxes_of(rois, roi, cls), rle))
-        self._added += len(roi)
-        if self._per_class is not None and self._added > max(_PRUNE_AFTER, len(self._parts[0][0])):
-            self._prune()
-
-    def detections(self, category_ids: np.ndarray) -> Detections:
-        if self._per_class is not None:
-            self._prune()
-        image_id, cls, score, box, rle = self._joined()
-        return Detections(image_id, category_ids[cls], score, box, rle.tolist() if self._masks else None)
-
-    def _joined(self) -> list[np.ndarray]:
-        return [np.concatenate(columns) for columns in zip(*self._parts, strict=True)]
-
-    def _prune(self) -> None:
-        columns = self._joined()
-        best = top_of_groups(columns[1], columns[2], self._per_class)
-        self._parts, self._added = [tuple(column[best] for column in columns)], 0
-        _, cls, score = self._parts[0][:3]
-        full = np.bincount(cls, minlength=len(self.floors)) == self._per_class
-        worst = np.full(len(self.floors), np.inf, np.float32)
-        np.minimum.at(worst, cls, score)
-        self.floors[full] = worst[full]
+def _part(rois: RoIs, found: Found, encoded: _EncodedMasks | None) -> Part:
+    roi, cls, score = found
+    records = np.full(len(roi), None, object)
+    if encoded is not None:
+        records[:] = encoded(roi, cls)
+    return np.full(len(roi), rois.image_id, np.int64), cls, score, boxes_of(rois, roi, cls), records
 
 
-def _part(image_id: int, cls: np.ndarray, score: np.ndarray, box: np.ndarray, rle: list) -> tuple[np.ndarray, ...]:
-    records = np.empty(len(rle), object)
-    records[:] = rle
-    return np.full(len(cls), image_id, np.int64), cls, score, box, records
+def _columns(rows: Iterable[Row], masks: bool) -> set[str]:
+    """The optional fields of `RoIs` that the rows need."""
+    scorers = [scorer for row in rows for scorer in (row.original, row.calibrated) if scorer is not None]
+    features = any(getattr(scorer, "level", None) != "logits" for scorer in scorers)
+    return {name for name, needed in (("features", features), ("masks", masks)) if needed}
 
 
 def boxes_of(rois: RoIs, roi: np.ndarray, cls: np.ndarray) -> np.ndarray:

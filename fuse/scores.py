@@ -56,25 +56,27 @@ def fuse_scores(
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
-    original, calibrated, tail = np.asarray(original), np.asarray(calibrated), np.asarray(tail)
+    original, calibrated = (np.ascontiguousarray(scores, np.float32) for scores in (original, calibrated))
+    tail = np.asarray(tail)
     if original.ndim != 2 or original.shape != calibrated.shape:
         raise ValueError(f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice")
     if tail.dtype != bool or tail.shape != (original.shape[1] - 1,):
         raise ValueError(f"tail is {tail.dtype} {tail.shape}, expected bool {(original.shape[1] - 1,)}")
-    if mode == "new":
-        return calibrated.astype(np.float32)
-    fused = original.astype(np.float32)
+    if mode in ("original", "new"):
+        return (original if mode == "original" else calibrated).copy()
     if mode == "avg":
-        fused[:, :-1] = (fused[:, :-1] + calibrated[:, :-1]) / 2
-    elif mode != "original":
-        columns = np.flatnonzero(tail)
-        new = calibrated[:, columns].astype(np.float32)
-        if mode == "cat-thr":
-            new[new < threshold] = 0
-        elif mode == "cat-scale":
-            new *= np.float32(background_ratio(original, calibrated) if scale is None else scale)
-        fused[:, columns] = new
-    return fused
+        fused = original + calibrated
+        fused /= 2
+        fused[:, -1] = original[:, -1]
+        return fused
+    from fuse.columns import replace_columns  # takes a second to import; a command line needs the modes' names alone
+
+    threshold = threshold if mode == "cat-thr" else -np.inf
+    if mode != "cat-scale":
+        scale = 1.0
+    elif scale is None:
+        scale = background_ratio(original, calibrated)
+    return replace_columns(original, calibrated, tail, np.float32(threshold), np.float32(scale))
 
 
 def background_ratio(original: np.ndarray, calibrated: np.ndarray) -> float:

@@ -10,8 +10,10 @@ import torch
 import torchvision
 from pycocotools import mask as coco_mask
 
+from fuse.columns import replace_columns
 from fuse.masks import encode_masks
 from fuse.nms import class_nms
+from fuse.suppression import falling_order
 
 
 def class_nms_numpy(boxes, scores, iou_threshold=0.5, score_threshold=0.0, max_detections=300):
@@ -65,6 +67,28 @@ def encode_masks_torch(masks, boxes, height, width):
     return _encode(pasted)
 
 
+def replace_columns_numpy(original, calibrated, tail, threshold, scale):
+    fused = original.copy()
+    new = calibrated[:, :-1] * scale
+    new[calibrated[:, :-1] < threshold] = 0
+    fused[:, :-1][:, tail] = new[:, tail]
+    return fused
+
+
+def replace_columns_torch(original, calibrated, tail, threshold, scale):
+    original, calibrated, every = map(torch.from_numpy, (original, calibrated, np.append(tail, False)))
+    return torch.where(every, (calibrated * scale).masked_fill(calibrated < threshold, 0), original).numpy()
+
+
+def falling_order_numpy(scores):
+    return np.argsort(-scores.astype(np.int64), kind="stable").astype(np.int32)
+
+
+def falling_order_torch(scores):
+    order = torch.from_numpy(scores.astype(np.int64)).argsort(descending=True, stable=True)
+    return order.numpy().astype(np.int32)
+
+
 def _encode(pasted):
     size = list(pasted.shape[1:])
     counts = coco_mask.encode(np.asfortranarray(pasted.transpose(1, 2, 0)))
@@ -82,5 +106,7 @@ def _iou(box, boxes):
 
 EQUIVALENTS = {
     "class_nms": {"numba": class_nms, "numpy": class_nms_numpy, "torch": class_nms_torch},
+    "replace_columns": {"numba": replace_columns, "numpy": replace_columns_numpy, "torch": replace_columns_torch},
+    "falling_order": {"numba": falling_order, "numpy": falling_order_numpy, "torch": falling_order_torch},
     "encode_masks": {"numba": encode_masks, "numpy": encode_masks_numpy, "torch": encode_masks_torch},
 }

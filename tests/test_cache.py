@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
+import google_crc32c
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
 
-from extract import CacheError, RoIs, open_cache, write_cache
+from extract import CacheError, RoIs, directshards, open_cache, shards, write_cache
 from extract.convert import export_hdf5, import_hdf5
-from extract.layout import COLUMNS, Header
+from extract.directshards import DirectShards
+from extract.layout import COLUMNS, HALVES_AT_ONCE, Header, all_finite
 from extract.shards import create_cache, resume_cache
 from tests.toy_cache import toy_cache
 
@@ -67,6 +72,17 @@ def same(a: RoIs, b: RoIs) -> None:
         np.testing.assert_array_equal(left, right, err_msg=name)
         if isinstance(left, np.ndarray):
             assert left.dtype == right.dtype, name
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Several shards to a block, several chunks to a shard, and pieces small enough for threads."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 64 * 1024)
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(directshards, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(directshards, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(directshards, "SMALL_BYTES", 1500)
+    monkeypatch.setattr(directshards, "PIECES_AHEAD", 3)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -137,6 +153,67 @@ def test_blocks_in_any_order_and_twice_give_the_same_bytes(tmp_path):
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+def test_writers_side_by_side_give_the_same_bytes(tmp_path, small_shards):
+    images = make_images(100)
+    whole = write_cache(tmp_path / "a", images, CLASSES, split="val", level="pooled")
+    table = whole.images.drop(columns="roi_count")
+    create_cache(str(tmp_path / "b"), images[0], whole.header, CLASSES, table, capacity=29)
+    group = zarr.open_group(tmp_path / "b")
+    for name in ("image", *(c.name for c in COLUMNS.values())):
+        assert group.attrs["rows_per_block"] % group[name].shards[0] == 0, "no two blocks share a shard"
+    assert group["progress"].chunks[0] == group.attrs["images_per_block"]
+
+    def write(blocks: range) -> None:
+        writer = resume_cache(str(tmp_path / "b"))
+        for block in blocks:
+            writer.write_block(block, images[16 * block : 16 * block + 16])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, [range(6, -1, -2), range(0, 7, 2), range(1, 7, 2)]))
+    resume_cache(str(tmp_path / "b")).finish()
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_the_files_are_those_of_zarr(tmp_path, small_shards, monkeypatch):
+    images = make_images(masks=True)
+    cache = write_cache(tmp_path / "a", images, CLASSES, split="val", level="pooled")
+    assert all(cache._direct.values())
+    monkeypatch.setattr(DirectShards, "of", lambda *_: None)
+    zarrs = write_cache(tmp_path / "b", images, CLASSES, split="val", level="pooled")
+    assert content(tmp_path / "a") == content(tmp_path / "b") and zarrs.fingerprint == cache.fingerprint
+    rows = np.random.default_rng(0).integers(0, cache.offsets[-1], 300)
+    for field in cache.fields:
+        np.testing.assert_array_equal(cache.read(field), zarrs.read(field))
+        np.testing.assert_array_equal(cache.take(field, rows), zarrs.take(field, rows))
+        np.testing.assert_array_equal(cache.take(field, rows), cache.read(field)[rows])
+    for a, b in zip(cache, zarrs, strict=True):
+        same(a, b)
+    assert repr(cache).replace("/a", "/b") == repr(zarrs)
+
+
+def test_one_image_without_the_heavy_columns(tmp_path):
+    images = make_images(20)
+    cache = write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
+    same(cache.image_at(-1), images[-1])
+    same(cache.image_at(7, {"logits"}), dataclasses.replace(images[7], features=None, masks=None))
+    same(cache.image_at(7, ["masks", "boxes"]), dataclasses.replace(images[7], features=None))
+    with pytest.raises(CacheError, match="RoIs have no feature; they have proposals"):
+        cache.image_at(7, ["feature"])
+    with pytest.raises(IndexError):
+        cache.image_at(20)
+
+
+def test_threads_may_read_at_once(tmp_path, small_shards):
+    images = make_images(60)
+    cache = write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(60), 3)).tolist()
+    with ThreadPoolExecutor(6) as pool:
+        for position, rois in zip(order, pool.map(cache.image_at, order), strict=True):
+            same(rois, images[position])
+    (again,) = pickle.loads(pickle.dumps([cache]))
+    same(again[3], images[3])
+
+
 def test_a_finished_cache_is_not_resumed(tmp_path):
     write_cache(tmp_path / "c.zarr", make_images(3), CLASSES, split="val", level="pooled")
     with pytest.raises(CacheError, match="is finished already"):
@@ -147,9 +224,34 @@ def test_other_stores_than_folders():
     url = "memory://caches/c.zarr"
     for _ in range(2):
         write_cache(url, images := make_images(20), CLASSES, split="val", level="pooled", overwrite=True)
-    same(open_cache(url)[7], images[7])
+    cache = open_cache(url)
+    same(cache[7], images[7])
+    assert all(cache._direct.values()) and "images" in repr(cache)
+    rows = np.random.default_rng(0).integers(0, cache.offsets[-1], 50)
+    for field in cache.fields:
+        packed = np.concatenate([getattr(r, field) for r in images])
+        np.testing.assert_array_equal(cache.read(field), packed)
+        np.testing.assert_array_equal(cache.take(field, rows), packed[rows])
     with pytest.raises(CacheError, match="something is there already"):
         write_cache(url, images, CLASSES, split="val", level="pooled")
+
+
+def test_resuming_in_other_stores(tmp_path):
+    images = make_images(40)
+    local = write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
+    url, table = "memory://caches/resumed", local.images.drop(columns="roi_count")
+    create_cache(url, images[0], local.header, CLASSES, table, capacity=29).write_block(1, images[16:32])
+    writer = resume_cache(url)
+    assert writer.pending() == [0, 2]
+    for block in writer.pending():
+        writer.write_block(block, images[16 * block : 16 * block + 16])
+    cache = writer.finish()
+    assert cache.fingerprint == local.fingerprint
+    for a, b in zip(cache, images, strict=True):
+        same(a, b)
+    fsspec.filesystem("memory").rm("/caches/resumed/label/c.0.0")
+    with pytest.raises(CacheError, match="resumed/label: .* shards, the manifest needs"):
+        open_cache(url)
 
 
 def test_hdf5_round_trip(tmp_path):
@@ -205,21 +307,49 @@ def test_xarray_opens_it(tmp_path):
 
 
 def biggest_shard(folder: Path) -> Path:
-    return max((folder / "feature").rglob("*/0/*"), key=lambda file: file.stat().st_size * file.is_file())
+    return max(folder.glob("c.*"), key=lambda file: file.stat().st_size)
 
 
-def test_damage_is_found(tmp_path):
-    write_cache(tmp_path / "good", make_images(), CLASSES, split="val", level="pooled")
-    for name, damage in {
-        "truncated": lambda f: f.write_bytes(f.read_bytes()[:-100]),
-        "flipped bit": lambda f: f.write_bytes(b"x" + f.read_bytes()[1:]),
-        "missing": lambda f: f.unlink(),
-    }.items():
-        folder = tmp_path / name
-        shutil.copytree(tmp_path / "good", folder)
-        damage(biggest_shard(folder))
-        with pytest.raises(CacheError, match=f"{name}/feature: .*shard"):
-            open_cache(folder).read("features")
+def without_a_chunk(shard: bytes, chunks: int) -> bytes:
+    """The index says that the first chunk is not there."""
+    index = b"\xff" * 16 + shard[-16 * chunks + 12 : -4]
+    return shard[: -16 * chunks - 4] + index + np.uint32(google_crc32c.value(index)).tobytes()
+
+
+@pytest.mark.parametrize(("field", "name"), [("features", "feature"), ("labels", "label")])
+def test_damage_is_found(tmp_path, small_shards, field, name):
+    good = write_cache(tmp_path / "good", make_images(), CLASSES, split="val", level="pooled")
+    chunks = good._arrays[field].shards[0] // good._arrays[field].chunks[0]
+    for title, damage, message in (
+        ("truncated", lambda data: data[:-100], "its index is damaged"),
+        ("shortened", lambda data: data[20:], "checksums differ|its end is missing"),
+        ("flipped bit", lambda data: b"x" + data[1:], "checksums differ"),
+        ("flipped bit in the index", lambda data: data[:-9] + b"x" + data[-8:], "its index is damaged"),
+        ("without a chunk", lambda data: without_a_chunk(data, chunks), "a chunk is missing"),
+    ):
+        shutil.copytree(tmp_path / "good", tmp_path / title)
+        cache, shard = open_cache(tmp_path / title), biggest_shard(tmp_path / title / name)
+        shard.write_bytes(damage(shard.read_bytes()))
+        line = f"{title}/{name}: damaged shard: ({message})"
+        with pytest.raises(CacheError, match=line):
+            cache.read(field)
+        with pytest.raises(CacheError, match=line):
+            cache.take(field, np.arange(0, cache.offsets[-1], 2))
+        shard.unlink()
+        with pytest.raises(CacheError, match=f"{title}/{name}: damaged shard: .*No such file"):
+            cache.read(field)
+        with pytest.raises(CacheError, match=f"{title}/{name}: .* shards, the manifest needs"):
+            open_cache(tmp_path / title)
+
+
+def test_finite_half_floats():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for value in every:
+        assert all_finite(np.array([0, value, -1], np.float16)) == np.isfinite(value)
+    assert all_finite(every[np.isfinite(every)]) and all_finite(np.empty((0, 3), np.float16))
+    late = np.zeros(3 * HALVES_AT_ONCE // 2, np.float16)
+    late[-1] = -np.inf
+    assert not all_finite(late)
 
 
 @pytest.mark.parametrize("table", ["images/roi_start", "images/image_id", "classes/instance_count", "detector/stage_0"])

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
 import fuse
 from calib.scoring import Original, softmax
 from calib.storage import load_head
-from fuse import rows
+from fuse import collected, rows, threads
+from fuse.collected import Collected
 from fuse.detections import Detections, top_of_groups
 from fuse.masks import encode_masks
 from fuse.nms import class_nms
@@ -123,12 +126,99 @@ def test_per_class_keeps_the_best_of_the_data_set(cache, monkeypatch):
     everything = fuse.detect(cache, scorer, mode="new", max_detections=None)
     expected = everything.top(7, "category_id")
     assert_equal(fuse.detect(cache, scorer, mode="new", max_detections=None, per_class=7), expected)
-    prune = rows._Collected._prune
-    monkeypatch.setattr(rows, "_PRUNE_AFTER", 0)
+    prune = Collected._prune
+    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
     calls = []
-    monkeypatch.setattr(rows._Collected, "_prune", lambda self: calls.append(1) or prune(self))
+    monkeypatch.setattr(Collected, "_prune", lambda self: calls.append(1) or prune(self))
     assert_equal(fuse.detect(cache, scorer, mode="new", max_detections=None, per_class=7), expected)
     assert len(calls) > 1
+
+
+def test_a_cap_and_the_best_of_each_class_go_together(cache, monkeypatch):
+    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
+    everything = fuse.detect(cache, Random(5), mode="new", max_detections=8)
+    found = fuse.detect(cache, Random(5), mode="new", max_detections=8, per_class=2)
+    assert_equal(found, everything.top(2, "category_id"))
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 5])
+@pytest.mark.parametrize("per_class", [None, 7])
+def test_images_side_by_side_give_what_one_after_the_other_does(cache, monkeypatch, cpus, per_class):
+    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
+    monkeypatch.setattr(threads, "_cpus", lambda: cpus)
+    before = torch.get_num_threads()
+    scorer = Random(8)
+    row = rows.prepare(Row("cat", scorer, max_detections=None), cache.detector, CLASSES["instance_count"].to_numpy())
+    expected = []
+    for rois in cache:
+        roi, cls, score = rows.detect_image(row, rois, rows.Memo(rois), 0.0)
+        expected.append((np.full(len(roi), rois.image_id), CLASSES["category_id"].to_numpy()[cls], score))
+    image_id, category_id, score = map(np.concatenate, zip(*expected, strict=True))
+    best = slice(None) if per_class is None else top_of_groups(category_id, score, per_class)
+    found = fuse.detect(cache, scorer, max_detections=None, per_class=per_class)
+    np.testing.assert_array_equal(found.image_id, image_id[best])
+    np.testing.assert_array_equal(found.category_id, category_id[best])
+    np.testing.assert_array_equal(found.score, score[best])
+    assert torch.get_num_threads() == before
+
+
+def test_floors_that_threads_read_late_change_nothing(cache, monkeypatch):
+    """Every image is detected with the floors from before the first."""
+    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
+    expected = fuse.detect(cache, Random(9), mode="new", max_detections=None, per_class=3)
+    monkeypatch.setattr(rows, "in_order", lambda work, count: iter([work(i) for i in range(count)]))
+    monkeypatch.setattr(rows, "closing", nullcontext)
+    assert_equal(fuse.detect(cache, Random(9), mode="new", max_detections=None, per_class=3), expected)
+
+
+def test_columns_that_no_row_needs_are_not_read(cache, monkeypatch):
+    asked = []
+    image_at = type(cache).image_at
+    monkeypatch.setattr(type(cache), "image_at", lambda *a: asked.append(a[2]) or image_at(*a))
+    fuse.detect(cache, mode="original", masks=False)
+    blind = Random(0)
+    blind.level = "logits"
+    fuse.detect(cache, blind)
+    fuse.detect(cache, Random(0))
+    assert asked == [set()] * 6 + [{"masks"}] * 6 + [{"features", "masks"}] * 6
+
+
+def test_only_a_few_images_are_in_memory_at_once(monkeypatch):
+    monkeypatch.setattr(threads, "_cpus", lambda: 2)
+    begun = []
+    for i, value in enumerate(threads.in_order(lambda i: begun.append(i) or i, 20)):
+        assert value == i and len(begun) <= i + 2 * 2
+    assert len(begun) == 20
+
+
+def test_the_first_image_that_fails_is_named_and_no_other_is_begun(monkeypatch):
+    monkeypatch.setattr(threads, "_cpus", lambda: 2)
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        if i >= 3:
+            raise ValueError(f"image {i}")
+        return i
+
+    with pytest.raises(ValueError, match="image 3"):
+        list(threads.in_order(work, 1000))
+    assert len(begun) < 20
+
+
+def test_an_interrupt_ends_the_work(cache, monkeypatch):
+    calls = []
+
+    class Interrupted(Random):
+        def scores(self, rois):
+            calls.append(rois.image_id)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "_cpus", lambda: 1)
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        fuse.detect(cache, Interrupted(0))
+    assert len(calls) <= 2 and torch.get_num_threads() == before
 
 
 def test_a_cascade_with_a_trained_head(tmp_path):

@@ -69,9 +69,44 @@ def test_equals_torchvision_when_all_scores_are_equal():
     assert_same(class_nms(boxes, scores), REFERENCE["torch"](boxes, scores))
 
 
-def test_equals_torchvision_without_cap():
-    boxes, scores = detector_like(rois=300, classes=100)
-    assert_same(class_nms(boxes, scores, max_detections=None), REFERENCE["torch"](boxes, scores, max_detections=None))
+@pytest.mark.parametrize("specific", [False, True])
+@pytest.mark.parametrize(("rois", "classes", "threshold"), [(300, 100, 0.0), (1000, 1230, 1e-4)])
+def test_equals_torchvision_without_cap(rois, classes, threshold, specific):
+    boxes, scores = detector_like(rois, classes, specific=specific)
+    arguments = boxes, scores, 0.5, float(np.float32(threshold)), None
+    assert_same(class_nms(*arguments), REFERENCE["torch"](*arguments))
+
+
+@pytest.mark.parametrize("iou", [0.1, 0.7, 1 / 3, float(np.float32(0.7)), float(np.float32(1 / 3))])
+def test_thresholds_that_float32_does_not_have_decide_as_they_are(iou):
+    """Boxes whose IoU with the first is within a few roundings of the threshold."""
+    near, lengths = np.float32(iou).view(np.int32) + np.arange(-8, 9, dtype=np.int32), set()
+    for height in near.view(np.float32):
+        boxes = np.array([[0, 0, 1, 1], [0, 0, 1, height]], np.float32)
+        scores = np.array([[0.9, 0], [0.8, 0]], np.float32)
+        found = class_nms(boxes, scores, iou)
+        lengths.add(len(found[0]))
+        assert_same(found, REFERENCE["torch"](boxes, scores, iou))
+    assert lengths == {1, 2}
+
+
+@pytest.mark.parametrize("kept", [15, 16, 17, 33])
+def test_a_box_is_compared_with_all_that_are_kept(kept):
+    corner = np.arange(kept)[:, None] * [10, 0]
+    apart = np.concatenate([corner, corner + 8], 1)
+    boxes = np.concatenate([apart, apart]).astype(np.float32)
+    scores = np.linspace(0.9, 0.1, 2 * kept, dtype=np.float32)[:, None].repeat(2, 1)
+    assert class_nms(boxes, scores)[0].tolist() == list(range(kept))
+    assert class_nms(boxes[:, None], scores)[0].tolist() == list(range(kept))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 500]), st.sampled_from([0, 1, 2**20, 2**32 - 1]))
+def test_the_order_of_scores_equals_both_references(seed, count, largest):
+    scores = np.random.default_rng(seed).integers(0, largest, count, np.uint32, endpoint=True)
+    found = [(order(scores),) for order in EQUIVALENTS["falling_order"].values()]
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
 
 
 @st.composite

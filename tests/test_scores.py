@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from extract.bins import BINS, bin_counts, bin_index, bin_names, edges
 from fuse.scores import MODES, ROW_MODES, background_ratio, fuse_scores, tail_classes, true_label_scores
+from tests.equivalents import EQUIVALENTS
 
+REPLACE = EQUIVALENTS["replace_columns"]
 COUNTS = Path(__file__).parents[1] / "benchmarks/data/lvis_v0.5_class_counts.json"
 
 
@@ -54,6 +56,16 @@ def test_arguments_are_left_as_they_were(arrays):
         fuse_scores(original, new, tail, mode)[:] = -1
     np.testing.assert_array_equal(original, before[0])
     np.testing.assert_array_equal(new, before[1])
+
+
+@settings(deadline=None)
+@given(heads(), st.sampled_from([-np.inf, 0.2]), st.sampled_from([1, 0.3]))
+def test_replaced_columns_equal_both_references(arrays, threshold, scale):
+    original, new, tail = arrays
+    new[0, 0] = np.nan
+    found = [f(original, new, tail, np.float32(threshold), np.float32(scale)) for f in REPLACE.values()]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
 
 
 def test_no_tail_gives_the_original_and_full_tail_the_new_head():

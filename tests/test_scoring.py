@@ -26,6 +26,15 @@ def test_softmax_is_its_definition(dtype):
     np.testing.assert_array_equal(logits, before)
 
 
+def test_cached_and_live_logits_give_the_same_scores():
+    cached = np.random.default_rng(0).normal(size=(5, 3, 1231)).astype(np.float16)
+    cached.flags.writeable = False
+    for options in ({}, {"average": "logits"}, {"activation": "sigmoid"}):
+        scores = stage_scores(cached, **options)
+        np.testing.assert_array_equal(stage_scores(cached.astype(np.float32), **options), scores)
+        np.testing.assert_array_equal(stage_scores(cached[2:], **options), scores[2:])
+
+
 def test_softmax_of_large_logits_does_not_overflow():
     np.testing.assert_array_equal(softmax(np.array([[65000, 0, -65000]], np.float16)), [[1, 0, 0]])
 
