@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import platform
 import time
+from contextlib import closing
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
+from itertools import chain, islice
 
 import numpy as np
 from tqdm import tqdm
@@ -15,8 +17,10 @@ from extract.annotations import Annotations, read_annotations
 from extract.cache import RoICache, open_cache
 from extract.config import Config
 from extract.detectors import Detector, load_detector, registered_data
+from extract.distributed import Team, rank, world_size
 from extract.job import Extraction
-from extract.layout import CacheError, Header, block_slice, open_group, row_bytes
+from extract.layout import CacheError, Header, open_group, row_bytes
+from extract.pipeline import Behind
 from extract.rois import RoIs
 from extract.shards import CacheWriter, create_cache, resume_cache
 
@@ -29,9 +33,65 @@ RUNTIME_FIELDS |= {"overwrite", "estimate"}
 def run(config: Config) -> RoICache | None:
     """Extracts, or resumes what was begun at `config.out`; returns the cache (None after an estimate).
 
+    Processes that torchrun starts divide the blocks of images among them, and all return the same cache; its bytes do
+    not depend on their number, but on a CPU the features' last bits do on that of PyTorch's threads (OMP_NUM_THREADS).
+
     Raises ValueError or FileNotFoundError naming the file and the field; nothing is written before the detector,
     the annotations and the first images have proved readable.
     """
+    team = Team()
+    with team.alike():
+        config, job, header, source = _prepare(config)
+        there = None if config.overwrite or rank() else _begun(config, header)
+        pending = None if rank() else _pending(job, there)
+    pending = team.told(pending)
+    if pending is None:
+        return open_cache(config.out)
+    if config.estimate and (rank() or not pending):
+        return None
+    # The first block is rank 0's, who makes the cache by its example.
+    share = chain([] if rank() else pending[:1], team.share(pending[1:]))
+    with Behind() as behind, closing(job.forwards(share, behind.check)) as forwards:
+        started = time.perf_counter()
+        first = [(forwarded.block, job.finish(forwarded)) for forwarded in islice(forwards, 1)]
+        if first and not rank():
+            _log_estimate(job, first[0][1], time.perf_counter() - started)
+        if config.estimate:
+            return None
+        with team.leader_first():
+            writer = there or (resume_cache(config.out) if rank() else _create(config, header, job, first, source))
+        with _progress(job, pending) as progress:
+            before = progress.n
+
+            def store(block: int, rois: list[RoIs]) -> None:
+                writer.write_block(block, rois)
+                progress.update(before + team.done(len(rois)) - progress.n)
+
+            while first:  # emptied, for a block is large
+                behind.do(store, *first.pop())
+            for forwarded in forwards:
+                behind.do(lambda one: store(one.block, job.finish(one)), forwarded)
+            behind.wait()
+    team.meet()
+    with team.leader_first():
+        return open_cache(config.out) if rank() else writer.finish()
+
+
+def command(config: Config) -> None:
+    """`run`, then what the cache holds."""
+    if rank():
+        logging.disable(logging.WARNING)  # rank 0 says it all
+    try:
+        cache = run(config)
+    except KeyboardInterrupt:
+        log.info("%s: stopped; the same command%s resumes", config.out, " without --overwrite" * config.overwrite)
+        raise
+    if cache and not rank():
+        print(cache)
+
+
+def _prepare(config: Config) -> tuple[Config, Extraction, Header, Annotations]:
+    """What is read before anything is computed, and the annotations that the training counts come from."""
     config = _with_files(config)
     annotations = read_annotations(config.annotations)
     source = read_annotations(config.train_annotations) if config.train_annotations else annotations
@@ -40,42 +100,8 @@ def run(config: Config) -> RoICache | None:
     _fits(detector, annotations, config)
     job = Extraction(config, annotations, detector)
     _log_doubts(job, source)
-    header = Header(
-        config.split, config.level, detector.stages, detector.description, _provenance(config, annotations, source)
-    )
-    there = None if config.overwrite else _begun(config, header)
-    if isinstance(there, RoICache):
-        log.info("%s is finished already", config.out)
-        return there
-    pending = there.pending() if there else list(range(job.blocks))
-    if len(pending) < job.blocks:
-        log.info("resuming: %d of %d blocks of images are done", job.blocks - len(pending), job.blocks)
-    if not pending:  # interrupted between the last block and the manifest
-        return None if config.estimate else there.finish()
-    started = time.perf_counter()
-    first = job.block(pending[0])
-    _log_estimate(job, first, time.perf_counter() - started)
-    if config.estimate:
-        return None
-    writer = there or _create(config, header, job, first[0], source)
-    with tqdm(total=len(job.positions), unit="image", desc=f"extract {config.split}", disable=None) as progress:
-        progress.update(sum(len(job.positions[block_slice(b)]) for b in range(job.blocks) if b not in pending))
-        for block in pending:
-            rois = first if block == pending[0] else job.block(block)
-            writer.write_block(block, rois)
-            progress.update(len(rois))
-    return writer.finish()
-
-
-def command(config: Config) -> None:
-    """`run`, then what the cache holds."""
-    try:
-        cache = run(config)
-    except KeyboardInterrupt:
-        log.info("%s: stopped; the same command%s resumes", config.out, " without --overwrite" * config.overwrite)
-        raise
-    if cache:
-        print(cache)
+    provenance = _provenance(config, annotations, source)
+    return config, job, Header(config.split, config.level, detector.stages, detector.description, provenance), source
 
 
 def _with_files(config: Config) -> Config:
@@ -143,6 +169,24 @@ def _begun(config: Config, header: Header) -> RoICache | CacheWriter | None:
     return open_cache(config.out) if attributes["complete"] else resume_cache(config.out)
 
 
+def _pending(job: Extraction, there: RoICache | CacheWriter | None) -> list[int] | None:
+    """The blocks to write, ascending; None if the cache is finished."""
+    if isinstance(there, RoICache):
+        log.info("%s is finished already", there.url)
+        return None
+    pending = there.pending() if there else list(range(job.blocks))
+    if len(pending) < job.blocks:
+        log.info("resuming: %d of %d blocks of images are done", job.blocks - len(pending), job.blocks)
+    return pending
+
+
+def _progress(job: Extraction, pending: list[int]) -> tqdm:
+    """Rank 0's bar, of the images that all have done."""
+    images, missing = len(job.positions), sum(len(job.images(block)) for block in pending)
+    name = f"extract {job.config.split}"
+    return tqdm(initial=images - missing, total=images, unit="image", desc=name, disable=True if rank() else None)
+
+
 def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
     flat = {}
     for key, value in tree.items():
@@ -150,7 +194,9 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _create(config: Config, header: Header, job: Extraction, template: RoIs, source: Annotations) -> CacheWriter:
+def _create(
+    config: Config, header: Header, job: Extraction, first: list[tuple[int, list[RoIs]]], source: Annotations
+) -> CacheWriter:
     import pandas as pd
 
     a = job.annotations
@@ -163,6 +209,7 @@ def _create(config: Config, header: Header, job: Extraction, template: RoIs, sou
         }
     )
     head = job.detector.head(config.level)
+    ((_, (template, *_)),) = first
     return create_cache(
         config.out, template, header, source.classes, images, job.capacity, head, overwrite=config.overwrite
     )
@@ -177,13 +224,13 @@ def _log_doubts(job: Extraction, source: Annotations) -> None:
 
 
 def _log_estimate(job: Extraction, first: list[RoIs], seconds: float) -> None:
-    images, rois = len(job.positions), np.mean([len(r) for r in first])
+    images, rois, speed = len(job.positions), np.mean([len(r) for r in first]), world_size() * len(first) / seconds
     log.info(
         "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.1f minutes at %.1f images per second",
         f"{images:,}",
         rois,
         f"{row_bytes(first[0]):,}",
         images * rois * row_bytes(first[0]) / 1e9,
-        images * seconds / len(first) / 60,
-        len(first) / seconds,
+        images / speed / 60,
+        speed,
     )

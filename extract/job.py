@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from itertools import tee
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +16,19 @@ from extract.detectors import Detector, Image
 from extract.images import batches_of_one_size, mirror_back, mirror_boxes, read_image
 from extract.layout import block_slice, num_blocks
 from extract.matching import GroundTruth, choose_training, label_rois
+from extract.pipeline import ahead
 from extract.plan import class_balanced_images
 from extract.rois import RoIs
+
+BATCHES_AHEAD = 2
+"""So many batches of images are read while the detector is at work on one."""
+
+
+class Forwarded(NamedTuple):
+    """A block's images behind the detector: RoIs without labels, features on its device, flipped images as seen."""
+
+    block: int
+    rois: list[RoIs]
 
 
 class Extraction:
@@ -38,27 +52,55 @@ class Extraction:
         objects = np.diff(self.annotations.offsets)[self.positions].max(initial=0)
         return self.config.proposals + (int(objects) if self.config.split == "train" else 0)
 
-    def block(self, block: int) -> list[RoIs]:
-        """The RoIs of one block's images, labelled, in the coordinates of the unflipped images."""
-        a, indices = self.annotations, list(range(len(self.positions))[block_slice(block)])
-        positions = self.positions[indices]
-        sizes = list(zip(a.heights[positions].tolist(), a.widths[positions].tolist(), strict=True))
-        rois = {}
-        for batch in batches_of_one_size(sizes, self.config.batch_size):
-            rois.update(zip(batch, self._batch([indices[i] for i in batch]), strict=True))
-        return [rois[i] for i in range(len(indices))]
+    def forwards(self, blocks: Iterable[int], check: Callable[[], None] = lambda: None) -> Iterator[Forwarded]:
+        """The forward pass over each block's images, while the images of what follows are being read.
 
-    def _batch(self, indices: list[int]) -> Iterator[RoIs]:
-        images = [self._load(i) for i in indices]
-        truths = [self._truth(i) for i in indices]
+        `check` is called after each batch, to raise what went wrong elsewhere.
+        """
+        todo, upcoming = tee((block, batch) for block in blocks for batch in self._batches(block))
+        done: dict[int, RoIs] = {}
+        with closing(ahead(self._load, (batch for _, batch in upcoming), BATCHES_AHEAD)) as images:
+            for (block, batch), pixels in zip(todo, images, strict=True):
+                done.update(zip(batch, self._forward(batch, pixels), strict=True))
+                check()
+                if len(done) == len(self.images(block)):
+                    whole, done = Forwarded(block, [done[i] for i in self.images(block)]), {}
+                    yield whole
+
+    def finish(self, forwarded: Forwarded) -> list[RoIs]:
+        """A block's RoIs in the computer's memory, labelled, in the coordinates of the unflipped images."""
+        return [self._finish(*one) for one in zip(self.images(forwarded.block), forwarded.rois, strict=True)]
+
+    def block(self, block: int) -> list[RoIs]:
+        """`finish` of the `forwards` of one block."""
+        (forwarded,) = self.forwards([block])
+        return self.finish(forwarded)
+
+    def images(self, block: int) -> range:
+        """Those of a block, as indices of `positions`."""
+        return range(len(self.positions))[block_slice(block)]
+
+    def _batches(self, block: int) -> Iterator[list[int]]:
+        a, images = self.annotations, self.images(block)
+        positions = self.positions[images]
+        sizes = list(zip(a.heights[positions].tolist(), a.widths[positions].tolist(), strict=True))
+        for batch in batches_of_one_size(sizes, self.config.batch_size):
+            yield [images[i] for i in batch]
+
+    def _forward(self, batch: list[int], images: list[Image]) -> Iterator[RoIs]:
+        """Of each image of a batch the RoIs as the detector gives them, but features in half precision."""
+        truths = [self._truth(i) for i in batch]
         forward = self.detector.forward(
-            images, self.config.level, lambda i, proposals: self._choose(indices[i], truths[i], proposals)
+            images, self.config.level, lambda i, proposals: self._choose(batch[i], truths[i], proposals)
         )
         painted = forward.masks() if self.masks else [None] * len(images)
-        for index, rois, masks, truth in zip(indices, forward.rois, painted, truths, strict=True):
-            features = None if rois.features is None else rois.features.half().cpu().numpy()
-            labelled = label_rois(replace(rois, features=features, masks=masks), truth, self.detector.stages)
-            yield mirror_back(labelled) if self.flipped[index] else labelled
+        for rois, masks in zip(forward.rois, painted, strict=True):
+            yield replace(rois, features=None if rois.features is None else rois.features.half(), masks=masks)
+
+    def _finish(self, index: int, rois: RoIs) -> RoIs:
+        features = None if rois.features is None else rois.features.cpu().numpy()
+        labelled = label_rois(replace(rois, features=features), self._truth(index), self.detector.stages)
+        return mirror_back(labelled) if self.flipped[index] else labelled
 
     def _load(self, index: int) -> Image:
         position = self.positions[index]

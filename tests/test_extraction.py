@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+import calib
 import extract
+import fuse
 from extract.__main__ import COMMANDS
 from extract.annotations import Annotations, read_annotations
 from extract.cli import run as run_command
 from extract.detectors import Image, load_detector
 from extract.images import mirror_boxes, read_image
 from extract.job import Extraction
+from extract.layout import IMAGES_PER_BLOCK
 from extract.matching import GroundTruth, match
+from extract.pipeline import ahead
 from extract.recall import proposal_recall
+from extract.shards import CacheWriter, create_cache
 from extract.verify import forward, layers_on_features, worst_logit_error
 from tests.conftest import CLASSES
 
@@ -123,25 +130,101 @@ def folder_bytes(folder) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+def interrupt(monkeypatch, error: BaseException) -> None:
+    """Lets the forward pass of the second block fail."""
+    forward = Extraction._forward
+
+    def interrupted(self, batch, images):
+        if batch[0] >= IMAGES_PER_BLOCK:
+            raise error
+        return forward(self, batch, images)
+
+    monkeypatch.setattr(Extraction, "_forward", interrupted)
+
+
 def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
     whole = tiny.config("train", tmp_path / "whole")
     extract.run(whole)
     broken = replace(whole, out=str(tmp_path / "broken"))
-    block = Extraction.block
-
-    def interrupted(self, number):
-        if number == 1:
-            raise KeyboardInterrupt
-        return block(self, number)
-
-    monkeypatch.setattr(Extraction, "block", interrupted)
+    interrupt(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         extract.run(broken)
     with pytest.raises(extract.CacheError, match="not finished, 16 of 30 images are done"):
         extract.open_cache(broken.out)
+    assert not [t for t in threading.enumerate() if t.name.startswith(("ahead", "behind"))]
     monkeypatch.undo()
     extract.run(broken)
     assert folder_bytes(tmp_path / "whole") == folder_bytes(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_what_overlaps_writes_the_bytes_of_one_thing_after_the_other(tiny, caches, tmp_path, split):
+    config, finished = tiny.config(split, tmp_path / "cache"), caches[split]
+    annotations, classes = read_annotations(config.annotations), finished.classes.reset_index()
+    job = Extraction(config, annotations, load_detector(config))
+    blocks = [job.block(b) for b in range(job.blocks)]
+    images = finished.images.drop(columns="roi_count")
+    writer = create_cache(
+        config.out, blocks[0][0], finished.header, classes, images, job.capacity, job.detector.head("pooled")
+    )
+    for block, rois in enumerate(blocks):
+        writer.write_block(block, rois)
+    writer.finish()
+    assert folder_bytes(tmp_path / "cache") == folder_bytes(Path(finished.url))
+
+
+def test_what_fails_behind_the_forward_pass_ends_it(tiny, tmp_path, monkeypatch):
+    config, seen = tiny.config("train", tmp_path / "cache", batch_size=1), []
+    forward = Extraction._forward
+
+    def slow(self, batch, images):
+        seen.extend(batch)
+        if batch[0] > IMAGES_PER_BLOCK:
+            assert failed.wait(10)
+        return forward(self, batch, images)
+
+    failed = threading.Event()
+
+    def broken(self, block, rois):
+        failed.set()
+        raise extract.CacheError("no space left")
+
+    monkeypatch.setattr(Extraction, "_forward", slow)
+    monkeypatch.setattr(CacheWriter, "write_block", broken)
+    with pytest.raises(extract.CacheError, match="no space left"):
+        extract.run(config)
+    assert len(seen) < 30, "it is said before the next block is through"
+
+
+def test_reading_ahead_keeps_the_order_and_stops_where_it_fails():
+    begun = []
+
+    def read(item):
+        begun.append(item)
+        if item == 7:
+            raise ValueError("seven")
+        return 10 * item
+
+    groups = ahead(read, ([i, i + 1] for i in range(0, 100, 2)), depth=2)
+    assert [next(groups) for _ in range(3)] == [[0, 10], [20, 30], [40, 50]]
+    with pytest.raises(ValueError, match="seven"):
+        next(groups)
+    assert max(begun) < 12, "nobody waits for more than is asked for"
+
+
+def test_object_store(tiny, caches):
+    """fsspec's memory file system stands for s3:// and its like."""
+    for split, whole in caches.items():
+        config = tiny.config(split, f"memory://bucket/{split}.zarr")
+        assert command(*flags(config)) == 0
+        with pytest.raises(extract.CacheError, match="other options: proposals"):
+            extract.run(replace(config, proposals=50))
+        cache = extract.open_cache(config.out)
+        assert cache.fingerprint == whole.fingerprint
+    head = calib.train_head(extract.open_cache("memory://bucket/train.zarr"), steps=2)
+    remote, local = (fuse.detect(c, head, mode="cat", tail=100) for c in (cache, caches["val"]))
+    assert len(remote) and remote.rle == local.rle
+    np.testing.assert_array_equal(remote.score, local.score)
 
 
 def test_same_command_again_and_changed_command(tiny, caches):

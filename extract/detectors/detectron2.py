@@ -24,10 +24,10 @@ from extract.detectors import Choose, Detected, Image
 from extract.detectors.detectron2_config import activation, build, check, errors_of, is_c4, stages_of
 from extract.detectors.detectron2_config import registered_data as registered_data
 from extract.detectors.parts import (
-    MASK_BATCH,
     choose_proposals,
     linear_layers,
     make_rois,
+    mask_batches,
     proven,
     to_uint8,
     with_classifiers,
@@ -225,7 +225,7 @@ class _Forward:
         """See `extract.detectors.Forward.masks`."""
         painted = []
         for i, regions in enumerate(self.boxes):
-            parts = [self._complete(i, part).pred_masks[:, 0] for part in regions.split(MASK_BATCH)]
+            parts = [self._complete(i, part).pred_masks[:, 0] for part in mask_batches(regions)]
             painted.append(to_uint8(torch.cat(parts)))
         return painted
 

@@ -37,11 +37,11 @@ from extract.detectors.mmdet_config import (
     stages_of,
 )
 from extract.detectors.parts import (
-    MASK_BATCH,
     choose_proposals,
     inputs_of,
     linear_layers,
     make_rois,
+    mask_batches,
     proven,
     to_uint8,
     with_classifiers,
@@ -233,7 +233,7 @@ class _Forward:
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.Forward.masks`."""
-        split = [(self._scene.of(i), boxes.split(MASK_BATCH)) for i, boxes in enumerate(self._boxes)]
+        split = [(self._scene.of(i), mask_batches(boxes)) for i, boxes in enumerate(self._boxes)]
         return [to_uint8(torch.cat([scene.masks(part)[:, 0] for part in parts])) for scene, parts in split]
 
     @torch.no_grad()

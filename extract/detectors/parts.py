@@ -13,8 +13,9 @@ from extract.detectors import Choose
 from extract.layout import Layers
 from extract.rois import RoIs
 
-MASK_BATCH = 1024
-"""RoIs whose masks are computed at a time: bounds memory, which thousands of mask feature maps would fill."""
+MASK_BATCH, MASK_BATCH_CPU = 1024, 32
+"""RoIs whose masks are computed at a time: thousands of mask feature maps would fill the memory, and on a CPU more than
+some tens of them its cache, which takes small mask heads twice the time."""
 CHAIN_TOLERANCE = 1e-3
 
 
@@ -106,6 +107,11 @@ def make_rois(
 def _stacked(stages: Sequence[Tensor]) -> Tensor:
     """(R, S, *D) of S stages; pooled maps are large, those of a single stage are not copied."""
     return stages[0].unsqueeze(1) if len(stages) == 1 else torch.stack(list(stages), 1)
+
+
+def mask_batches(boxes: Tensor) -> tuple[Tensor, ...]:
+    """Boxes (R, 4) in parts whose masks are to be computed at a time."""
+    return boxes.split(MASK_BATCH_CPU if boxes.device.type == "cpu" else MASK_BATCH)
 
 
 def to_uint8(probabilities: Tensor) -> np.ndarray:

@@ -23,11 +23,11 @@ from torchvision.ops import clip_boxes_to_image
 from extract.config import DetectorSpec
 from extract.detectors import Choose, Detected, Image, import_function, parse_options
 from extract.detectors.parts import (
-    MASK_BATCH,
     choose_proposals,
     inputs_of,
     linear_layers,
     make_rois,
+    mask_batches,
     proven,
     to_uint8,
     with_classifiers,
@@ -255,7 +255,7 @@ class _Forward:
         """See `extract.detectors.Forward.masks`."""
         painted = []
         for i, regions in enumerate(self._boxes):
-            parts = [self._mask_logits(i, part)[:, 0].sigmoid() for part in regions.split(MASK_BATCH)]
+            parts = [self._mask_logits(i, part)[:, 0].sigmoid() for part in mask_batches(regions)]
             painted.append(to_uint8(torch.cat(parts)))
         return painted
 
