@@ -168,6 +168,18 @@ class Head(nn.Module):
         return rois.features
 
 
+class Stages(nn.Module):
+    """All networks of a head in one call, which is what DistributedDataParallel takes a step for."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Logits (n, K+1) of every stage's float32 features (n, prod(D))."""
+        return [self.head(inputs, stage) for stage, inputs in enumerate(features)]
+
+
 def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[str, Any]) -> Head:
     """An untrained head for the features of a cache.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import torch
 
+from calib.parallel import summed
+from extract.distributed import world_size
 from extract.files import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,10 @@ class Tally:
         self._losses = 0
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Takes one stage of one step: its mean loss, logits (n, K+1) and labels (n,)."""
+        """Takes one stage of one step: its mean loss, logits (n, K+1) and labels (n,).
+
+        Of several processes each gives its RoIs, and a loss whose mean over the processes is that of the step.
+        """
         foreground = labels < logits.shape[1] - 1
         correct = logits.argmax(1) == labels
         parts = (loss, foreground.sum(), (foreground & correct).sum(), (~foreground).sum(), correct.sum())
@@ -32,10 +37,11 @@ class Tally:
         self._losses += 1
 
     def take(self) -> dict[str, float]:
-        """Mean loss, accuracies of foreground and background, and the number of RoIs; starts over at zero."""
-        loss, foreground, right, background, all_right = self._sums.tolist()
+        """Mean loss, accuracies of foreground and background, and the number of RoIs, of all processes together;
+        starts over at zero."""
+        loss, foreground, right, background, all_right = summed(self._sums).tolist()
         values = {
-            "loss": loss / max(self._losses, 1),
+            "loss": loss / max(self._losses, 1) / world_size(),
             "fg_accuracy": right / max(foreground, 1),
             "bg_accuracy": (all_right - right) / max(background, 1),
             "rois": foreground + background,

@@ -3,6 +3,7 @@
     python -m calib.train --cache train.zarr --out head          # the paper's: 3fc_ft, 12,000 steps
     python -m calib.train --cache train.zarr --out head --head linear --steps 3000
     python -m calib.train --cache train.zarr --out head --precision bf16 --device cuda:1
+    torchrun --nproc-per-node 8 -m calib.train --cache train.zarr --out head     # the same head from 8 GPUs or machines
 
 The same command again resumes, `--overwrite` starts anew, `--help` lists the rest. In a notebook:
 
@@ -37,14 +38,17 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from calib.batches import batches
 from calib.checkpoint import is_finished, load_checkpoint, prepare_folder, remove_checkpoint, save_checkpoint
 from calib.config import Config
 from calib.features import Features
-from calib.heads import Head, build_head
+from calib.heads import Head, Stages, build_head
 from calib.metrics import MetricsLog, Tally
+from calib.parallel import anywhere, is_first, smallest, synchronised, wait
 from calib.sampler import BiLevelSampler
 from calib.storage import load_head, save_head
 from extract.devices import resolve_device
+from extract.distributed import process_group, world_size
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 50
+STOP_EVERY = 10
+"""Steps between which several processes ask each other whether one was interrupted: torchrun waits 30 s for them."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions that are not torch's own."""
 
@@ -59,18 +65,26 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def train(cache: RoICache, config: Config) -> Head:
     """Trains a head as `config` says, resuming what is in `config.out`; an empty `out` writes nothing.
 
+    Under torchrun each process trains on its share of every step's RoIs, and all return the same head; the files are
+    the first process's.
+
     Raises:
         ValueError: the cache is not a train cache or does not fit the head, `out` holds another configuration, or
             a value is not finite.
-        KeyboardInterrupt: Ctrl-C; a checkpoint of the last whole step is in `config.out`.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the last whole step is in `config.out`.
     """
     if cache.split != "train":
         raise ValueError(
             f"{cache.url}: is a cache of split {cache.split!r}, a head is trained on one extracted with --split train"
         )
+    device = resolve_device(config.device)
+    with process_group(device):
+        return _train(cache, config, device)
+
+
+def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
     identity = config.identity(cache.fingerprint)
     out = Path(config.out)
-    device = resolve_device(config.device)
     if config.out and not config.overwrite and is_finished(out, identity):
         logger.info("%s: is finished already", out)
         return load_head(out, device)
@@ -86,36 +100,47 @@ def train(cache: RoICache, config: Config) -> Head:
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     sampler = BiLevelSampler(cache, config.classes_per_step, config.images_per_class, config.seed)
     features = Features(cache, device)
-    if config.out:
+    keeps_files = bool(config.out) and is_first()
+    if keeps_files:
         prepare_folder(out, config.overwrite)
+    wait()
     first = load_checkpoint(out, head, optimizer, scaler) if config.out else 0
-    stages = range(len(cache.stages))
+    network = synchronised(Stages(head), device)
     tally, since, logged = Tally(device), time.perf_counter(), first
 
     with (
         _deferred_interrupt() as interrupted,
-        closing(MetricsLog(config.out, first)) as log,
-        tqdm(total=config.steps, initial=first, unit="step", desc=f"train {config.head}", disable=None) as bar,
+        closing(MetricsLog(config.out if keeps_files else "", first)) as log,
+        closing(batches(sampler, features, len(cache.stages), range(first, config.steps))) as loader,
+        tqdm(
+            total=config.steps,
+            initial=first,
+            unit="step",
+            desc=f"train {config.head}",
+            disable=None if is_first() else True,
+        ) as bar,
     ):
-        for step in range(first, config.steps):
+        for step, batch in enumerate(loader, first):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(step)
-            for stage in stages:
-                rows, labels = sampler.step(step, stage)
-                inputs = features.gather(rows, stage)
-                targets = torch.from_numpy(labels).to(device, torch.int64)
-                with torch.autocast(device.type, AUTOCAST.get(config.precision), config.precision in AUTOCAST):
-                    logits = head(inputs, stage).float()
-                loss = cross_entropy(logits, targets)
-                scaler.scale(loss).backward()
-                tally.add(loss, logits, targets)
+            with torch.autocast(device.type, AUTOCAST.get(config.precision), config.precision in AUTOCAST):
+                logits = network([stage.inputs for stage in batch])
+            # Gradients are averaged over the processes, so this makes them those of the mean over all RoIs.
+            losses = [
+                cross_entropy(z.float(), stage.targets, reduction="sum") / (stage.num_rois / world_size())
+                for z, stage in zip(logits, batch, strict=True)
+            ]
+            scaler.scale(sum(losses)).backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+            for loss, z, stage in zip(losses, logits, batch, strict=True):
+                tally.add(loss, z, stage.targets)
             bar.update()
 
             done = step + 1
-            stop = interrupted.is_set()
+            ask = world_size() == 1 or done % STOP_EVERY == 0
+            stop = ask and anywhere(interrupted.is_set(), device)
             keep = bool(config.out) and (stop or done % config.checkpoint_every == 0)
             if done % LOG_EVERY == 0 or done == config.steps or keep:
                 record = {"step": done, "lr": config.lr_at(step), **tally.take()}
@@ -128,16 +153,16 @@ def train(cache: RoICache, config: Config) -> Head:
                     f"loss {record['loss']:.3f}, fg {record['fg_accuracy']:.1%}, "
                     f"bg {record['bg_accuracy']:.1%}, {record['rois_per_s']:,.0f} RoIs/s"
                 )
-            if keep and done < config.steps:
+            if keep and done < config.steps and is_first():
                 save_checkpoint(out, done, head, optimizer, scaler, identity)
             if stop and done < config.steps:
-                if config.out:
+                if keeps_files:
                     command = "the same command" + " without --overwrite" * config.overwrite
                     bar.write(f"{out}: stopped after step {done}; {command} resumes", file=sys.stderr)
                 raise KeyboardInterrupt
 
     head.eval()
-    if config.out:
+    if keeps_files:
         save_head(head, out)
         remove_checkpoint(out)
     return head
@@ -161,7 +186,11 @@ def main(config: Config) -> None:
 
     if not config.out:
         raise ValueError("out is empty, expected a folder")
+    if not is_first():
+        logging.disable(logging.WARNING)  # the first process says it
     head = train(open_cache(config.cache), config)
+    if not is_first():
+        return
     parameters = sum(p.numel() for p in head.parameters())
     print(
         f"{config.out}: head {head.name}, {len(head.stages)} stage(s), {head.num_classes:,} classes, "
@@ -171,32 +200,36 @@ def main(config: Config) -> None:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that no step is cut in half; a second Ctrl-C interrupts at once."""
+    """Ctrl-C and SIGTERM set the event, so that no step is cut in half; a second one interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def remember(signum: int, frame: object) -> None:
-        if event.is_set():
+        # torchrun repeats a signal that has come to the processes already, and ends them itself if they take too long.
+        if event.is_set() and world_size() == 1:
             raise KeyboardInterrupt
         event.set()
 
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _explain(cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features, steps: range) -> None:
     """Raises the ValueError for a loss that is not finite, naming the RoI at fault if it is one."""
+    stages, none = range(len(cache.stages)), int(cache.offsets[-1])
     for step in steps:
-        for stage in range(len(cache.stages)):
-            rows = sampler.step(step, stage).rows
-            bad = rows[~torch.isfinite(features.gather(rows, stage)).all(1).cpu().numpy()]
-            if len(bad):
-                row = int(bad.min())
+        drawn = [sampler.step(step, stage).rows for stage in stages]
+        own = [rows[features.is_own(rows)] for rows in drawn]
+        for stage, halves in enumerate(features.fetch(own)):
+            bad = own[stage][~torch.isfinite(halves).all(1).cpu().numpy()]
+            row = smallest(int(bad.min(initial=none)), halves.device)
+            if row < none:
                 image = int(np.searchsorted(cache.offsets, row, side="right")) - 1
                 raise ValueError(
                     f"{cache.url}: image {cache.images['image_id'].iloc[image]}: features of RoI "

@@ -120,30 +120,43 @@ def test_streamed_features_give_the_same_head(cache, monkeypatch):
     assert_same(calib.train_head(cache, **OPTIONS), expected)
 
 
-def test_gathered_features_are_those_of_their_rows(tmp_path):
+def test_fetched_features_are_those_of_their_rows(tmp_path):
     cascade = toy_cache(tmp_path / "c.zarr", stages=(0.5, 0.6))
     expected = cascade.read("features").astype(np.float32)
-    rows = np.array([7, 3, 800, 7])
     for memory in (0, 10**9):
         features = Features(cascade, torch.device("cpu"), memory)
         assert features.in_memory == (memory > 0)
-        for stage in (0, 1):
-            gathered = features.gather(rows, stage).numpy()
-            np.testing.assert_array_equal(gathered, expected[rows, stage].reshape(4, -1))
+        for rows in (
+            [np.array([7, 3, 800]), np.array([3, 5])],
+            [np.array([1]), np.arange(100)],
+            [np.array([], int)] * 2,
+        ):
+            assert all(features.is_own(r).all() for r in rows)
+            for stage, gathered in enumerate(features.widen(features.fetch(rows))):
+                np.testing.assert_array_equal(gathered, expected[rows[stage], stage].reshape(-1, 147))
 
 
 def test_available_memory_is_what_machine_and_container_have_left(tmp_path):
-    meminfo, cgroup = tmp_path / "meminfo", tmp_path / "cgroup"
+    meminfo, cgroup, own = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "own"
     meminfo.write_text("MemTotal:       9000 kB\nMemAvailable:     7000 kB\nHugePages_Total:       0\n")
-    assert available_memory(meminfo, cgroup) == 7000 * 1024
-    cgroup.mkdir()
-    (cgroup / "memory.max").write_text("max\n")
-    assert available_memory(meminfo, cgroup) == 7000 * 1024
-    (cgroup / "memory.current").write_text("3000000\n")
-    (cgroup / "memory.stat").write_text("anon 100\ninactive_file 500000\nactive_file 200000\n")
-    for limit, left in ((4_000_000, 1_500_000), (2_000_000, 0), (10**9, 7000 * 1024)):
-        (cgroup / "memory.max").write_text(f"{limit}\n")
-        assert available_memory(meminfo, cgroup) == left
+    own.write_text("4:cpu,memory:/outer/inner\n0::/outer/inner\n")
+    assert available_memory(meminfo, cgroup, own) == 7000 * 1024
+    inner, v1 = cgroup / "outer" / "inner", cgroup / "memory" / "outer"
+    for folder, limit, usage, inactive in (
+        (cgroup, "memory.max", "memory.current", "inactive_file"),
+        (inner, "memory.max", "memory.current", "inactive_file"),
+        (v1, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / usage).write_text("3000000\n")
+        (folder / "memory.stat").write_text(f"anon 100\n{inactive} 500000\nactive_file 200000\n")
+        for value, left in (("4000000", 1_500_000), ("2000000", 0), ("10000000000", 7000 * 1024)):
+            (folder / limit).write_text(f"{value}\n")
+            assert available_memory(meminfo, cgroup, own) == left
+    (inner / "memory.max").write_text("max\n")
+    (cgroup / "memory.max").write_text("3700000\n")
+    assert available_memory(meminfo, cgroup, own) == 1_200_000
+    assert available_memory(meminfo, cgroup, tmp_path / "none") == 7000 * 1024
 
 
 def test_metrics_and_finished_folder(cache, tmp_path):
@@ -366,14 +379,10 @@ def test_overwriting_keeps_the_old_head_until_training_begins(cache, tmp_path):
 def test_features_that_are_not_finite_are_named(cache, tmp_path, monkeypatch, value):
     features = cache.read("features")
     features[int(cache.offsets[4]) + 1] = value  # a ground-truth box of the fifth image
-    monkeypatch.setattr(type(cache), "read", _replacing(type(cache).read, features))
+    monkeypatch.setattr(type(cache), "take", lambda cache, name, rows: features[rows])
     with pytest.raises(ValueError, match=r"image 128: features of RoI 1 \(row 121\), stage 0, are not finite"):
         calib.train_head(cache, out=str(tmp_path / "head"), **OPTIONS)
     assert not (tmp_path / "head" / "config.json").exists()
-
-
-def _replacing(read, features):
-    return lambda cache, name: features.copy() if name == "features" else read(cache, name)
 
 
 def test_a_diverging_run_says_what_to_change(cache):
