@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from calib.features import Features
 from calib.sampler import BiLevelSampler
-
-Result = TypeVar("Result")
+from extract.pipeline import ahead
 
 AHEAD = 4
 """Steps ready or being read, besides the one that is trained on."""
@@ -44,20 +41,6 @@ def batches(sampler: BiLevelSampler, features: Features, stages: int, steps: ran
         return halves, [features.send(values) for values in labels], [len(step.rows) for step in drawn]
 
     # From the CPU's memory there is nothing to wait for: a thread would only take a core from the matrix products.
-    for halves, targets, counts in (map if features.immediate else ahead)(load, steps):
+    loaded = map(load, steps) if features.immediate else ahead(load, steps, threads=THREADS, depth=AHEAD)
+    for halves, targets, counts in loaded:
         yield [Batch(*parts) for parts in zip(features.widen(halves), targets, counts, strict=True)]
-
-
-def ahead(function: Callable[[int], Result], items: Iterable[int]) -> Iterator[Result]:
-    """`map(function, items)` by threads that are a few items ahead of whoever iterates."""
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="ahead") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import tee
+from itertools import islice, tee
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from extract.pipeline import ahead
 from extract.plan import class_balanced_images
 from extract.rois import RoIs
 
+READERS = 4
+"""Threads that read ahead: decoding hardly holds the interpreter's lock, and a network's files come slowly."""
 BATCHES_AHEAD = 2
 """So many batches of images are read while the detector is at work on one."""
 
@@ -59,8 +61,11 @@ class Extraction:
         """
         todo, upcoming = tee((block, batch) for block in blocks for batch in self._batches(block))
         done: dict[int, RoIs] = {}
-        with closing(ahead(self._load, (batch for _, batch in upcoming), BATCHES_AHEAD)) as images:
-            for (block, batch), pixels in zip(todo, images, strict=True):
+        every = (image for _, batch in upcoming for image in batch)
+        depth = BATCHES_AHEAD * self.config.batch_size
+        with closing(ahead(self._load, every, threads=READERS, depth=depth)) as images:
+            for block, batch in todo:
+                pixels = list(islice(images, len(batch)))
                 done.update(zip(batch, self._forward(batch, pixels), strict=True))
                 check()
                 if len(done) == len(self.images(block)):

@@ -9,24 +9,28 @@ from typing import TypeVar
 
 T, U = TypeVar("T"), TypeVar("U")
 
-READERS = 4
-"""Threads that read ahead: decoding hardly holds the interpreter's lock, and a network's files come slowly."""
 
+def ahead(
+    function: Callable[[T], U],
+    items: Iterable[T],
+    *,
+    threads: int,
+    depth: int,
+    start: Callable[[], object] | None = None,
+) -> Iterator[U]:
+    """`function` of every item, in their order, by threads up to `depth` items ahead; each begins with `start`.
 
-def ahead(function: Callable[[T], U], groups: Iterable[list[T]], depth: int) -> Iterator[list[U]]:
-    """`function` of every item, group by group and in order; the next `depth` groups are worked on in threads.
-
-    An error comes out where its group is asked for. What is not begun when the iterator is closed is dropped.
+    An error comes out in its turn. Closed or failed, the iterator waits for what has been begun, and drops the rest.
     """
-    pool = ThreadPoolExecutor(READERS, thread_name_prefix="ahead")
-    begun: deque[list[Future[U]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ahead", initializer=start)
+    begun: deque[Future[U]] = deque()
     try:
-        for group in groups:
-            begun.append([pool.submit(function, item) for item in group])
+        for item in items:
+            begun.append(pool.submit(function, item))
             if len(begun) > depth:
-                yield [future.result() for future in begun.popleft()]
+                yield begun.popleft().result()
         while begun:
-            yield [future.result() for future in begun.popleft()]
+            yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

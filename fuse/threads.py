@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import TypeVar
+
+from extract.pipeline import ahead
 
 T = TypeVar("T")
 _AHEAD = 2  # pieces of work for each thread that are begun or waited for at a time
@@ -25,17 +27,11 @@ def in_order(work: Callable[[int], T], count: int) -> Iterator[T]:
     before = torch.get_num_threads()
     share = max(1, min(before, cpus) // workers)
     torch.set_num_threads(share)  # a setting of each thread and what new ones begin with
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    start = partial(torch.set_num_threads, share)
     try:
-        waiting = deque()
-        for index in range(count):
-            waiting.append(pool.submit(work, index))
-            if len(waiting) >= _AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        with closing(ahead(work, range(count), threads=workers, depth=_AHEAD * workers - 1, start=start)) as results:
+            yield from results
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
 
 

@@ -205,10 +205,10 @@ def test_reading_ahead_keeps_the_order_and_stops_where_it_fails():
             raise ValueError("seven")
         return 10 * item
 
-    groups = ahead(read, ([i, i + 1] for i in range(0, 100, 2)), depth=2)
-    assert [next(groups) for _ in range(3)] == [[0, 10], [20, 30], [40, 50]]
+    results = ahead(read, range(100), threads=4, depth=3)
+    assert [next(results) for _ in range(7)] == [0, 10, 20, 30, 40, 50, 60]
     with pytest.raises(ValueError, match="seven"):
-        next(groups)
+        next(results)
     assert max(begun) < 12, "nobody waits for more than is asked for"
 
 
