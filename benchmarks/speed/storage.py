@@ -2,7 +2,7 @@
 
 Reading is measured against `numpy.fromfile` of the same files, one after the other: bytes asked for per second, with
 the files in the system's memory (warm) and dropped from it before each call (cold). Writing a block is measured
-against `ndarray.tofile` of its features. Everything lies in a temporary folder, some 2 GB at a time.
+against `ndarray.tofile` of its features. Everything lies in a temporary folder, some 1 GB at a time.
 
     python -m benchmarks.speed.storage [--folder DIR]
 """
@@ -67,7 +67,7 @@ def writing(folder: Path) -> list[dict[str, str]]:
 
 def reading_val(folder: Path) -> list[dict[str, str]]:
     """A pooled val cache: all features, and image by image."""
-    images = _Images(64, 1000, features=True)
+    images = _Images(40, 1000, features=True)
     cache = write_cache(folder, images, inputs.lvis_classes(), split="val", level="pooled")
     _check(cache, images)
     return [
@@ -89,7 +89,7 @@ def reading_logits(folder: Path) -> list[dict[str, str]]:
 
 def sampling(folder: Path) -> list[dict[str, str]]:
     """What training steps take: half of the RoIs of 16 images, in no order."""
-    images = _Images(512, 100, features=True)
+    images = _Images(400, 100, features=True)
     cache = write_cache(folder, images, inputs.lvis_classes(), split="train", level="pooled")
     _check(cache, images)
     rng = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def _both(
         return [np.fromfile(f, np.uint8) for f in files] if keep else [len(np.fromfile(f, np.uint8)) for f in files]
 
     rows = []
-    for state, rounds in {"cold": 5, "warm": ROUNDS}.items():
+    for state, rounds in {"cold": 3, "warm": ROUNDS}.items():
         memory = measure.peak_memory(ours), measure.peak_memory(plain)
         times = []
         for _ in range(rounds):
