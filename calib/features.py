@@ -66,6 +66,8 @@ class Features:
         any thread.
         """
         if not self.in_memory:
+            if len(rows) == 1:
+                return [self.send(torch.from_numpy(self._cache.take("features", rows[0])).flatten(1))]
             # A row holds all stages, so it is read for all of them at once.
             wanted, where = np.unique(np.concatenate(rows), return_inverse=True)
             taken = torch.from_numpy(self._cache.take("features", wanted)).view(-1, self._num_stages, self._width)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from calib.scoring import Original, stage_scores
+from calib.scoring import Original, stage_scores, to_float32
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class Posthoc:
                 f"image {rois.image_id}: logits are {rois.logits.shape[1:]} (stages, classes + 1), "
                 f"{self.name} is fitted for {scale.shape}"
             )
-        return rois.logits.astype(np.float32) * scale + shift
+        adjusted = to_float32(rois.logits) * scale
+        adjusted += shift
+        return adjusted
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """(R, K+1) float32 class scores, background last, by the detector's own activation."""

@@ -75,6 +75,11 @@ def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = 
     return activate(_tensor(logits).mean(1).numpy())
 
 
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """The array itself if it is of that type already."""
+    return _tensor(values).numpy()
+
+
 def _tensor(logits: np.ndarray) -> torch.Tensor:
     """float32 on the CPU. NumPy converts float16 number by number, and its exponential takes several times torch's."""
     import torch  # the package is imported where no score is computed

@@ -36,13 +36,13 @@ class TrainCache:
 
     url, split, stages, fingerprint = "memory", "train", (0.5,), "none"
 
-    def __init__(self, level: str, images: int | None = None) -> None:
-        """A class-balanced plan of one image a class, or so many images of it."""
+    def __init__(self, level: str, images: int | None = None, images_per_class: int = 1) -> None:
+        """A class-balanced plan, or so many images of it."""
         rng = np.random.default_rng(0)
         classes, owners, _ = lvis_pairs("train")
         self.classes, self.level, self.detector = lvis_classes(), level, {}
         self.num_classes = len(self.classes)
-        chosen = np.sort(rng.permutation(cover(classes, owners, 1, rng))[:images])
+        chosen = np.sort(rng.permutation(cover(classes, owners, images_per_class, rng))[:images])
         kept = np.isin(owners, chosen)
         classes, owners = classes[kept], np.searchsorted(chosen, owners[kept])
         rate = (self.classes["instance_count"] / self.classes["image_count"]).to_numpy()

@@ -52,6 +52,8 @@ def main(device: str) -> None:
         if level == "embedding":
             steps["linear"] = seconds_per_step(cache, "linear", device, 300)
             rows.append(_paper(steps["linear"], "linear", 600, "10 minutes"))
+            half = seconds_per_step(cache, "linear", device, 300, "bf16")
+            rows.append(_paper(half, "linear in bf16", 600, "10 minutes"))
     images = LIVE_IMAGES if device != "cpu" else 3
     for kind in ("linear", "2fc_rand", "3fc_ft"):
         live = live_images(images, kind == "linear", device) * LIVE_IMAGES / images + steps[kind]
@@ -83,18 +85,18 @@ def against_bare(cache: TrainCache, kind: str, device: str) -> tuple[measure.Pai
     return pair, float(ours.mean())
 
 
-def seconds_per_step(cache: TrainCache, kind: str, device: str, steps: int) -> float:
+def seconds_per_step(cache: TrainCache, kind: str, device: str, steps: int, precision: str = "fp32") -> float:
     """Wall time of a step, averaged over `steps` of an undisturbed run."""
     clock = _Clock(device)
-    run(cache, kind, device, WARM_UP + steps, clock)
+    run(cache, kind, device, WARM_UP + steps, clock, precision)
     return sum(clock.seconds[WARM_UP:]) / steps
 
 
-def run(cache: TrainCache, kind: str, device: str, steps: int, clock: _Clock) -> None:
+def run(cache: TrainCache, kind: str, device: str, steps: int, clock: _Clock, precision: str = "fp32") -> None:
     """Trains, with the clock in the place of the progress bar."""
     bar, trainer.tqdm = trainer.tqdm, lambda **_: clock
     try:
-        trainer.train(cache, Config(cache="", out="", head=kind, steps=steps, device=device))
+        trainer.train(cache, Config(cache="", out="", head=kind, steps=steps, device=device, precision=precision))
     finally:
         trainer.tqdm = bar
 
