@@ -4,8 +4,8 @@
     python -m benchmarks.readme speed
 
 A folder is a finished sweep, whose mask AP is shown; a cache is one of val, whose proposal recall is; a .csv file is
-shown as it is. `speed` stands for all of `benchmarks/results/speed`: in the README what something was promised of, in
-docs/performance.md everything.
+shown as it is. `speed` stands for all of `benchmarks/results/speed`: in the README the ratios
+that have a bound to reach, in docs/performance.md everything.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def put(document: Path, name: str, table: pd.DataFrame) -> None:
 
 
 def put_speed() -> None:
-    """Each module's table in docs/performance.md, and in the README what has a bound to reach."""
+    """Each module's table in docs/performance.md, and in the README the ratios that have a bound to reach."""
     tables = {name: pd.read_csv(SPEED / f"{name}.csv", dtype=str, keep_default_na=False) for name in SPEED_MODULES}
     for name, table in tables.items():
         put(PERFORMANCE, name, table.set_index("what"))
     every = pd.concat(tables.values())
-    short = every[every["reach"] != ""].drop(columns=["ours", "other", "memory"])
+    short = every[every["reach"].str.startswith(("≥", "≤"))].drop(columns=["ours", "other", "memory"])
     put(README, "speed", short.set_index("what"))
 
 

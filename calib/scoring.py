@@ -41,7 +41,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     Returns:
         (..., K+1) float32; rows sum to 1.
     """
-    return _tensor(logits).softmax(-1).numpy()
+    import torch
+
+    scores = np.empty(np.shape(logits), np.float32)
+    torch.softmax(_tensor(logits), -1, out=torch.from_numpy(scores))
+    return scores
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -81,10 +85,16 @@ def to_float32(values: np.ndarray) -> np.ndarray:
 
 
 def _tensor(logits: np.ndarray) -> torch.Tensor:
-    """float32 on the CPU. NumPy converts float16 number by number, and its exponential takes several times torch's."""
+    """float32 on the CPU. NumPy converts float16 number by number, and its exponential takes several times torch's.
+
+    What NumPy allocates lies in huge pages, of which threads that work side by side need few.
+    """
     import torch  # the package is imported where no score is computed
 
-    return torch.from_numpy(np.require(logits, requirements="CW")).float()
+    values = torch.from_numpy(np.require(logits, requirements="CW"))
+    if values.dtype == torch.float32:
+        return values
+    return torch.from_numpy(np.empty(values.shape, np.float32)).copy_(values)
 
 
 def check_average(average: str) -> str:

@@ -6,7 +6,6 @@ import numba
 import numpy as np
 
 
-@numba.njit(nogil=True)
 def replace_columns(
     original: np.ndarray, calibrated: np.ndarray, tail: np.ndarray, threshold: np.float32, scale: np.float32
 ) -> np.ndarray:
@@ -14,11 +13,18 @@ def replace_columns(
 
     `original` and `calibrated` (R, K+1) float32, `tail` (K,) bool. Returns (R, K+1) float32.
     """
-    fused, zero = np.empty_like(original), np.float32(0)
+    fused = np.empty_like(original)  # in huge pages, which Numba's own arrays are not
+    _fill(original, calibrated, tail, threshold, scale, fused)
+    return fused
+
+
+@numba.njit(nogil=True)
+def _fill(original, calibrated, tail, threshold, scale, fused):
+    """`replace_columns` into `fused` (R, K+1) float32."""
+    zero = np.float32(0)
     for r in range(original.shape[0]):
         for c in range(tail.size):
             old, new = original[r, c], calibrated[r, c]  # both are read, whichever it is: so it becomes vectors
             new = zero if new < threshold else new * scale
             fused[r, c] = new if tail[c] else old
         fused[r, tail.size] = original[r, tail.size]
-    return fused

@@ -48,7 +48,9 @@ def main(images: int = 64) -> None:
                 lambda cache=cache, scorer=scorer: on({min(cpus)}, cache, scorer),
                 rounds=ROUNDS,
             )
-            what = f"original and cat of {images} images, level {level}" + (", with masks" if level != "logits" else "")
+            what = f"fuse, original and cat, {images} images, level {level}" + (
+                ", with masks" if level != "logits" else ""
+            )
             bound = 0.9 * len(cpus)
             rows.append(row(f"{what}, {len(cpus)} CPUs", "one CPU", pair, at_least=bound))
     keep("detection", rows)

@@ -56,13 +56,13 @@ def main() -> None:
 def small_row(split: str, threads: int) -> dict[str, str]:
     """Mini-LVIS's detector and images."""
     with small(split) as (config, detector):
-        return measured(f"Mini-LVIS {split}, {SMALL[split]} images", config, detector, threads, rounds=3)
+        return measured(f"extraction, Mini-LVIS {split}, {SMALL[split]} images", config, detector, threads, rounds=3)
 
 
 def large_row(threads: int) -> dict[str, str]:
     """A detector of LVIS's size; its images are one batch, so nothing overlaps here."""
     with large() as (config, detector):
-        return measured(f"R50-FPN 800 × 1200 train, {LARGE} images", config, detector, threads, rounds=1)
+        return measured(f"extraction, R50-FPN 800 × 1200 train, {LARGE} images", config, detector, threads, rounds=1)
 
 
 def masks_row(threads: int) -> dict[str, str]:

@@ -50,10 +50,10 @@ def peak_memory(function: Callable[[], object]) -> int:
     if not Path("/proc/self/clear_refs").exists():
         function()
         return 0
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     function()
-    return max(_status("VmHWM") - before, 0)
+    return max(status("VmHWM") - before, 0)
 
 
 def row(
@@ -93,7 +93,8 @@ def keep(name: str, rows: Sequence[dict[str, str]]) -> None:
     table.to_csv(file, index=False)
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """A size of /proc/self/status in bytes: VmRSS, the resident memory, or VmHWM, its peak."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 

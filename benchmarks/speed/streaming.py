@@ -60,11 +60,11 @@ def main() -> None:
         run(memory, kind, "cpu", WARM_UP + steps, clock)
         # The two caches' steps differ in size: they compare by the RoI.
         ours, other = found["train"], sum(clock.seconds[WARM_UP:]) / _rois(memory, steps)
-        name = f"{kind} from {size / 1e9:.1f} GB within {size / 4e9:.1f} GB ({found['means']}), a RoI"
+        name = f"training {kind} from {size / 1e9:.1f} GB within {size / 4e9:.1f} GB ({found['means']}), a RoI"
         pair = measure.Pair(ours, other, other / ours, *found["memory"])
         rows.append(measure.row(name, "from memory", pair, at_least=0.8))
         pair = measure.Pair(found["ahead"], found["sequential"], found["sequential"] / found["ahead"], *found["memory"])
-        rows.append(measure.row(f"{level} features read ahead, a GB", "a sequential read", pair, at_least=0.8))
+        rows.append(measure.row(f"{level} features of steps read ahead, a GB", "a sequential read", pair, at_least=0.8))
     measure.keep("streaming", rows)
 
 
@@ -103,7 +103,7 @@ def _child(folder: str, limit: str, kind: str, steps: str) -> None:
     sequential, ahead = np.median(rounds, axis=0)
     _drop(url)
     clock, memory = _Clock("cpu"), []
-    clock.set_postfix_str = lambda text: memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    clock.set_postfix_str = lambda text: memory.append(measure.status("VmHWM"))
     import calib.train as trainer
 
     trainer.LOG_EVERY = (WARM_UP + steps) // 2

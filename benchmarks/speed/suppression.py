@@ -54,7 +54,7 @@ def standard_rows() -> list[dict[str, str]]:
         )
         kind = "class-specific" if specific else "shared"
         bound = BOUNDS[threshold] if limit or threshold else 1
-        what = f"threshold {threshold:g}, {kind} boxes, {limit or 'all'} kept"
+        what = f"class_nms above {threshold:g}, {kind} boxes, {limit or 'all'} kept"
         rows.append(row(what, "the standard path", pair, at_least=bound))
     return rows
 
@@ -85,7 +85,7 @@ def check(boxes: np.ndarray, scores: np.ndarray, threshold: float, limit: int | 
     if (scores[:, :-1] > threshold).sum() >= 1000:
         assert not differ
     if differ:
-        print(f"threshold {threshold:g}: batched_nms has {len(differ)} detections otherwise, of {len(ours[0])}")
+        print(f"above {threshold:g}: batched_nms has {len(differ)} detections otherwise, of {len(ours[0])}")
 
 
 def pass_rows() -> list[dict[str, str]]:
@@ -101,7 +101,7 @@ def pass_rows() -> list[dict[str, str]]:
             class_nms(boxes, scores)
 
     pair = compare(ours, passes, rounds=15)
-    return [row("20 images, threshold 0, shared boxes, 300 kept", "20 × scores.max()", pair, at_most=15)]
+    return [row("20 × class_nms above 0, shared boxes, 300 kept", "20 × scores.max()", pair, at_most=15)]
 
 
 def chain_rows() -> list[dict[str, str]]:
@@ -122,7 +122,7 @@ def chain_rows() -> list[dict[str, str]]:
     for block, tensor in zip(blocks, tensors, strict=True):
         np.testing.assert_array_equal(softmax(block), torch.softmax(tensor, 1, dtype=torch.float32))
     pair = compare(chain, softmaxes, rounds=15)
-    what = "10 images, two float16 blocks of logits to 300 detections"
+    what = "10 × two float16 blocks of logits to 300 detections"
     return [row(what, "torch.softmax(block, 1, dtype=float32) twice, 10 times", pair, at_most=2)]
 
 
