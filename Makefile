@@ -49,6 +49,7 @@ live: $(VENV)/frameworks
 # How fast everything is, and how cost grows: the tables and plots of docs/performance.md. Leave the machine alone meanwhile.
 BENCHMARKS = suppression detection training streaming storage extraction evaluation imports growth
 bench: $(VENV)/frameworks
+	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit; done
 	$(BIN)/python -m benchmarks.readme speed
 

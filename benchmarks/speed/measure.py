@@ -59,7 +59,7 @@ def peak_memory(function: Callable[[], object]) -> int:
 def row(
     what: str, against: str, pair: Pair, *, at_least: float | None = None, at_most: float | None = None
 ) -> dict[str, str]:
-    """A line of a table. `at_least` is reached where ours is so many times faster, `at_most` where it takes no more
+    """A line of a table. `at_least` is reached where ours is so many times as fast, `at_most` where it takes no more
     than so many times as long; without either the figure is shown and nothing promised."""
     slower = at_most is not None
     ratio = 1 / pair.ratio if slower else pair.ratio
@@ -70,7 +70,7 @@ def row(
         "against": against,
         "ours": _time(pair.ours),
         "other": _time(pair.other),
-        "ratio": _number(ratio) + ("× its time" if slower else "× faster"),
+        "ratio": _number(ratio) + ("× its time" if slower else "× as fast"),
         "reach": "" if bound is None else ("≤ " if slower else "≥ ") + f"{bound:,g}×",
         "reached": "" if bound is None else "yes" if reached else "no",
         "memory": f"{pair.ours_memory / 1e6:,.0f} : {pair.other_memory / 1e6:,.0f} MB",
