@@ -33,8 +33,8 @@ class Batch(NamedTuple):
 def batches(sampler: BiLevelSampler, features: Features, stages: int, steps: range) -> Iterator[list[Batch]]:
     """Every step's batches, one a stage. Closing the iterator, or an error in it, ends the threads that read ahead."""
 
-    # A step is read for itself, in the order of images: class by class was no faster. Four steps read at once were up to
-    # a third faster with one thread, on a small cache whose images steps share, but hold four times the memory.
+    # A step is read for itself, in the order of images: class by class was no faster. Four steps at once were read by
+    # one thread up to a third faster, on a small cache whose images they share, but hold four times the memory.
     def load(index: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[int]]:
         drawn = [sampler.step(index, stage) for stage in range(stages)]
         own = [features.is_own(step.rows) for step in drawn]
