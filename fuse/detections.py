@@ -55,6 +55,13 @@ class Detections:
     def __len__(self) -> int:
         return len(self.image_id)
 
+    @property
+    def xywh(self) -> np.ndarray:
+        """(N, 4) float64, the boxes as COCO has them."""
+        box = self.box.astype(np.float64)
+        box[:, 2:] -= box[:, :2]
+        return box
+
     def take(self, index: np.ndarray) -> Detections:
         """The detections at `index` (integers or a bool mask), in that order."""
         index = np.arange(len(self))[index]
@@ -68,13 +75,8 @@ class Detections:
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Writes LVIS results: image_id, category_id, score, bbox (xywh) and, with masks, segmentation."""
-        corner, size = (
-            self.box[:, :2].astype(np.float64),
-            np.diff(self.box.astype(np.float64).reshape(-1, 2, 2), axis=1),
-        )
-        bbox = np.concatenate([corner, size[:, 0]], axis=1).tolist()
         names = ("image_id", "category_id", "score", "bbox", "segmentation")
-        columns = [self.image_id.tolist(), self.category_id.tolist(), self.score.tolist(), bbox]
+        columns = [self.image_id.tolist(), self.category_id.tolist(), self.score.tolist(), self.xywh.tolist()]
         columns += [] if self.rle is None else [self.rle]
         records = [dict(zip(names, record, strict=False)) for record in zip(*columns, strict=True)]
         write_bytes(path, msgspec.json.encode(records))

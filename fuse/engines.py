@@ -25,7 +25,7 @@ def hotcoco_engine(dataset: dict, detections: Detections, iou_type: str) -> tupl
     detections = detections.take(_judged(dataset, detections))
     detections = detections.take(_areas(detections, iou_type) > 0)
     truth = hotcoco.COCO({**dataset})
-    columns = (detections.image_id, _xywh(detections), detections.score, detections.category_id)
+    columns = (detections.image_id, detections.xywh, detections.score, detections.category_id)
     # Columns instead of a record for each detection; the area, of the box, only matters to size bins, not read here.
     results = truth.load_res(np.column_stack(columns), segmentation=detections.rle if iou_type == "segm" else None)
     evaluation = hotcoco.LVISeval(truth, results.cap_detections_per_image(None), iou_type)
@@ -85,17 +85,10 @@ def _records(detections: Detections, iou_type: str) -> list[dict]:
     if iou_type == "segm":
         shapes = [{"segmentation": rle} for rle in detections.rle or []]
     else:
-        shapes = [{"bbox": xywh} for xywh in _xywh(detections).tolist()]
+        shapes = [{"bbox": xywh} for xywh in detections.xywh.tolist()]
     return [
         {"image_id": i, "category_id": c, "score": s, **shape} for (i, c, s), shape in zip(ids, shapes, strict=True)
     ]
-
-
-def _xywh(detections: Detections) -> np.ndarray:
-    """(N, 4) float64 boxes as COCO has them."""
-    box = detections.box.astype(np.float64)
-    box[:, 2:] -= box[:, :2]
-    return box
 
 
 def _nothing(dataset: dict, iou_type: str) -> dict:

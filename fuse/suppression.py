@@ -46,14 +46,7 @@ def candidates(
     `scores` (R, K+1), `floors` (K,) and `cut` uint32, `maxima` of `stretch_maxima`; RoI and class int32, score uint32.
     """
     rois, classes = scores.shape[0], scores.shape[1] - 1
-    size = 0
-    for r in range(rois):
-        row = scores[r, :classes]
-        for s in range(maxima.shape[1]):
-            if maxima[r, s] >= cut:
-                stretch = row[s * _STRETCH : (s + 1) * _STRETCH]
-                for i in range(stretch.size):
-                    size += stretch[i] >= cut
+    size = (maxima >= cut).sum() * _STRETCH  # room for every score of these stretches: what stays empty costs nothing
     roi, label, score, n = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint32), 0
     for r in range(rois):
         row = scores[r, :classes]

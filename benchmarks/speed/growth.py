@@ -16,12 +16,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import torchvision
 from torch.nn.functional import cross_entropy
 
 from benchmarks.speed.evaluation import annotations, detections
-from benchmarks.speed.inputs import logits, lvis_classes, proposals, softmax
+from benchmarks.speed.inputs import logits, lvis_classes, proposals
 from benchmarks.speed.measure import RESULTS, seconds
+from benchmarks.speed.suppression import standard
+from calib.scoring import softmax
 from extract import RoICache, RoIs, open_cache, write_cache
 from fuse import class_nms, detect, evaluate
 
@@ -76,14 +77,7 @@ def suppression(rois: int, classes: int) -> Iterator[tuple[str, float]]:
     yield "class_nms, 300 kept", best(lambda: class_nms(boxes, scores), 5)
     yield "class_nms, all kept", best(lambda: class_nms(boxes, scores, max_detections=None), 2)
     if rois * classes <= STANDARD_UP_TO:
-        yield "torchvision.ops.batched_nms", seconds(lambda: standard(boxes, scores))
-
-
-def standard(boxes: np.ndarray, scores: np.ndarray) -> torch.Tensor:
-    """What frameworks do: every candidate at once."""
-    roi, cls = torch.from_numpy(scores[:, :-1] > 0).nonzero(as_tuple=True)
-    box = torch.from_numpy(boxes)[roi]
-    return torchvision.ops.batched_nms(box, torch.from_numpy(scores)[roi, cls], cls, 0.5)[:300]
+        yield "torchvision.ops.batched_nms", seconds(lambda: standard(boxes, scores, 0.0, 300))
 
 
 def linear_step(classes: int) -> float:

@@ -65,12 +65,6 @@ def logits(rois: int = 1000, classes: int = 1230, seed: int = 0) -> np.ndarray:
     return np.column_stack([z, background]).astype(np.float16)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(R, K+1) float32."""
-    scores = np.exp(logits.astype(np.float32) - logits.max(1, keepdims=True).astype(np.float32))
-    return scores / scores.sum(1, keepdims=True)
-
-
 def _objects(rng: np.random.Generator, count: int = OBJECTS) -> np.ndarray:
     height, width = SIZE
     centre = rng.random((count, 2)) * (width, height)

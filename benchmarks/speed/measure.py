@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -91,6 +92,25 @@ def keep(name: str, rows: Sequence[dict[str, str]]) -> None:
         table = merged[~merged.index.duplicated()].reindex(order).reset_index()
     file.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(file, index=False)
+
+
+def files_of(*folders: Path) -> list[Path]:
+    """All files below some folders, by name."""
+    return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def drop(files: Sequence[Path]) -> None:
+    """Takes files out of the system's page cache."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def bytes_from_disk() -> int:
+    """Bytes that this process has had from the disk."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 def status(field: str) -> int:

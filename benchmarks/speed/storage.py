@@ -10,7 +10,6 @@ against `ndarray.tofile` of its features. Everything lies in a temporary folder,
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -105,10 +104,12 @@ def sampling(folder: Path) -> list[dict[str, str]]:
             cache.take("features", rows)
 
     asked = sum(map(len, steps)) * int(np.prod(FEATURE)) * 2
-    drop(_files([folder]))
-    before = _read_from_disk()
+    measure.drop(measure.files_of(folder))
+    before = measure.bytes_from_disk()
     take()
-    print(f"take: {(_read_from_disk() - before) / asked:.2f} bytes read from the disk for each that is asked for")
+    print(
+        f"take: {(measure.bytes_from_disk() - before) / asked:.2f} bytes read from the disk for each that is asked for"
+    )
     return _both('take("features"), 16 images', take, [folder / "feature"], asked)
 
 
@@ -138,7 +139,7 @@ def _both(
 ) -> list[dict[str, str]]:
     """Rows for cold and for warm files. `asked` bytes are ours, where that is not all of them; `keep` holds all in
     memory at once, as ours does."""
-    files = _files(folders)
+    files = measure.files_of(*folders)
     share = 1 if asked is None else asked / sum(file.stat().st_size for file in files)
 
     def plain() -> object:
@@ -150,32 +151,15 @@ def _both(
         times = []
         for _ in range(rounds):
             if state == "cold":
-                drop(files)
+                measure.drop(files)
             own = measure.seconds(ours)
             if state == "cold":
-                drop(files)
+                measure.drop(files)
             times.append((own, measure.seconds(plain) * share))
         times = np.array(times)
         pair = measure.Pair(*np.median(times, axis=0), float(np.median(times[:, 1] / times[:, 0])), *memory)
         rows.append(measure.row(f"{what}, {state}", "numpy.fromfile of as many bytes", pair, at_most=REACH))
     return rows
-
-
-def drop(files: Sequence[Path]) -> None:
-    """Takes files out of the system's memory."""
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _read_from_disk() -> int:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(dict(line.split(": ") for line in lines)["read_bytes"])
-
-
-def _files(folders: Sequence[Path]) -> list[Path]:
-    return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
 def _visit(cache: RoICache) -> None:

@@ -52,7 +52,7 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="streaming"))
         try:
             TrainCache(level, images_per_class=per_class).write(folder / "train.zarr")
-            size = sum(file.stat().st_size for file in _files(folder / "train.zarr" / "feature"))
+            size = sum(file.stat().st_size for file in measure.files_of(folder / "train.zarr" / "feature"))
             found = confined(folder, size // 4, kind, steps)
         finally:
             shutil.rmtree(folder)
@@ -96,12 +96,12 @@ def _child(folder: str, limit: str, kind: str, steps: str) -> None:
     cache = open_cache(str(url))
     rounds = []
     for first in range(WARM_UP + steps, WARM_UP + (ROUNDS + 1) * steps, steps):
-        _drop(url)
+        measure.drop(measure.files_of(url))
         rounds.append([_sequential(url)])
-        _drop(url)
+        measure.drop(measure.files_of(url))
         rounds[-1].append(_ahead(cache, range(first, first + steps)))
     sequential, ahead = np.median(rounds, axis=0)
-    _drop(url)
+    measure.drop(measure.files_of(url))
     clock, memory = _Clock("cpu"), []
     clock.set_postfix_str = lambda text: memory.append(measure.status("VmHWM"))
     import calib.train as trainer
@@ -133,38 +133,21 @@ def _ahead(cache: RoICache, steps: range) -> float:
     if features.in_memory:
         raise RuntimeError("the features fit in memory, nothing would be streamed")
     sampler = BiLevelSampler(cache)
-    before, started = _read_bytes(), time.perf_counter()
+    before, started = measure.bytes_from_disk(), time.perf_counter()
     for _ in batches(sampler, features, 1, steps):
         pass
-    return (time.perf_counter() - started) / (_read_bytes() - before) * 1e9
+    return (time.perf_counter() - started) / (measure.bytes_from_disk() - before) * 1e9
 
 
 def _sequential(url: Path) -> float:
     """Seconds per GB of reading the features' files one after the other."""
-    before, started = _read_bytes(), time.perf_counter()
+    before, started = measure.bytes_from_disk(), time.perf_counter()
     buffer = np.empty(1 << 23, np.uint8)
-    for file in _files(url / "feature"):
+    for file in measure.files_of(url / "feature"):
         with file.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
-    return (time.perf_counter() - started) / (_read_bytes() - before) * 1e9
-
-
-def _read_bytes() -> int:
-    """Bytes that this process has had from the disk."""
-    return int(Path("/proc/self/io").read_text().split("\nread_bytes: ")[1].split()[0])
-
-
-def _drop(folder: Path) -> None:
-    """Takes the files out of the page cache."""
-    for file in _files(folder):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    return (time.perf_counter() - started) / (measure.bytes_from_disk() - before) * 1e9
 
 
 if __name__ == "__main__":

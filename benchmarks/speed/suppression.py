@@ -170,7 +170,7 @@ def assert_equal(ours: object, other: object) -> None:
 def image(seed: int, specific: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Boxes and scores."""
     boxes = inputs.proposals(seed=seed, classes=1230 if specific else None)
-    return boxes, inputs.softmax(inputs.logits(seed=seed))
+    return boxes, softmax(inputs.logits(seed=seed))
 
 
 def masks(count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, int]:
