@@ -17,10 +17,10 @@ import extract
 from calib.heads import Head
 from calib.scoring import Original, stage_scores
 from extract.rois import RoIs
-from fuse.annotations import load_annotations
-from fuse.rows import Row, detect_rows
+from fuse.evaluation.lvis import load_annotations
+from fuse.evaluation.metrics import evaluate_rows
+from fuse.inference import Row, detect_many
 from fuse.scores import tail_classes
-from fuse.sweep import evaluate_rows
 
 ROOT = Path(__file__).parents[1]
 TAIL = 100
@@ -45,10 +45,10 @@ def main(run: Path) -> None:
     val = extract.open_cache(run / "val.zarr")
     head = calib.train_head(run / "train.zarr", head="linear", steps=2000, out=str(run / "linear"))
     tail = tail_classes(val.classes["instance_count"], TAIL)
-    folded = Folded(head, Original.of(val.detector), tail)
-    rows = {"original": Row("original"), "cat": Row("cat", head, tail=tail), "folded": Row("new", folded)}
+    folded = Folded(head, Original.from_description(val.detector), tail)
+    rows = {"original": Row("original"), "cat": Row("cat", head, tail=tail), "folded": Row("calibrated", folded)}
     truth = load_annotations(ROOT / "data" / "minilvis" / "val.json", val.images["image_id"])
-    summary, _ = evaluate_rows(truth, detect_rows(val, rows), val.classes)
+    summary, _ = evaluate_rows(truth, detect_many(val, rows), val.classes)
     table = summary.loc["segm"].iloc[:, :6].round(1)
     table.to_csv(ROOT / "benchmarks" / "results" / "folding.csv", index_label="")
     print(table.to_string())

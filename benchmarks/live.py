@@ -22,7 +22,8 @@ from torch import nn
 
 from calib.heads import Head, HeadInfo
 from extract.config import DetectorSpec
-from extract.detectors import FRAMEWORKS, Detector, Image, load_detector
+from extract.detectors import FRAMEWORKS, load_detector
+from extract.detectors.base import Detector, Image
 from fuse.live import CalibratedDetector
 
 RESULTS = Path(__file__).parent / "results" / "live.csv"
@@ -132,7 +133,7 @@ def torchvision_detector(config: Config) -> tuple[Detector, nn.Linear, int, Call
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     from extract.detectors.torchvision import TorchvisionDetector
-    from extract.devices import resolve_device
+    from extract.utils.devices import resolve_device
 
     torch.manual_seed(0)
     model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from extract import open_cache
-from extract.annotations import read_annotations
+from extract.data.annotations import read_annotations
 from extract.recall import proposal_recall
 
 ROOT = Path(__file__).parents[1]

@@ -1,16 +1,6 @@
-"""RoI caches to calibrated heads: bi-level sampling, the trainer, and methods that need no training."""
+"""RoI caches to calibrated heads: bi-level sampling, the trainer, and methods without training."""
 
 import lazy_loader
 
-# Nothing is imported before it is used, so that a command waits only for what it needs.
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=["posthoc"],
-    submod_attrs={
-        "config": ["Config"],
-        "heads": ["Head"],
-        "sampler": ["BiLevelSampler"],
-        "storage": ["load_head", "save_head"],
-        "train": ["train_head"],
-    },
-)
+# Names are imported on first use, from the modules in __init__.pyi, so that a command imports only what it needs.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

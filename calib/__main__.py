@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from calib.config import Config
-from extract import cli
+from extract.utils import cli
 
 TRAIN = cli.Command(Config, "calib.train:main")
 

@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from calib.head_io import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info
 from calib.heads import Head
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER, is_metrics_file
-from calib.storage import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info
-from extract.files import PARTIAL, write_bytes
+from extract.utils.files import PARTIAL, write_bytes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 # config.json goes last: as long as it is there, the folder is known as a head's.

@@ -6,16 +6,14 @@ Several processes share the rows among them, so that together they hold a cache 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from calib.parallel import anywhere
-from extract.distributed import rank, world_size
+from extract.utils.distributed import any_process, local_world_size, rank, world_size
+from extract.utils.memory import available_memory
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -46,7 +44,7 @@ class Features:
         for place in dict.fromkeys((device, torch.device("cpu"))):
             room = _room(place) if memory is None else memory
             # All or none, since it decides which process takes which rows.
-            if not anywhere(size > SHARE_OF_MEMORY * room, device):
+            if not any_process(size > SHARE_OF_MEMORY * room, device):
                 self.in_memory, self._matrix = True, self._load(own, place)
                 break
         self.immediate = self.in_memory and device.type == "cpu"
@@ -113,41 +111,8 @@ class Features:
         return matrix.view(-1, self._width)
 
 
-def available_memory(
-    meminfo: Path = Path("/proc/meminfo"),
-    cgroup: Path = Path("/sys/fs/cgroup"),
-    membership: Path = Path("/proc/self/cgroup"),
-) -> int:
-    """Bytes that can be used without swapping, what a container (cgroup v1 or v2) has left respected."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    if meminfo.exists():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    for folder in _groups(cgroup, membership):
-        for limit_file, usage_file, inactive in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            if (folder / limit_file).exists() and (limit := (folder / limit_file).read_text().strip()).isdigit():
-                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                # The kernel drops files that were read and not used since, so they count as free.
-                used = int((folder / usage_file).read_text()) - int(statistics[inactive])
-                limits.append(max(int(limit) - used, 0))
-    return min(limits)
-
-
-def _groups(cgroup: Path, membership: Path) -> Iterator[Path]:
-    """The folders of this process's groups and of those around them; a container may see no more than the outermost."""
-    lines = membership.read_text().splitlines() if membership.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if not controllers or "memory" in controllers.split(","):
-            root = cgroup / ("memory" if controllers else "")
-            inner = root / path.strip("/")
-            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(root))
-
-
 def _room(place: torch.device) -> float:
     """Bytes that each process of this machine may use."""
     if place.type == "cuda":
         return torch.cuda.mem_get_info(place)[0]
-    return available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return available_memory() / local_world_size()

@@ -8,9 +8,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from calib.parallel import summed
-from extract.distributed import world_size
-from extract.files import write_bytes
+from extract.utils.distributed import all_reduce_sum, world_size
+from extract.utils.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Tally:
     def take(self) -> dict[str, float]:
         """Mean loss, accuracies of foreground and background, and the number of RoIs, of all processes together;
         starts over at zero."""
-        loss, foreground, right, background, all_right = summed(self._sums).tolist()
+        loss, foreground, right, background, all_right = all_reduce_sum(self._sums).tolist()
         values = {
             "loss": loss / max(self._losses, 1) / world_size(),
             "fg_accuracy": right / max(foreground, 1),

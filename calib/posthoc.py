@@ -40,7 +40,7 @@ class Posthoc:
         self._scale = np.broadcast_to(scale, shape).astype(np.float32)
         self._shift = np.broadcast_to(shift, shape).astype(np.float32)
         self.instance_counts = tuple(cache.classes["instance_count"].tolist())
-        original = Original.of(cache.detector)
+        original = Original.from_description(cache.detector)
         self._average, self._activation = original.average, original.activation
         return self
 

@@ -121,7 +121,7 @@ class Original:
         self.average, self.activation = check_average(average), check_activation(activation)
 
     @classmethod
-    def of(cls, detector: Mapping[str, object], average: str | None = None) -> Original:
+    def from_description(cls, detector: Mapping[str, object], average: str | None = None) -> Original:
         """That of a detector's description; `average` replaces the framework's way of averaging stages."""
         return cls(average or detector.get("stage_average", "scores"), detector.get("activation", "softmax"))
 

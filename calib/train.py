@@ -19,7 +19,7 @@ import sys
 
 if __name__ == "__main__":  # before the imports below, so that --help does not wait for torch
     from calib.config import Config
-    from extract import cli
+    from extract.utils import cli
 
     sys.exit(cli.run("python -m calib.train", {"": cli.Command(Config, "calib.train:main")}))
 
@@ -38,17 +38,24 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from calib.batches import batches
 from calib.checkpoint import is_finished, load_checkpoint, prepare_folder, remove_checkpoint, save_checkpoint
 from calib.config import Config
 from calib.features import Features
+from calib.head_io import load_head, save_head
 from calib.heads import Head, Stages, build_head
+from calib.loader import batches
 from calib.metrics import MetricsLog, Tally
-from calib.parallel import anywhere, is_first, smallest, synchronised, wait
 from calib.sampler import BiLevelSampler
-from calib.storage import load_head, save_head
-from extract.devices import resolve_device
-from extract.distributed import process_group, world_size
+from extract.utils.devices import resolve_device
+from extract.utils.distributed import (
+    all_reduce_min,
+    any_process,
+    barrier,
+    distributed_data_parallel,
+    is_main_process,
+    process_group,
+    world_size,
+)
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -100,12 +107,12 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     sampler = BiLevelSampler(cache, config.classes_per_step, config.images_per_class, config.seed)
     features = Features(cache, device)
-    keeps_files = bool(config.out) and is_first()
+    keeps_files = bool(config.out) and is_main_process()
     if keeps_files:
         prepare_folder(out, config.overwrite)
-    wait()
+    barrier()
     first = load_checkpoint(out, head, optimizer, scaler) if config.out else 0
-    network = synchronised(Stages(head), device)
+    network = distributed_data_parallel(Stages(head), device)
     tally, since, logged = Tally(device), time.perf_counter(), first
 
     with (
@@ -117,7 +124,7 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
             initial=first,
             unit="step",
             desc=f"train {config.head}",
-            disable=None if is_first() else True,
+            disable=None if is_main_process() else True,
         ) as bar,
     ):
         for step, batch in enumerate(loader, first):
@@ -140,7 +147,7 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
 
             done = step + 1
             ask = world_size() == 1 or done % STOP_EVERY == 0
-            stop = ask and anywhere(interrupted.is_set(), device)
+            stop = ask and any_process(interrupted.is_set(), device)
             keep = bool(config.out) and (stop or done % config.checkpoint_every == 0)
             if done % LOG_EVERY == 0 or done == config.steps or keep:
                 record = {"step": done, "lr": config.lr_at(step), **tally.take()}
@@ -153,7 +160,7 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
                     f"loss {record['loss']:.3f}, fg {record['fg_accuracy']:.1%}, "
                     f"bg {record['bg_accuracy']:.1%}, {record['rois_per_s']:,.0f} RoIs/s"
                 )
-            if keep and done < config.steps and is_first():
+            if keep and done < config.steps and is_main_process():
                 save_checkpoint(out, done, head, optimizer, scaler, identity)
             if stop and done < config.steps:
                 if keeps_files:
@@ -186,10 +193,10 @@ def main(config: Config) -> None:
 
     if not config.out:
         raise ValueError("out is empty, expected a folder")
-    if not is_first():
+    if not is_main_process():
         logging.disable(logging.WARNING)  # the first process says it
     head = train(open_cache(config.cache), config)
-    if not is_first():
+    if not is_main_process():
         return
     parameters = sum(p.numel() for p in head.parameters())
     print(
@@ -228,7 +235,7 @@ def _explain(cache: RoICache, config: Config, sampler: BiLevelSampler, features:
         own = [rows[features.is_own(rows)] for rows in drawn]
         for stage, halves in enumerate(features.fetch(own)):
             bad = own[stage][~torch.isfinite(halves).all(1).cpu().numpy()]
-            row = smallest(int(bad.min(initial=none)), halves.device)
+            row = all_reduce_min(int(bad.min(initial=none)), halves.device)
             if row < none:
                 image = int(np.searchsorted(cache.offsets, row, side="right")) - 1
                 raise ValueError(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from extract.cli import Command, run
 from extract.config import Config, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
+from extract.utils.cli import Command, run
 
 COMMANDS = {
     "": Command(Config, "extract.extraction:command"),
-    "inspect": Command(InspectConfig, "extract.housekeeping:inspect"),
-    "verify": Command(VerifyConfig, "extract.housekeeping:verify"),
+    "inspect": Command(InspectConfig, "extract.commands:inspect"),
+    "verify": Command(VerifyConfig, "extract.commands:verify"),
     "recall": Command(RecallConfig, "extract.recall:report"),
-    "export": Command(ExportConfig, "extract.housekeeping:export_file"),
-    "import": Command(ImportConfig, "extract.housekeeping:import_file"),
+    "export": Command(ExportConfig, "extract.commands:export_file"),
+    "import": Command(ImportConfig, "extract.commands:import_file"),
 }
 
 

@@ -13,16 +13,17 @@ from itertools import chain, islice
 import numpy as np
 from tqdm import tqdm
 
-from extract.annotations import Annotations, read_annotations
-from extract.cache import RoICache, open_cache
+from extract.cache.format import CacheError, Header, open_group, row_bytes
+from extract.cache.reader import RoICache, open_cache
+from extract.cache.writer import CacheWriter, create_cache, resume_cache
 from extract.config import Config
-from extract.detectors import Detector, load_detector, registered_data
-from extract.distributed import Team, rank, world_size
-from extract.job import Extraction
-from extract.layout import CacheError, Header, open_group, row_bytes
-from extract.pipeline import Behind
+from extract.data.annotations import Annotations, read_annotations
+from extract.detectors import load_detector, registered_dataset
+from extract.detectors.base import Detector
+from extract.extractor import Extraction
 from extract.rois import RoIs
-from extract.shards import CacheWriter, create_cache, resume_cache
+from extract.utils.distributed import Coordinator, rank, world_size
+from extract.utils.prefetch import BackgroundWorker
 
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
@@ -39,41 +40,41 @@ def run(config: Config) -> RoICache | None:
     Raises ValueError or FileNotFoundError naming the file and the field; nothing is written before the detector,
     the annotations and the first images have proved readable.
     """
-    team = Team()
-    with team.alike():
+    coordinator = Coordinator()
+    with coordinator.raise_on_main_first():
         config, job, header, source = _prepare(config)
         there = None if config.overwrite or rank() else _begun(config, header)
         pending = None if rank() else _pending(job, there)
-    pending = team.told(pending)
+    pending = coordinator.broadcast(pending)
     if pending is None:
         return open_cache(config.out)
     if config.estimate and (rank() or not pending):
         return None
     # The first block is rank 0's, who makes the cache by its example.
-    share = chain([] if rank() else pending[:1], team.share(pending[1:]))
-    with Behind() as behind, closing(job.forwards(share, behind.check)) as forwards:
+    share = chain([] if rank() else pending[:1], coordinator.work_queue(pending[1:]))
+    with BackgroundWorker() as worker, closing(job.forwards(share, worker.raise_if_failed)) as forwards:
         started = time.perf_counter()
         first = [(forwarded.block, job.finish(forwarded)) for forwarded in islice(forwards, 1)]
         if first and not rank():
             _log_estimate(job, first[0][1], time.perf_counter() - started)
         if config.estimate:
             return None
-        with team.leader_first():
+        with coordinator.main_process_first():
             writer = there or (resume_cache(config.out) if rank() else _create(config, header, job, first, source))
         with _progress(job, pending) as progress:
             before = progress.n
 
             def store(block: int, rois: list[RoIs]) -> None:
                 writer.write_block(block, rois)
-                progress.update(before + team.done(len(rois)) - progress.n)
+                progress.update(before + coordinator.add_finished(len(rois)) - progress.n)
 
             while first:  # emptied, for a block is large
-                behind.do(store, *first.pop())
+                worker.submit(store, *first.pop())
             for forwarded in forwards:
-                behind.do(lambda one: store(one.block, job.finish(one)), forwarded)
-            behind.wait()
-    team.meet()
-    with team.leader_first():
+                worker.submit(lambda one: store(one.block, job.finish(one)), forwarded)
+            worker.wait()
+    coordinator.barrier()
+    with coordinator.main_process_first():
         return open_cache(config.out) if rank() else writer.finish()
 
 
@@ -109,7 +110,7 @@ def _with_files(config: Config) -> Config:
     changes = {}
     for field in ("annotations", "train_annotations"):
         name = getattr(config, field)
-        found = None if name is None or name.exists() else registered_data(config.detector, str(name))
+        found = None if name is None or name.exists() else registered_dataset(config.detector, str(name))
         if found:
             changes[field] = found[0]
             if field == "annotations" and config.images is None:
@@ -159,7 +160,7 @@ def _begun(config: Config, header: Header) -> RoICache | CacheWriter | None:
         attributes = open_group(config.out, "r").attrs.asdict()
     except FileNotFoundError:
         return None
-    ours, theirs = (_flat(asdict(h)) for h in (header, Header.of(attributes)))
+    ours, theirs = (_flat(asdict(h)) for h in (header, Header.from_attributes(attributes)))
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     keys = [key for key in keys if "version" not in key]  # a newer library reads and resumes what an older one began
     if keys:

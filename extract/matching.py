@@ -71,7 +71,7 @@ def match(
     return labels, ious, ids
 
 
-def label_rois(rois: RoIs, truth: GroundTruth, stages: Sequence[float]) -> RoIs:
+def assign_targets(rois: RoIs, truth: GroundTruth, stages: Sequence[float]) -> RoIs:
     """`rois` with labels, ious and gt_ids of every stage, each by its own proposals and matching IoU.
 
     RoIs that are ground truth come in the order of `truth`, crowds left out, stay where they are in every stage and
@@ -86,7 +86,7 @@ def label_rois(rois: RoIs, truth: GroundTruth, stages: Sequence[float]) -> RoIs:
     return replace(rois, labels=labels, ious=ious, gt_ids=ids)
 
 
-def choose_training(
+def select_training_samples(
     proposals: np.ndarray, truth: GroundTruth, threshold: float, background: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Indices, ascending, of the proposals (P, 4) that a training cache keeps.

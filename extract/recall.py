@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from extract.annotations import Annotations, read_annotations
-from extract.bins import BINS, bin_index, bin_names, edges
-from extract.cache import RoICache, open_cache
+from extract.cache.reader import RoICache, open_cache
 from extract.config import RecallConfig
+from extract.data.annotations import Annotations, read_annotations
+from extract.data.bins import BINS, bin_index, bin_names, edges
 
 LIMITS = (100, 300, 1000)
 
@@ -46,7 +46,7 @@ def proposal_recall(
         raise ValueError(f"{cache.url}: image {missing} is not in {annotations.path}")
     if list(annotations.classes["category_id"]) != list(cache.classes["category_id"]):
         raise ValueError(f"{cache.url}: has other categories than {annotations.path}")
-    objects = np.concatenate([np.r_[annotations.of(p)] for p in position])
+    objects = np.concatenate([np.r_[annotations.image_slice(p)] for p in position])
     objects = objects[~annotations.crowd[objects]]
     proposals = _results(cache, max(limits))
     index = bin_index(cache.classes["instance_count"], bins)[annotations.labels[objects]]

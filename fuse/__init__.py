@@ -2,21 +2,5 @@
 
 import lazy_loader
 
-# Nothing is imported before it is used, so that a command waits only for what it needs.
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "config": ["Config"],
-        "live_config": ["ExportConfig"],
-        "exports": ["export", "export_folded"],
-        "folding": ["folded_classifiers"],
-        "detections": ["Detections"],
-        "rows": ["Row", "detect", "detect_rows"],
-        "nms": ["class_nms"],
-        "ensembles": ["merge", "merge_image"],
-        "masks": ["encode_masks"],
-        "evaluation": ["evaluate", "per_class_ap"],
-        "scores": ["fuse_scores"],
-        "live": ["CalibratedDetector", "View"],
-    },
-)
+# Names are imported on first use, from the modules in __init__.pyi, so that a command imports only what it needs.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

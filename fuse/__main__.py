@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from extract import cli
+from extract.utils import cli
 from fuse.config import Config, EvaluateConfig, MergeConfig, SweepConfig
 from fuse.live_config import ExportConfig, PredictConfig
 
 COMMANDS = {
-    "": cli.Command(Config, "fuse.run:run"),
-    "sweep": cli.Command(SweepConfig, "fuse.run:sweep"),
-    "evaluate": cli.Command(EvaluateConfig, "fuse.run:evaluate_file"),
-    "merge": cli.Command(MergeConfig, "fuse.run:merge_files"),
-    "predict": cli.Command(PredictConfig, "fuse.predict:predict"),
-    "export": cli.Command(ExportConfig, "fuse.exports:export"),
+    "": cli.Command(Config, "fuse.commands.run:run"),
+    "sweep": cli.Command(SweepConfig, "fuse.commands.run:sweep"),
+    "evaluate": cli.Command(EvaluateConfig, "fuse.commands.run:evaluate_file"),
+    "merge": cli.Command(MergeConfig, "fuse.commands.run:merge_files"),
+    "predict": cli.Command(PredictConfig, "fuse.commands.predict:predict"),
+    "export": cli.Command(ExportConfig, "fuse.export.exporter:export"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from extract.bins import edges
+from extract.data.bins import edges
 from fuse.scores import HEADLESS, RowMode
 
 DETECTIONS = "detections.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from extract.files import write_bytes
+from extract.utils.files import write_bytes
 
 
 class _Mask(msgspec.Struct):

@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 from PIL import Image as PILImage
 
+from calib.head_io import load_head
 from calib.heads import Head
 from calib.scoring import Scorer
-from calib.storage import load_head
-from extract.detectors import Detected, Detector, Forward, Image
-from extract.images import batches_of_one_size, decode_image, mirror_back
-from fuse.ensembles import merge_image
-from fuse.nms import class_nms
-from fuse.rows import Memo, Row, boxes_of, detect_image, prepare
+from extract.data.images import batches_of_one_size, decode_image, unflip_rois
+from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections
+from fuse.inference import Row, ScoreCache, boxes_of, detect_image, prepare
+from fuse.merge import merge_image
+from fuse.ops.nms import class_nms
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Picture = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike]
+ImageLike = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike]
 """(H, W, 3) uint8 RGB array, (3, H, W) tensor of uint8 or of floats from 0 to 1, PIL image, or path of a file."""
 
 
@@ -105,7 +105,7 @@ class CalibratedDetector:
         class_nms(*none, self.row.iou_threshold, self.row.score_threshold, self.row.max_detections)
         self._views = [(view, self._seen_by(view)) for view in views]
 
-    def __call__(self, images: Picture | Iterable[Picture]) -> list[Any]:
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Any]:
         """Detections of each image, in the order of the images; a single image is a list of one.
 
         Raises FileNotFoundError or ValueError naming the image that cannot be read or has another shape.
@@ -118,9 +118,9 @@ class CalibratedDetector:
                 results[i] = result
         return results
 
-    def predict(self, images: Picture | Iterable[Picture]) -> list[tuple[Detected, np.ndarray | None]]:
+    def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[tuple[ImageDetections, np.ndarray | None]]:
         """The same in plain arrays: boxes, labels, scores, and masks (D, H, W) bool where the detector has them."""
-        return [self.detector.unpack(result) for result in self(images)]
+        return [self.detector.to_arrays(result) for result in self(images)]
 
     def _detect(self, images: list[Image]) -> list[Any]:
         passes = [self._forward(images, view, detector) for view, detector in self._views]
@@ -137,23 +137,25 @@ class CalibratedDetector:
                 )[0]
                 for parts in every
             ]
-        return first.results(found)
+        return first.to_framework(found)
 
-    def _forward(self, images: list[Image], view: View, detector: Detector) -> tuple[Forward, list[Detected]]:
+    def _forward(
+        self, images: list[Image], view: View, detector: Detector
+    ) -> tuple[ForwardOutput, list[ImageDetections]]:
         if view.flip:
             images = [Image(image.image_id, image.pixels[:, ::-1]) for image in images]
         forward, found = detector.forward(images, self.level), []
         for rois in forward.rois:
-            rois = mirror_back(rois) if view.flip else rois
-            roi, label, score = detect_image(self.row, rois, Memo(rois), self.row.score_threshold)
-            found.append(Detected(boxes_of(rois, roi, label), label, score))
+            rois = unflip_rois(rois) if view.flip else rois
+            roi, label, score = detect_image(self.row, rois, ScoreCache(rois), self.row.score_threshold)
+            found.append(ImageDetections(boxes_of(rois, roi, label), label, score))
         return forward, found
 
     def _seen_by(self, view: View) -> Detector:
         return self.detector if view.size is None else self.detector.resized(*view.size)
 
 
-def _load(index: int, picture: Picture) -> Image:
+def _load(index: int, picture: ImageLike) -> Image:
     """Image number `index` of a call as RGB pixels."""
     if isinstance(picture, str | os.PathLike):
         return Image(index, decode_image(Path(picture)))

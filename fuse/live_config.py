@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from extract.config import DetectorSpec
 from fuse.scores import Mode
 
-FOLDED_MODES = ("cat", "new")
+FOLDED_MODES = ("cat", "calibrated")
 """The modes of which there is a checkpoint with folded rows."""
 
 

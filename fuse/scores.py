@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Mode = Literal["original", "new", "avg", "cat", "cat-thr", "cat-scale"]
+Mode = Literal["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale"]
 """How `fuse_scores` combines two heads' scores."""
 RowMode = Literal[Mode, "det", "props-gt"]
-"""How a row of a table comes about; see `fuse.rows.Row`."""
+"""How a row of a table comes about; see `fuse.inference.Row`."""
 MODES, ROW_MODES = get_args(Mode), get_args(RowMode)
 HEADLESS = ("original", "props-gt")
 """The modes that need no calibrated head."""
@@ -62,14 +62,16 @@ def fuse_scores(
         raise ValueError(f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice")
     if tail.dtype != bool or tail.shape != (original.shape[1] - 1,):
         raise ValueError(f"tail is {tail.dtype} {tail.shape}, expected bool {(original.shape[1] - 1,)}")
-    if mode in ("original", "new"):
+    if mode in ("original", "calibrated"):
         return (original if mode == "original" else calibrated).copy()
     if mode == "avg":
         fused = original + calibrated
         fused /= 2
         fused[:, -1] = original[:, -1]
         return fused
-    from fuse.columns import replace_columns  # takes a second to import; a command line needs the modes' names alone
+    from fuse.ops.score_kernels import (
+        replace_columns,  # takes a second to import; a command line needs the modes' names alone
+    )
 
     threshold = threshold if mode == "cat-thr" else -np.inf
     if mode != "cat-scale":
@@ -109,7 +111,7 @@ def tail_classes(instance_count: np.ndarray, bound: float = 100) -> np.ndarray:
     return np.asarray(instance_count) < bound
 
 
-def true_label_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def oracle_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Scores of an oracle that knows each RoI's class (props-gt, Table 4): what the proposals alone allow.
 
     A RoI matched with ground truth of class c gets its foreground probability 1 - p(background) of the

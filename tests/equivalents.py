@@ -10,10 +10,10 @@ import torch
 import torchvision
 from pycocotools import mask as coco_mask
 
-from fuse.columns import replace_columns
-from fuse.masks import encode_masks
-from fuse.nms import class_nms
-from fuse.suppression import falling_order
+from fuse.ops.masks import encode_masks
+from fuse.ops.nms import class_nms
+from fuse.ops.nms_kernels import argsort_descending
+from fuse.ops.score_kernels import replace_columns
 
 
 def class_nms_numpy(boxes, scores, iou_threshold=0.5, score_threshold=0.0, max_detections=300):
@@ -80,11 +80,11 @@ def replace_columns_torch(original, calibrated, tail, threshold, scale):
     return torch.where(every, (calibrated * scale).masked_fill(calibrated < threshold, 0), original).numpy()
 
 
-def falling_order_numpy(scores):
+def argsort_descending_numpy(scores):
     return np.argsort(-scores.astype(np.int64), kind="stable").astype(np.int32)
 
 
-def falling_order_torch(scores):
+def argsort_descending_torch(scores):
     order = torch.from_numpy(scores.astype(np.int64)).argsort(descending=True, stable=True)
     return order.numpy().astype(np.int32)
 
@@ -107,6 +107,10 @@ def _iou(box, boxes):
 EQUIVALENTS = {
     "class_nms": {"numba": class_nms, "numpy": class_nms_numpy, "torch": class_nms_torch},
     "replace_columns": {"numba": replace_columns, "numpy": replace_columns_numpy, "torch": replace_columns_torch},
-    "falling_order": {"numba": falling_order, "numpy": falling_order_numpy, "torch": falling_order_torch},
+    "argsort_descending": {
+        "numba": argsort_descending,
+        "numpy": argsort_descending_numpy,
+        "torch": argsort_descending_torch,
+    },
     "encode_masks": {"numba": encode_masks, "numpy": encode_masks_numpy, "torch": encode_masks_torch},
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from extract.detectors import Detected, Detector, Image
+from extract.detectors.base import Detector, Image, ImageDetections
 from extract.rois import RoIs
-from fuse.rows import Memo, Row, boxes_of, detect_image, prepare
+from fuse.inference import Row, ScoreCache, boxes_of, detect_image, prepare
 
 
 def make_images(*sizes: tuple[int, int]) -> list[Image]:
@@ -16,14 +16,18 @@ def make_images(*sizes: tuple[int, int]) -> list[Image]:
     return [Image(i + 1, pixels.astype(np.uint8)) for i, pixels in enumerate(images)]
 
 
-def our_detections(rois: RoIs, detector: Detector, threshold: float, max_detections: int | None = 300) -> Detected:
+def our_detections(
+    rois: RoIs, detector: Detector, threshold: float, max_detections: int | None = 300
+) -> ImageDetections:
     """The original head's scores, then our suppression."""
     row = prepare(Row("original", max_detections=max_detections), detector.description, np.zeros(0))
-    roi, label, score = detect_image(row, rois, Memo(rois), threshold)
-    return Detected(boxes_of(rois, roi, label), label, score)
+    roi, label, score = detect_image(row, rois, ScoreCache(rois), threshold)
+    return ImageDetections(boxes_of(rois, roi, label), label, score)
 
 
-def assert_same_detections(ours: Detected, theirs: Detected, *, score: float = 1e-4, box: float = 5e-3) -> None:
+def assert_same_detections(
+    ours: ImageDetections, theirs: ImageDetections, *, score: float = 1e-4, box: float = 5e-3
+) -> None:
     """Equally many, equal scores in order; equal boxes and classes wherever a score is not shared by a neighbour."""
     assert len(ours.scores) == len(theirs.scores)
     np.testing.assert_allclose(ours.scores, theirs.scores, atol=score)

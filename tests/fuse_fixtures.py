@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from calib.head_io import save_head
 from calib.heads import build_head
-from calib.storage import save_head
-from extract.cache import RoICache
-from extract.convert import write_cache
+from extract.cache.hdf5 import write_cache
+from extract.cache.reader import RoICache
 from extract.rois import RoIs
 
 CLASSES = pd.DataFrame(

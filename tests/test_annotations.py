@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.annotations import AnnotationError, read_annotations
+from extract.data.annotations import AnnotationError, read_annotations
 
 LVIS = Path(__file__).parent / "data" / "lvis_v0.5_val_100.json"
 GOOD = {
@@ -39,7 +39,7 @@ def test_reads_images_and_classes_in_ascending_order(tmp_path):
     assert a.classes["frequency"].tolist() == ["f", "r"]
     assert a.classes["instance_count"].tolist() == [2, 1]
     assert a.ids.tolist() == [2, 1, 5] and a.labels.tolist() == [0, 1, 0] and a.crowd.tolist() == [0, 0, 1]
-    np.testing.assert_array_equal(a.boxes[a.of(1)], np.float32([[10, 5, 30, 35], [1.5, 2.5, 4.5, 6.5]]))
+    np.testing.assert_array_equal(a.boxes[a.image_slice(1)], np.float32([[10, 5, 30, 35], [1.5, 2.5, 4.5, 6.5]]))
     assert a.boxes[0].tolist() == [0, 0, 80, 60], "half a pixel outside is clipped"
 
 

@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 import zarr
 
-from extract import CacheError, RoIs, directshards, open_cache, shards, write_cache
-from extract.convert import export_hdf5, import_hdf5
-from extract.directshards import DirectShards
-from extract.layout import COLUMNS, HALVES_AT_ONCE, Header, all_finite
-from extract.shards import create_cache, resume_cache
+from extract import CacheError, RoIs, open_cache, write_cache
+from extract.cache import shard_io, writer
+from extract.cache.format import COLUMNS, HALVES_AT_ONCE, Header, all_finite
+from extract.cache.hdf5 import export_hdf5, import_hdf5
+from extract.cache.shard_io import ShardedArray
+from extract.cache.writer import create_cache, resume_cache
 from tests.toy_cache import toy_cache
 
 K = 5
@@ -77,12 +78,12 @@ def same(a: RoIs, b: RoIs) -> None:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Several shards to a block, several chunks to a shard, and pieces small enough for threads."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", 64 * 1024)
-    monkeypatch.setattr(shards, "CHUNK_BYTES", 600)
-    monkeypatch.setattr(directshards, "BATCH_BYTES", 2000)
-    monkeypatch.setattr(directshards, "PIECE_BYTES", 4000)
-    monkeypatch.setattr(directshards, "SMALL_BYTES", 1500)
-    monkeypatch.setattr(directshards, "PIECES_AHEAD", 3)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 64 * 1024)
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(shard_io, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(shard_io, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(shard_io, "SMALL_BYTES", 1500)
+    monkeypatch.setattr(shard_io, "PIECES_AHEAD", 3)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -178,7 +179,7 @@ def test_the_files_are_those_of_zarr(tmp_path, small_shards, monkeypatch):
     images = make_images(masks=True)
     cache = write_cache(tmp_path / "a", images, CLASSES, split="val", level="pooled")
     assert all(cache._direct.values())
-    monkeypatch.setattr(DirectShards, "of", lambda *_: None)
+    monkeypatch.setattr(ShardedArray, "from_zarr", lambda *_: None)
     zarrs = write_cache(tmp_path / "b", images, CLASSES, split="val", level="pooled")
     assert content(tmp_path / "a") == content(tmp_path / "b") and zarrs.fingerprint == cache.fingerprint
     rows = np.random.default_rng(0).integers(0, cache.offsets[-1], 300)

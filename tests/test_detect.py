@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import fuse
+from calib.head_io import load_head
 from calib.scoring import Original, softmax
-from calib.storage import load_head
-from fuse import collected, rows, threads
-from fuse.collected import Collected
+from extract.utils import prefetch as threads
+from fuse import accumulator as collected
+from fuse import inference as rows
+from fuse.accumulator import DetectionAccumulator
 from fuse.detections import Detections, top_of_groups
-from fuse.masks import encode_masks
-from fuse.nms import class_nms
-from fuse.rows import Row, detect_rows, merge_detections
+from fuse.inference import Row, detect_many, merge_detections
+from fuse.ops.masks import encode_masks
+from fuse.ops.nms import class_nms
 from fuse.scores import fuse_scores, tail_classes
 from tests.fuse_fixtures import CLASSES, annotations, tiny_cache, tiny_head
 
@@ -44,7 +46,7 @@ def assert_equal(a: Detections, b: Detections):
     assert a.rle == b.rle
 
 
-@pytest.mark.parametrize("mode", ["original", "new", "avg", "cat", "cat-thr", "cat-scale"])
+@pytest.mark.parametrize("mode", ["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale"])
 def test_detections_are_fusion_then_suppression_image_by_image(cache, mode):
     scorer = Random(0)
     found = fuse.detect(cache, scorer, mode=mode, tail=10, max_detections=20)
@@ -65,25 +67,25 @@ def test_rows_together_equal_rows_alone_and_share_scores_and_masks(cache, monkey
     monkeypatch.setattr(rows, "encode_masks", lambda *a: encoded.append(len(a[0])) or encode_masks(*a))
     scorer = Random(1)
     table = {mode: Row(mode, scorer, max_detections=15) for mode in rows.ROW_MODES}
-    together = detect_rows(cache, table)
+    together = detect_many(cache, table)
     assert scorer.calls == len(cache)
     if cache.fields["boxes"] == (4,):
         assert sum(encoded) <= cache.offsets[-1]
     for mode in rows.ROW_MODES:
         assert_equal(together[mode], fuse.detect(cache, scorer, mode=mode, max_detections=15))
-    assert detect_rows(cache, table, masks=False)["cat"].rle is None
+    assert detect_many(cache, table, masks=False)["cat"].rle is None
 
 
 def test_a_pair_of_scorers_replaces_the_original(cache):
     one, two = Random(2), Random(3)
-    assert_equal(fuse.detect(cache, (one, two), mode="original"), fuse.detect(cache, one, mode="new"))
+    assert_equal(fuse.detect(cache, (one, two), mode="original"), fuse.detect(cache, one, mode="calibrated"))
 
 
 def test_det_takes_tail_classes_from_one_detector_and_the_rest_from_the_other(cache):
     scorer = Random(4)
     options = {"max_detections": 12}
     merged = fuse.detect(cache, scorer, mode="det", tail=100, **options)
-    parts = [fuse.detect(cache, scorer, mode=mode, **options) for mode in ("original", "new")]
+    parts = [fuse.detect(cache, scorer, mode=mode, **options) for mode in ("original", "calibrated")]
     tail_ids = CLASSES["category_id"][CLASSES["instance_count"] < 100]
     for image_id in cache.images["image_id"]:
         scores = []
@@ -102,7 +104,7 @@ def test_a_cap_of_minus_one_is_none(cache, mode):
 
 
 def test_bars_are_for_terminals_only(cache, capsys):
-    detect_rows(cache, {"": Row("original")}, masks=False, progress=True)
+    detect_many(cache, {"": Row("original")}, masks=False, progress=True)
     assert capsys.readouterr().err == ""
 
 
@@ -123,21 +125,21 @@ def test_oracle_names_only_true_classes(cache):
 
 def test_per_class_keeps_the_best_of_the_data_set(cache, monkeypatch):
     scorer = Random(5)
-    everything = fuse.detect(cache, scorer, mode="new", max_detections=None)
+    everything = fuse.detect(cache, scorer, mode="calibrated", max_detections=None)
     expected = everything.top(7, "category_id")
-    assert_equal(fuse.detect(cache, scorer, mode="new", max_detections=None, per_class=7), expected)
-    prune = Collected._prune
+    assert_equal(fuse.detect(cache, scorer, mode="calibrated", max_detections=None, per_class=7), expected)
+    prune = DetectionAccumulator._prune
     monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
     calls = []
-    monkeypatch.setattr(Collected, "_prune", lambda self: calls.append(1) or prune(self))
-    assert_equal(fuse.detect(cache, scorer, mode="new", max_detections=None, per_class=7), expected)
+    monkeypatch.setattr(DetectionAccumulator, "_prune", lambda self: calls.append(1) or prune(self))
+    assert_equal(fuse.detect(cache, scorer, mode="calibrated", max_detections=None, per_class=7), expected)
     assert len(calls) > 1
 
 
 def test_a_cap_and_the_best_of_each_class_go_together(cache, monkeypatch):
     monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
-    everything = fuse.detect(cache, Random(5), mode="new", max_detections=8)
-    found = fuse.detect(cache, Random(5), mode="new", max_detections=8, per_class=2)
+    everything = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8)
+    found = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8, per_class=2)
     assert_equal(found, everything.top(2, "category_id"))
 
 
@@ -151,7 +153,7 @@ def test_images_side_by_side_give_what_one_after_the_other_does(cache, monkeypat
     row = rows.prepare(Row("cat", scorer, max_detections=None), cache.detector, CLASSES["instance_count"].to_numpy())
     expected = []
     for rois in cache:
-        roi, cls, score = rows.detect_image(row, rois, rows.Memo(rois), 0.0)
+        roi, cls, score = rows.detect_image(row, rois, rows.ScoreCache(rois), 0.0)
         expected.append((np.full(len(roi), rois.image_id), CLASSES["category_id"].to_numpy()[cls], score))
     image_id, category_id, score = map(np.concatenate, zip(*expected, strict=True))
     best = slice(None) if per_class is None else top_of_groups(category_id, score, per_class)
@@ -165,10 +167,10 @@ def test_images_side_by_side_give_what_one_after_the_other_does(cache, monkeypat
 def test_floors_that_threads_read_late_change_nothing(cache, monkeypatch):
     """Every image is detected with the floors from before the first."""
     monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
-    expected = fuse.detect(cache, Random(9), mode="new", max_detections=None, per_class=3)
-    monkeypatch.setattr(rows, "in_order", lambda work, count: iter([work(i) for i in range(count)]))
+    expected = fuse.detect(cache, Random(9), mode="calibrated", max_detections=None, per_class=3)
+    monkeypatch.setattr(rows, "parallel_map", lambda work, count: iter([work(i) for i in range(count)]))
     monkeypatch.setattr(rows, "closing", nullcontext)
-    assert_equal(fuse.detect(cache, Random(9), mode="new", max_detections=None, per_class=3), expected)
+    assert_equal(fuse.detect(cache, Random(9), mode="calibrated", max_detections=None, per_class=3), expected)
 
 
 def test_columns_that_no_row_needs_are_not_read(cache, monkeypatch):
@@ -186,7 +188,7 @@ def test_columns_that_no_row_needs_are_not_read(cache, monkeypatch):
 def test_only_a_few_images_are_in_memory_at_once(monkeypatch):
     monkeypatch.setattr(threads, "_cpus", lambda: 2)
     begun = []
-    for i, value in enumerate(threads.in_order(lambda i: begun.append(i) or i, 20)):
+    for i, value in enumerate(threads.parallel_map(lambda i: begun.append(i) or i, 20)):
         assert value == i and len(begun) <= i + 2 * 2
     assert len(begun) == 20
 
@@ -202,7 +204,7 @@ def test_the_first_image_that_fails_is_named_and_no_other_is_begun(monkeypatch):
         return i
 
     with pytest.raises(ValueError, match="image 3"):
-        list(threads.in_order(work, 1000))
+        list(threads.parallel_map(work, 1000))
     assert len(begun) < 20
 
 
@@ -232,7 +234,7 @@ def test_a_cascade_with_a_trained_head(tmp_path):
     ("scorer", "options", "message"),
     [
         (None, {}, "mode 'cat' needs a calibrated scorer"),
-        (Random(0), {"mode": "concat"}, "mode is 'concat', expected one of original, new"),
+        (Random(0), {"mode": "concat"}, "mode is 'concat', expected one of original, calibrated"),
         (Random(0, classes=9), {}, r"image 7, row 'cat': scorer 'random 0' gave scores of shape \(18, 10\)"),
         (Random(0), {"score_threshold": -1}, "score_threshold"),
         (Random(0), {"tail": np.zeros(3, bool)}, r"tail is bool \(3,\)"),
@@ -248,8 +250,8 @@ def test_nan_scores_name_the_image(cache):
         def scores(self, rois):
             return super().scores(rois) * np.nan
 
-    with pytest.raises(ValueError, match="image 7, row 'new': scores contain NaN"):
-        fuse.detect(cache, Broken(0), mode="new")
+    with pytest.raises(ValueError, match="image 7, row 'calibrated': scores contain NaN"):
+        fuse.detect(cache, Broken(0), mode="calibrated")
 
 
 def test_json_round_trip_is_exact(cache, tmp_path):
@@ -292,7 +294,7 @@ def test_missing_results(tmp_path):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("extract.files.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("extract.utils.files.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         fuse.detect(cache, Random(6), masks=False).to_json(tmp_path / "out" / "d.json")
     assert list((tmp_path / "out").iterdir()) == []

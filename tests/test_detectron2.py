@@ -19,12 +19,13 @@ from torchvision.ops import nms
 
 import extract
 from extract.__main__ import COMMANDS
-from extract.annotations import read_annotations
-from extract.cli import run as run_command
 from extract.config import DetectorSpec
-from extract.detectors import Detected, Image, load_detector, registered_data
-from extract.images import read_image
+from extract.data.annotations import read_annotations
+from extract.data.images import read_image
+from extract.detectors import load_detector, registered_dataset
+from extract.detectors.base import Image, ImageDetections
 from extract.matching import GroundTruth, match
+from extract.utils.cli import run as run_command
 from extract.verify import forward as layers_forward
 from extract.verify import worst_logit_error
 from fuse import class_nms
@@ -179,7 +180,7 @@ class Made:
             predictor.test_score_thresh = threshold
         return self
 
-    def detections(self, image: Image) -> Detected:
+    def detections(self, image: Image) -> ImageDetections:
         """The framework's, before it leaves out boxes without area, in pixels of the image."""
         with torch.no_grad():
             pixels = image.pixels[:, :, ::-1] if self.predictor.input_format == "BGR" else image.pixels
@@ -188,9 +189,9 @@ class Made:
             (found,) = self.predictor.model.inference([{"image": tensor}], do_postprocess=False)
         height, width = (o / r for o, r in zip(image.pixels.shape, found.image_size, strict=False))
         boxes = found.pred_boxes.tensor * torch.tensor([width, height, width, height])
-        return Detected(boxes.numpy(), found.pred_classes.numpy(), found.scores.numpy())
+        return ImageDetections(boxes.numpy(), found.pred_classes.numpy(), found.scores.numpy())
 
-    def results(self, image: Image) -> Instances:
+    def to_framework(self, image: Image) -> Instances:
         """What the framework's predictor returns."""
         return self.predictor(image.pixels[:, :, ::-1])["instances"]
 
@@ -279,9 +280,9 @@ def test_results_are_what_the_predictor_returns(kind, made, detector_of):
     detector, framework = detector_of(kind), made(kind).at(0.2)
     images = make_images(SIZE, SIZE)
     forward = detector.forward(images, "logits")
-    results = forward.results([our_detections(rois, detector, 0.2) for rois in forward.rois])
+    results = forward.to_framework([our_detections(rois, detector, 0.2) for rois in forward.rois])
     for image, result in zip(images, results, strict=True):
-        ours, theirs = result["instances"], framework.results(image)
+        ours, theirs = result["instances"], framework.to_framework(image)
         assert list(result) == ["instances"] and ours.get_fields().keys() == theirs.get_fields().keys()
         assert len(ours) == len(theirs) > 3 and ours.image_size == theirs.image_size == SIZE
         torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, atol=5e-3, rtol=0)
@@ -361,7 +362,7 @@ def test_no_proposals_and_no_detections_at_all(kind, detector_of):
     forward = detector.forward(make_images(SIZE), "pooled", lambda i, p: (np.empty(0, int), np.empty((0, 4))))
     (rois,) = forward.rois
     assert len(rois) == 0 and rois.boxes.shape == ((0, CLASSES, 4) if kind == "class-specific" else (0, 4))
-    (result,) = forward.results([our_detections(rois, detector, 0.0)])
+    (result,) = forward.to_framework([our_detections(rois, detector, 0.0)])
     assert len(result["instances"]) == 0 and result["instances"].pred_masks.shape == (0, *SIZE)
     if detector.has_masks:
         assert len(forward.masks()[0]) == 0
@@ -487,7 +488,7 @@ def test_cache_of_a_cascade(split, tiny, tiny_cascade, tmp_path):
     annotations, later = read_annotations(tiny.data / f"{split}.json"), 0
     for rois in cache:
         position = int(np.searchsorted(annotations.image_ids, rois.image_id))
-        of = annotations.of(position)
+        of = annotations.image_slice(position)
         objects = (getattr(annotations, name)[of] for name in ("boxes", "labels", "ids", "crowd"))
         truth = GroundTruth(*objects, exhaustive=bool(annotations.exhaustive[position]))
         own = ~rois.is_gt
@@ -547,11 +548,11 @@ def test_data_sets_by_name(tiny, tiny_cascade, tmp_path):
         flags = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         assert run_command("python -m extract", COMMANDS, [*flags, "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.6"]) == 0
         assert extract.open_cache(str(tmp_path / "cache")).detector["nms_iou"] == 0.6
-        assert registered_data("detectron2", names["val"]) == (tiny.data / "val.json", tiny.data / "val")
-        assert registered_data("detectron2", "nowhere") is None
+        assert registered_dataset("detectron2", names["val"]) == (tiny.data / "val.json", tiny.data / "val")
+        assert registered_dataset("detectron2", "nowhere") is None
         DatasetCatalog.register("test_detectron2_function", list)
         with pytest.raises(ValueError, match="'test_detectron2_function' of detectron2's catalog has no json_file"):
-            registered_data(f"detectron2:{PROJECT}", "test_detectron2_function")
+            registered_dataset(f"detectron2:{PROJECT}", "test_detectron2_function")
     finally:
         for name in (*names.values(), "test_detectron2_function"):
             DatasetCatalog.pop(name, None)

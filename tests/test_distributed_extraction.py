@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import extract
-from extract.distributed import Team, local_rank, process_group, rank, world_size
-from extract.layout import IMAGES_PER_BLOCK, open_group
-from extract.shards import resume_cache
+from extract.cache.format import IMAGES_PER_BLOCK, open_group
+from extract.cache.writer import resume_cache
+from extract.utils.distributed import Coordinator, local_rank, process_group, rank, world_size
 from tests.conftest import CLASSES, Tiny
 from tests.test_extraction import flags, folder_bytes
 
@@ -107,7 +107,7 @@ def test_blocks_share_no_file(whole):
 
 
 def test_a_process_alone_needs_no_team(monkeypatch):
-    team = Team()
+    team = Coordinator()
     with team.leader_first(), process_group("cpu"):
         assert (rank(), local_rank(), world_size()) == (0, 0, 1)
     assert team.told(3) == 3 and list(team.share([1, 2])) == [1, 2] and [team.done(4), team.done(5)] == [4, 9]

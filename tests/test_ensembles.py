@@ -13,10 +13,10 @@ import pytest
 
 import extract
 import fuse
-from extract.detectors import Detected
+from extract.detectors.base import ImageDetections
 from fuse.__main__ import main
 from fuse.detections import Detections
-from fuse.nms import class_nms, labelled_nms
+from fuse.ops.nms import batched_nms, class_nms
 from tests.conftest import CLASSES, Tiny
 from tests.fuse_fixtures import SIZE, write_tiny
 
@@ -37,14 +37,14 @@ def joined_nms_numpy(parts, iou_threshold, max_detections):
     return np.array(kept[:max_detections], np.int64)
 
 
-def random_part(rng: np.random.Generator, count: int, classes: int = K) -> Detected:
+def random_part(rng: np.random.Generator, count: int, classes: int = K) -> ImageDetections:
     """Boxes on a coarse grid, for overlaps on the threshold, and scores in few steps, for ties and zeros."""
     corner = rng.integers(0, 6, (count, 2))
     boxes = np.concatenate([corner, corner + rng.integers(1, 5, (count, 2))], axis=1).astype(np.float32)
-    return Detected(boxes, rng.integers(0, classes, count), (rng.integers(0, 9, count) / 8).astype(np.float32))
+    return ImageDetections(boxes, rng.integers(0, classes, count), (rng.integers(0, 9, count) / 8).astype(np.float32))
 
 
-def as_detections(part: Detected, image_id: int = 7, masks: bool = False) -> Detections:
+def as_detections(part: ImageDetections, image_id: int = 7, masks: bool = False) -> Detections:
     """Category ids 10, 20 …; a mask that tells which detection it is of."""
     rle = [{"size": list(SIZE), "counts": f"{image_id}:{s}:{b}"} for s, b in zip(part.scores, part.boxes, strict=True)]
     ids = np.full(len(part.labels), image_id)
@@ -74,7 +74,7 @@ def test_suppression_equals_that_of_a_score_for_every_class(limit):
     part = random_part(np.random.default_rng(0), 600, classes=70)
     dense = np.zeros((600, 71), np.float32)
     dense[np.arange(600), part.labels] = part.scores
-    index = labelled_nms(*part, 70, 0.5, limit)
+    index = batched_nms(*part, 70, 0.5, limit)
     roi, cls, score = class_nms(part.boxes, dense, 0.5, 0.0, limit)
     np.testing.assert_array_equal(index, roi)
     np.testing.assert_array_equal(part.labels[index], cls)
@@ -82,7 +82,7 @@ def test_suppression_equals_that_of_a_score_for_every_class(limit):
 
 
 def test_of_equals_the_earlier_part_is_kept():
-    one = Detected(np.array([[0, 0, 4, 4]], np.float32), np.array([2]), np.array([0.5], np.float32))
+    one = ImageDetections(np.array([[0, 0, 4, 4]], np.float32), np.array([2]), np.array([0.5], np.float32))
     nearly = one._replace(boxes=one.boxes + np.float32(0.25))
     for parts in ([one, nearly], [nearly, one]):
         merged, origin = fuse.merge_image(parts, K)
@@ -90,7 +90,7 @@ def test_of_equals_the_earlier_part_is_kept():
 
 
 def test_weights_of_suppression_decide_who_wins():
-    one = Detected(np.array([[0, 0, 4, 4]], np.float32), np.array([2]), np.array([0.5], np.float32))
+    one = ImageDetections(np.array([[0, 0, 4, 4]], np.float32), np.array([2]), np.array([0.5], np.float32))
     other = one._replace(scores=np.array([0.75], np.float32))
     assert fuse.merge_image([one, other], K)[1].tolist() == [1]
     merged, origin = fuse.merge_image([one, other], K, weights=(2, 1))
@@ -99,8 +99,8 @@ def test_weights_of_suppression_decide_who_wins():
 
 def test_fusion_averages_what_overlaps_and_lowers_what_stands_alone():
     boxes = np.array([[10, 10, 20, 20], [40, 10, 50, 30]], np.float32)
-    one = Detected(boxes, np.array([1, 3]), np.array([0.6, 0.8], np.float32))
-    other = Detected(boxes[:1] + np.float32(1), np.array([1]), np.array([0.2], np.float32))
+    one = ImageDetections(boxes, np.array([1, 3]), np.array([0.6, 0.8], np.float32))
+    other = ImageDetections(boxes[:1] + np.float32(1), np.array([1]), np.array([0.2], np.float32))
     merged, origin = fuse.merge_image([one, other], K, method="wbf", size=SIZE)
     assert origin is None and merged.labels.tolist() == [1, 3] and merged.labels.dtype == np.int64
     np.testing.assert_allclose(merged.scores, [0.4, 0.4], rtol=1e-6)  # the mean; half of what one of two found
@@ -114,10 +114,10 @@ def test_fusion_averages_what_overlaps_and_lowers_what_stands_alone():
 def test_fusion_of_what_the_library_would_warn_of():
     """Boxes over the edge are clipped; ones without area or score are left out. Warnings are errors here."""
     boxes = np.array([[-5, -5, 10, 10], [60, 40, 70, 50], [3, 3, 3, 9], [80, 0, 90, 9], [1, 1, 9, 9]], np.float32)
-    part = Detected(boxes, np.arange(5), np.array([0.5, 0.4, 0.3, 0.2, 0], np.float32))
+    part = ImageDetections(boxes, np.arange(5), np.array([0.5, 0.4, 0.3, 0.2, 0], np.float32))
     merged, _ = fuse.merge_image([part, part], K, method="wbf", size=SIZE)
     np.testing.assert_allclose(merged.boxes, [[0, 0, 10, 10], [60, 40, 64, 48]], rtol=1e-6)
-    nothing = Detected(*(column[:0] for column in part))
+    nothing = ImageDetections(*(column[:0] for column in part))
     merged, _ = fuse.merge_image([nothing, nothing], K, method="wbf", size=SIZE)
     assert [column.shape for column in merged] == [(0, 4), (0,), (0,)]
 
@@ -231,7 +231,7 @@ def results(tiny: Tiny, tmp_path_factory) -> dict[str, Path]:
         cache = extract.run(tiny.config("val", folder / f"{name}.zarr", **changes))
         arguments = ["--cache", cache.url, "--annotations", str(tiny.data / "val.json"), "--out", str(folder / name)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fuse.run._report_writer", lambda: None)  # drawing would take longest
+            patch.setattr("fuse.commands.run._report_writer", lambda: None)  # drawing would take longest
             assert main([*arguments, "--mode", "original", "--max-detections", "100"]) == 0
         files[name] = folder / name / "detections.json"
     return files
@@ -249,7 +249,7 @@ def assert_joined(merged: Detections, parts: list[Detections]):
     for image_id in np.unique(every.image_id):
         views = [part.take(part.image_id == image_id) for part in parts]
         expected = joined(views)
-        kept = joined_nms_numpy([Detected(v.box, v.category_id, v.score) for v in views], 0.5, 150)
+        kept = joined_nms_numpy([ImageDetections(v.box, v.category_id, v.score) for v in views], 0.5, 150)
         expected, found = expected.take(kept), merged.take(merged.image_id == image_id)
         for name in ("category_id", "score", "box"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
@@ -279,7 +279,7 @@ def test_augmentation_at_test_time_from_caches(tiny, results, tmp_path, capsys):
 
 
 def fuse_classes(tiny: Tiny) -> pd.DataFrame:
-    from extract.annotations import read_annotations
+    from extract.data.annotations import read_annotations
 
     return read_annotations(tiny.data / "train.json").classes
 

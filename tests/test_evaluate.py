@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 from pycocotools import mask as coco_mask
 
-from fuse.annotations import load_annotations
 from fuse.detections import Detections
-from fuse.engines import lvis_engine
-from fuse.evaluation import bootstrap_intervals, evaluate, evaluated_classes, per_class_ap, summarize
+from fuse.evaluation.engines import lvis_engine
+from fuse.evaluation.lvis import load_annotations
+from fuse.evaluation.metrics import bootstrap_intervals, evaluate, evaluated_classes, per_class_ap, summarize
 from tests.fuse_fixtures import CLASSES, annotations
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
 
 
 def test_fixed_ap_takes_the_best_of_each_class_over_the_data_set(classes, images, detections, monkeypatch):
-    monkeypatch.setattr("fuse.evaluation.FIXED_PER_CLASS", 3)
+    monkeypatch.setattr("fuse.evaluation.metrics.FIXED_PER_CLASS", 3)
     kept = detections.top(3, "category_id")
     assert len(kept) < len(detections)
     fixed = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, fixed=True)
@@ -314,7 +314,7 @@ def test_annotations_without_area_are_left_out_whatever_their_shape():
 
 def test_loaded_annotations_are_restricted_without_another_look(monkeypatch):
     loaded = load_annotations(annotations())
-    monkeypatch.setattr("fuse.annotations._checked", None)
+    monkeypatch.setattr("fuse.evaluation.lvis._checked", None)
     assert load_annotations(loaded) is loaded
     part = load_annotations(loaded, [7, 17])
     assert [i["id"] for i in part["images"]] == [7, 17] and [a["id"] for a in part["annotations"]] == [1, 2, 3, 4, 5, 6]
@@ -373,7 +373,7 @@ class Refuse:
         if name.split(".")[0] in {refused}:
             raise ModuleNotFoundError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Refuse())
-from fuse.engines import _import_lvis
+from fuse.evaluation.engines import _import_lvis
 lvis = _import_lvis()
 assert lvis.LVISEval and not hasattr(lvis, "LVISVis") and "lvis.vis" not in sys.modules
 """

@@ -15,7 +15,7 @@ import extract
 import fuse
 from calib.heads import Head
 from extract.detectors import load_detector
-from fuse.exports import export
+from fuse.export.exporter import export
 from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration
 from tests import frameworks
@@ -78,7 +78,7 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
     detect = loaded_by_the_framework(name, out, spec)
     for image in make_images((96, 144), (112, 112)):
         ((expected, masks),) = live.predict(image.pixels)
-        found, own_masks = detector.unpack(detect(image.pixels))
+        found, own_masks = detector.to_arrays(detect(image.pixels))
         assert_same_detections(found, expected)
         assert (masks is None) == (own_masks is None)
         if masks is not None:
@@ -96,7 +96,9 @@ def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):
     for scorer in (calib.posthoc.NorCal().fit(cache), calib.posthoc.TauNorm(0.5).fit(cache)):
         fuse.export_folded(detector, scorer, tmp_path / "stock.pth")
         stock = load_detector(replace(spec, weights=tmp_path / "stock.pth"))
-        ((expected, _),) = CalibratedDetector(detector, scorer, mode="new").predict(make_images((96, 144))[0].pixels)
+        ((expected, _),) = CalibratedDetector(detector, scorer, mode="calibrated").predict(
+            make_images((96, 144))[0].pixels
+        )
         ((found, _),) = CalibratedDetector(stock, mode="original").predict(make_images((96, 144))[0].pixels)
         assert_same_detections(found, expected)
 
@@ -118,11 +120,11 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
         np.testing.assert_allclose(after[-1][0][:-1][tail], stage[-1].weight[:-1][tail].detach(), atol=1e-6)
         np.testing.assert_allclose(after[-1][1][:-1][tail], stage[-1].bias[:-1][tail].detach(), atol=1e-6)
         np.testing.assert_array_equal(after[-1][1][-1], before[-1][1][-1])
-    export(replace(config, mode="new", out=tmp_path / "new"))
-    stock = load_detector(replace(spec, weights=tmp_path / "new" / "model.pth"))
+    export(replace(config, mode="calibrated", out=tmp_path / "calibrated"))
+    stock = load_detector(replace(spec, weights=tmp_path / "calibrated" / "model.pth"))
     picture = make_images((96, 144))[0].pixels
     ((found, _),) = CalibratedDetector(stock, mode="original").predict(picture)
-    ((expected, _),) = CalibratedDetector(load_detector(spec), head, mode="new").predict(picture)
+    ((expected, _),) = CalibratedDetector(load_detector(spec), head, mode="calibrated").predict(picture)
     assert_same_detections(found, expected)
     with pytest.raises(ValueError, match="model.pth: exists; give another folder"):
         export(config)
@@ -160,8 +162,8 @@ def test_options_replace_those_of_the_detector(setting):
     _, spec, heads, _ = setting
     head, description = calib.load_head(heads["linear"]), load_detector(spec).description
     options = {"mode": "cat", "threshold": 0.0, "scale": 0.0, "score_threshold": 0.0, "max_detections": 9}
-    own = Calibration.of(head, description, **options)
-    other = Calibration.of(head, description, average="logits", iou_threshold=0.0, **options)
+    own = Calibration.from_head(head, description, **options)
+    other = Calibration.from_head(head, description, average="logits", iou_threshold=0.0, **options)
     assert own.iou_threshold == description["nms_iou"] and own.original_average == description["stage_average"]
     assert (other.iou_threshold, other.original_average, other.calibrated_average) == (0.0, "logits", "logits")
 

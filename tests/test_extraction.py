@@ -16,16 +16,17 @@ import calib
 import extract
 import fuse
 from extract.__main__ import COMMANDS
-from extract.annotations import Annotations, read_annotations
-from extract.cli import run as run_command
-from extract.detectors import Image, load_detector
-from extract.images import mirror_boxes, read_image
-from extract.job import Extraction
-from extract.layout import IMAGES_PER_BLOCK
+from extract.cache.format import IMAGES_PER_BLOCK
+from extract.cache.writer import CacheWriter, create_cache
+from extract.data.annotations import Annotations, read_annotations
+from extract.data.images import flip_boxes, read_image
+from extract.detectors import load_detector
+from extract.detectors.base import Image
+from extract.extractor import Extraction
 from extract.matching import GroundTruth, match
-from extract.pipeline import ahead
 from extract.recall import proposal_recall
-from extract.shards import CacheWriter, create_cache
+from extract.utils.cli import run as run_command
+from extract.utils.prefetch import prefetch
 from extract.verify import forward, layers_on_features, worst_logit_error
 from tests.conftest import CLASSES
 
@@ -51,7 +52,7 @@ def flags(config: extract.Config) -> list[str]:
 
 
 def truth_of(annotations: Annotations, position: int) -> GroundTruth:
-    of = annotations.of(position)
+    of = annotations.image_slice(position)
     return GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
 
 
@@ -77,7 +78,7 @@ def test_train_cache_keeps_objects_matches_and_some_background(tiny, caches):
     annotations, cache = read_annotations(tiny.data / "train.json"), caches["train"]
     assert 0 < cache.images["flipped"].mean() < 1
     for position, rois in enumerate(cache):
-        of = annotations.of(position)
+        of = annotations.image_slice(position)
         assert rois.gt_ids[rois.is_gt, 0].tolist() == annotations.ids[of].tolist()
         assert rois.labels[rois.is_gt, 0].tolist() == annotations.labels[of].tolist()
         np.testing.assert_allclose(rois.proposals[rois.is_gt, 0], annotations.boxes[of], atol=1e-3)
@@ -122,7 +123,7 @@ def test_mirrored_images_come_back_in_the_coordinates_of_the_original(tiny, tmp_
     for a, b in zip(extract.run(config), extract.run(mirrored), strict=True):
         assert a.flipped and not b.flipped
         np.testing.assert_array_equal(a.features, b.features)
-        np.testing.assert_allclose(a.boxes, mirror_boxes(b.boxes, b.width), atol=1e-3)
+        np.testing.assert_allclose(a.boxes, flip_boxes(b.boxes, b.width), atol=1e-3)
         np.testing.assert_array_equal(a.masks, b.masks[:, :, ::-1])
 
 
@@ -151,7 +152,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
         extract.run(broken)
     with pytest.raises(extract.CacheError, match="not finished, 16 of 30 images are done"):
         extract.open_cache(broken.out)
-    assert not [t for t in threading.enumerate() if t.name.startswith(("ahead", "behind"))]
+    assert not [t for t in threading.enumerate() if t.name.startswith(("prefetch", "behind"))]
     monkeypatch.undo()
     extract.run(broken)
     assert folder_bytes(tmp_path / "whole") == folder_bytes(tmp_path / "broken")
@@ -205,7 +206,7 @@ def test_reading_ahead_keeps_the_order_and_stops_where_it_fails():
             raise ValueError("seven")
         return 10 * item
 
-    results = ahead(read, range(100), threads=4, depth=3)
+    results = prefetch(read, range(100), threads=4, depth=3)
     assert [next(results) for _ in range(7)] == [0, 10, 20, 30, 40, 50, 60]
     with pytest.raises(ValueError, match="seven"):
         next(results)
@@ -312,7 +313,7 @@ BAD_INPUT = {
     ),
     "fewer categories": (
         lambda t, p: change_json(t, p, lambda c: c["categories"].append({"id": 9999, "name": "new"})),
-        "categories of .* differ in 1 entries, such as 9999 'new', which only .*val.json has",
+        "categories of .* differ in 1 entries, such as 9999 'calibrated', which only .*val.json has",
     ),
     "negative size": (lambda t, p: {"proposals": 0}, "proposals is 0, expected at least 1"),
     "flip": (lambda t, p: {"flip": 1.5}, r"flip is 1.5, expected a probability in \[0, 1\]"),

@@ -16,17 +16,18 @@ import calib
 import extract
 import fuse
 import fuse.__main__
-from extract.annotations import read_annotations
-from extract.detectors import Detected, load_detector
-from extract.images import mirror_boxes, read_image
-from fuse.ensembles import merge_image
+from extract.data.annotations import read_annotations
+from extract.data.images import flip_boxes, read_image
+from extract.detectors import load_detector
+from extract.detectors.base import ImageDetections
 from fuse.live import CalibratedDetector, View
 from fuse.live_config import PredictConfig
+from fuse.merge import merge_image
 from tests import frameworks
 from tests.conftest import CLASSES
 from tests.exactness import assert_same_detections
 
-MODES = ["original", "new", "avg", "cat", "cat-thr", "cat-scale", "det"]
+MODES = ["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale", "det"]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,9 @@ def setting(tiny, tmp_path_factory):
     return load_detector(config), val, folder / "head", pictures
 
 
-def of_image(detections: fuse.Detections, val: extract.RoICache, position: int) -> Detected:
+def of_image(detections: fuse.Detections, val: extract.RoICache, position: int) -> ImageDetections:
     part = detections.take(detections.image_id == val.images["image_id"][position])
-    return Detected(part.box, np.searchsorted(val.classes["category_id"], part.category_id), part.score)
+    return ImageDetections(part.box, np.searchsorted(val.classes["category_id"], part.category_id), part.score)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -69,8 +70,8 @@ def test_live_runs_the_functions_of_the_offline_path(setting, mode, tmp_path):
     head = calib.load_head(head)
     live = CalibratedDetector(detector, head, mode=mode, tail=4)
     forward = detector.forward([fuse.live._load(0, pictures[0])], live.level)
-    row = fuse.rows.prepare(fuse.Row(mode, head, tail=4), val.detector, val.classes["instance_count"].to_numpy())
-    roi, label, score = fuse.rows.detect_image(row, forward.rois[0], fuse.rows.Memo(forward.rois[0]), 0.0)
+    row = fuse.inference.prepare(fuse.Row(mode, head, tail=4), val.detector, val.classes["instance_count"].to_numpy())
+    roi, label, score = fuse.inference.detect_image(row, forward.rois[0], fuse.inference.ScoreCache(forward.rois[0]), 0.0)
     ((detected, _),) = live.predict(pictures[:1])
     np.testing.assert_array_equal(detected.scores, score)
     np.testing.assert_array_equal(detected.labels, label)
@@ -105,7 +106,7 @@ def test_original_alone_is_the_framework(setting):
         (expected,) = detector.model([tensor])
     (result,) = CalibratedDetector(detector, mode="original")(tensor)
     assert result.keys() == expected.keys()
-    ours, theirs = detector.unpack(result), detector.unpack(expected)
+    ours, theirs = detector.to_arrays(result), detector.to_arrays(expected)
     assert_same_detections(ours[0], theirs[0])
 
 
@@ -134,8 +135,8 @@ def test_views_are_detected_each_and_joined(setting):
         picture = pictures[0][:, ::-1] if view.flip else pictures[0]
         seen = detector if view.size is None else detector.resized(*view.size)
         ((part, _),) = CalibratedDetector(seen, head, max_detections=40).predict(picture)
-        boxes = mirror_boxes(part.boxes, 112) if view.flip else part.boxes
-        parts.append(Detected(boxes, part.labels, part.scores))
+        boxes = flip_boxes(part.boxes, 112) if view.flip else part.boxes
+        parts.append(ImageDetections(boxes, part.labels, part.scores))
     expected, _ = merge_image(parts, CLASSES, iou_threshold=0.5, max_detections=40)
     assert_same_detections(joined, expected)
     assert masks.shape == (40, 112, 112)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.matching import GroundTruth, box_iou, choose_training, match
+from extract.matching import GroundTruth, box_iou, match, select_training_samples
 
 K = 9
 
@@ -74,7 +74,7 @@ def test_background_inside_a_crowd_is_not_known():
 def test_training_choice(seed, background):
     rng = np.random.default_rng(seed)
     boxes, truth = random_boxes(rng, 40), truth_of(random_boxes(rng, 3))
-    keep = choose_training(boxes, truth, 0.5, background, np.random.default_rng(seed))
+    keep = select_training_samples(boxes, truth, 0.5, background, np.random.default_rng(seed))
     labels, ious, _ = match(boxes, truth, 0.5, K)
     eligible = (labels == K) & (ious >= 0.1)
     assert (np.diff(keep) > 0).all()

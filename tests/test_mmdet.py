@@ -17,9 +17,10 @@ from torchvision.ops import nms
 import extract
 from benchmarks import mmcv_ext
 from calib.scoring import Original
-from extract.annotations import read_annotations
 from extract.config import DetectorSpec
-from extract.detectors import Detected, load_detector
+from extract.data.annotations import read_annotations
+from extract.detectors import load_detector
+from extract.detectors.base import ImageDetections
 from extract.matching import GroundTruth, match
 from extract.verify import LOGIT_TOLERANCE, worst_logit_error
 from fuse import class_nms
@@ -259,9 +260,9 @@ def test_detections_and_results_equal_inference_detectors(specs, name, threshold
     ours = [our_detections(rois, detector, threshold) for rois in forward.rois]
     for mine, theirs in zip(ours, expected, strict=True):
         assert len(mine.scores) == 300 if threshold == 0 else len(mine.scores) > 20
-        assert_same_detections(mine, detector.unpack(theirs)[0])
-    for mine, theirs in zip(forward.results(ours), expected, strict=True):
-        (found, masks), (expected_found, expected_masks) = map(detector.unpack, (mine, theirs))
+        assert_same_detections(mine, detector.to_arrays(theirs)[0])
+    for mine, theirs in zip(forward.to_framework(ours), expected, strict=True):
+        (found, masks), (expected_found, expected_masks) = map(detector.to_arrays, (mine, theirs))
         assert_same_detections(found, expected_found)
         assert type(mine) is type(theirs) and set(mine.pred_instances.keys()) == set(theirs.pred_instances.keys())
         for key in ("ori_shape", "img_shape", "scale_factor", "pad_shape", "batch_input_shape"):
@@ -279,7 +280,7 @@ def test_results_of_nothing_detected(specs):
         forward = detector.forward(make_images((96, 96)), "pooled", nothing)
         (rois,) = forward.rois
         assert len(rois) == 0 and rois.boxes.shape in ((0, 4), (0, CLASSES, 4)) and rois.features.shape[1] == 3
-        (result,) = forward.results([our_detections(rois, detector, 0.0)])
+        (result,) = forward.to_framework([our_detections(rois, detector, 0.0)])
         assert len(result.pred_instances) == 0 and "bboxes" in result.pred_instances
         if detector.has_masks:
             assert forward.masks()[0].shape == (0, 28, 28)
@@ -314,7 +315,7 @@ def test_a_score_of_zero_stays_zero(specs):
     detector = load_detector(specs("seesaw"))
     nn.init.normal_(detector.model.roi_head.bbox_head.fc_cls.weight, std=50)
     (rois,) = detector.forward(make_images((96, 96)), "logits").rois
-    assert np.isfinite(rois.logits).all() and (Original.of(detector.description).scores(rois) == 0).any()
+    assert np.isfinite(rois.logits).all() and (Original.from_description(detector.description).scores(rois) == 0).any()
 
 
 def test_masks_are_the_mean_of_the_stages_that_infer(specs):
@@ -326,7 +327,7 @@ def test_masks_are_the_mean_of_the_stages_that_infer(specs):
         head = detector.model.roi_head.mask_head
         last = head[-1] if isinstance(head, nn.ModuleList) else head
         with patch.object(last, "predict_by_feat", return_value=[None]) as paste:
-            forward._scene.of(1).paint(InstanceData(bboxes=torch.from_numpy(rois.boxes) / forward._scales[1]))
+            forward._scene.image(1).paint(InstanceData(bboxes=torch.from_numpy(rois.boxes) / forward._scales[1]))
         (expected,) = paste.call_args.kwargs["mask_preds"]
         expected = expected[:, 0] if name != "class-agnostic" else expected[:, 0].sigmoid()
         assert masks.dtype == np.uint8 and masks.shape == (len(rois), 28, 28)
@@ -410,7 +411,7 @@ def test_caches_hold_what_each_stage_really_sees(caches):
     stored = cache.image(image_id)
     assert stored.masks is not None and not np.allclose(stored.features[:, 0], stored.features[:, 1], atol=0.1)
     detector.model.roi_head.semantic_fusion = ()
-    from extract.images import read_image
+    from extract.data.images import read_image
 
     pixels = read_image(config.images, annotations.file_names[0], (112, 112))
     (bare,) = detector.forward([extract.detectors.Image(image_id, pixels)], "pooled").rois
@@ -421,7 +422,7 @@ def test_labels_of_each_stage_are_by_its_own_iou(caches):
     cache, annotations, _ = caches["train"]
     differ = 0
     for position, rois in enumerate(cache):
-        of = annotations.of(position)
+        of = annotations.image_slice(position)
         truth = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
         for stage, iou in enumerate(cache.stages):
             np.testing.assert_allclose(rois.proposals[rois.is_gt, stage], annotations.boxes[of], atol=1e-3)
@@ -441,20 +442,20 @@ def test_a_changed_config_is_noticed_on_resume(caches):
         extract.run(config)
 
 
-def per_class_nms(boxes: np.ndarray, scores: np.ndarray, limit: int) -> Detected:
+def per_class_nms(boxes: np.ndarray, scores: np.ndarray, limit: int) -> ImageDetections:
     """The plain meaning: torchvision's suppression of each class by itself, then the best of all."""
     boxes, scores = torch.from_numpy(boxes), torch.from_numpy(scores[:, :-1])
     kept = [(roi, label) for label in range(scores.shape[1]) for roi in nms(boxes, scores[:, label], 0.5).tolist()]
     roi, label = torch.tensor([(r, c) for r, c in kept if scores[r, c] > 0]).T
     order = torch.argsort(scores[roi, label], descending=True, stable=True)[:limit]
-    return Detected(boxes[roi[order]].numpy(), label[order].numpy(), scores[roi[order], label[order]].numpy())
+    return ImageDetections(boxes[roi[order]].numpy(), label[order].numpy(), scores[roi[order], label[order]].numpy())
 
 
 def test_with_1230_classes_suppression_is_exact(tmp_path):
     spec = make_detector(tmp_path, mask_rcnn(1230))
     detector = load_detector(spec)
     (rois,) = detector.forward(make_images((96, 144)), "logits").rois
-    expected = per_class_nms(rois.boxes, Original.of(detector.description).scores(rois), 300)
+    expected = per_class_nms(rois.boxes, Original.from_description(detector.description).scores(rois), 300)
     assert_same_detections(our_detections(rois, detector, 0.0), expected, box=0, score=0)
 
 

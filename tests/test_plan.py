@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.plan import cover
+from extract.image_selection import cover
 
 PAIRS = Path(__file__).parents[1] / "benchmarks" / "data" / "lvis_v0.5_val_class_images.npz"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from calib.scoring import stage_scores
-from fuse.program import CalibratedScores, save_program
+from fuse.export.module import CalibratedScores, save_program
 from fuse.scores import MODES, fuse_scores
 
 K, WIDTHS = 6, (8, 5, 7)
@@ -74,7 +74,7 @@ def test_the_program_runs_without_this_library(tmp_path, mode, stages):
 
 
 def test_unknown_words_are_named():
-    with pytest.raises(ValueError, match="mode is 'dog', expected one of original, new"):
+    with pytest.raises(ValueError, match="mode is 'dog', expected one of original, calibrated"):
         CalibratedScores(WIDTHS, mode="dog")
     with pytest.raises(ValueError, match="activation is 'relu'"):
         CalibratedScores(WIDTHS, activation="relu")

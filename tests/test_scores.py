@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.bins import BINS, bin_counts, bin_index, bin_names, edges
-from fuse.scores import MODES, ROW_MODES, background_ratio, fuse_scores, tail_classes, true_label_scores
+from extract.data.bins import BINS, bin_counts, bin_index, bin_names, edges
+from fuse.scores import MODES, ROW_MODES, background_ratio, fuse_scores, oracle_scores, tail_classes
 from tests.equivalents import EQUIVALENTS
 
 REPLACE = EQUIVALENTS["replace_columns"]
@@ -37,13 +37,13 @@ def test_modes(arrays):
     for scores in fused.values():
         assert scores.dtype == np.float32 and scores.shape == original.shape
     np.testing.assert_array_equal(fused["original"], original)
-    np.testing.assert_array_equal(fused["new"], new)
+    np.testing.assert_array_equal(fused["calibrated"], new)
     np.testing.assert_array_equal(fused["avg"][:, :-1], ((original + new) / 2)[:, :-1])
     np.testing.assert_array_equal(fused["cat"], np.where(every, new, original))
     np.testing.assert_array_equal(fused["cat-thr"], np.where(every, np.where(new < np.float32(0.2), 0, new), original))
     ratio = new[:, -1].mean(dtype=np.float64) / original[:, -1].mean(dtype=np.float64)
     np.testing.assert_allclose(fused["cat-scale"], np.where(every, new * ratio, original), rtol=1e-6)
-    for mode in set(MODES) - {"new"}:
+    for mode in set(MODES) - {"calibrated"}:
         np.testing.assert_array_equal(fused[mode][:, -1], original[:, -1])
 
 
@@ -94,7 +94,7 @@ def test_background_ratio_of_nothing_is_one():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "concat"}, "mode is 'concat', expected one of original, new"),
+        ({"mode": "concat"}, "mode is 'concat', expected one of original, calibrated"),
         ({"calibrated": np.zeros((2, 5))}, r"scores have shapes \(2, 4\) and \(2, 5\)"),
         ({"tail": np.zeros(4, bool)}, r"tail is bool \(4,\), expected bool \(3,\)"),
         ({"tail": np.zeros(3, int)}, "tail is int64"),
@@ -112,7 +112,7 @@ def test_wrong_arguments(change, message):
 
 def test_true_labels_get_the_foreground_probability():
     original = np.array([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.3, 0.3, 0.4]], np.float32)
-    scores = true_label_scores(original, np.array([1, 0, 2, -1]))
+    scores = oracle_scores(original, np.array([1, 0, 2, -1]))
     np.testing.assert_allclose(scores, [[0, 0.3, 0], [0.9, 0, 0], [0, 0, 0], [0, 0, 0]], rtol=1e-6)
 
 

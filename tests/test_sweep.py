@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import fuse
-from extract.cache import open_cache
+from extract.cache.reader import open_cache
 from fuse.__main__ import main
 from fuse.detections import Detections
 from tests.fuse_fixtures import annotations, tiny_cache, tiny_head, write_tiny

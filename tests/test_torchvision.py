@@ -12,7 +12,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 import tests.detectors as builders
 from extract.config import DetectorSpec
-from extract.detectors import Detected, load_detector
+from extract.detectors import load_detector
+from extract.detectors.base import ImageDetections
 from extract.detectors.torchvision import TorchvisionDetector
 from tests.exactness import assert_same_detections, make_images, our_detections
 
@@ -55,7 +56,9 @@ def test_detections_equal_torchvisions_own(name, threshold):
         expected = model([torch.from_numpy(i.pixels).permute(2, 0, 1).float() / 255 for i in images])
     for rois, reference in zip(detector.forward(images, "logits").rois, expected, strict=True):
         ours = our_detections(rois, detector, threshold)
-        theirs = Detected(reference["boxes"].numpy(), reference["labels"].numpy() - 1, reference["scores"].numpy())
+        theirs = ImageDetections(
+            reference["boxes"].numpy(), reference["labels"].numpy() - 1, reference["scores"].numpy()
+        )
         assert len(theirs.scores) > 20
         assert_same_detections(ours, theirs)
 
@@ -67,7 +70,7 @@ def test_results_are_torchvisions_own(name):
     detector = TorchvisionDetector(model)
     images = make_images((96, 144), (96, 144))
     forward = detector.forward(images, "logits")
-    results = forward.results([our_detections(rois, detector, 0.05) for rois in forward.rois])
+    results = forward.to_framework([our_detections(rois, detector, 0.05) for rois in forward.rois])
     with torch.inference_mode():
         expected = model([torch.from_numpy(i.pixels).permute(2, 0, 1).float() / 255 for i in images])
     for ours, theirs in zip(results, expected, strict=True):
@@ -194,7 +197,7 @@ def test_key_points_are_refused():
 
 
 def test_builder_options():
-    from extract.detectors import parse_options
+    from extract.detectors.base import parse_options
 
     parsed = parse_options(["num_classes=3", "box_score_thresh=0.5", "name=abc", "weights=null"])
     assert parsed == {"num_classes": 3, "box_score_thresh": 0.5, "name": "abc", "weights": None}

@@ -18,7 +18,8 @@ from benchmarks.minilvis.detector import mask_rcnn
 from benchmarks.minilvis.plan import SPLITS
 from benchmarks.minilvis.render import render
 from extract.config import DetectorSpec
-from extract.detectors import Detected, Detector, Image, load_detector
+from extract.detectors import load_detector
+from extract.detectors.base import Detector, Image, ImageDetections
 from tests.exactness import assert_same_detections, our_detections
 
 MINILVIS = Path(benchmarks.minilvis.__file__).parent
@@ -51,17 +52,17 @@ def imported(module: str) -> ModuleType:
         return importlib.import_module(module)
 
 
-def torchvisions(images: list[Image], threshold: float) -> tuple[Detector, list[Detected]]:
+def torchvisions(images: list[Image], threshold: float) -> tuple[Detector, list[ImageDetections]]:
     builder, weights = "benchmarks.minilvis.detector:mask_rcnn", WEIGHTS / "plain.safetensors"
     detector = load_detector(DetectorSpec(f"torchvision:{builder}", weights, device="cpu"))
     model = mask_rcnn(box_score_thresh=threshold).eval()
     model.load_state_dict(detector.model.state_dict())
     with torch.no_grad():
         found = model([torch.from_numpy(i.pixels.copy()).permute(2, 0, 1).float() / 255 for i in images])
-    return detector, [Detected(f["boxes"].numpy(), f["labels"].numpy() - 1, f["scores"].numpy()) for f in found]
+    return detector, [ImageDetections(f["boxes"].numpy(), f["labels"].numpy() - 1, f["scores"].numpy()) for f in found]
 
 
-def detectron2s(images: list[Image], threshold: float) -> tuple[Detector, list[Detected]]:
+def detectron2s(images: list[Image], threshold: float) -> tuple[Detector, list[ImageDetections]]:
     made = imported("tests.test_detectron2")
     project, file = "benchmarks.minilvis.cascade:register", MINILVIS / "cascade.yaml"
     spec = DetectorSpec(f"detectron2:{project}", WEIGHTS / "cascade.safetensors", file, device="cpu")
@@ -74,7 +75,7 @@ def detectron2s(images: list[Image], threshold: float) -> tuple[Detector, list[D
     return detector, [framework.detections(image) for image in images]
 
 
-def mmdetections(images: list[Image], threshold: float) -> tuple[Detector, list[Detected]]:
+def mmdetections(images: list[Image], threshold: float) -> tuple[Detector, list[ImageDetections]]:
     made = imported("tests.test_mmdet")
     options = {"model.test_cfg.rcnn.score_thr": threshold}
     few = (FEW_PROPOSALS,) if threshold == 0 else ()
@@ -84,7 +85,7 @@ def mmdetections(images: list[Image], threshold: float) -> tuple[Detector, list[
     model = made.built_by_mmdetection(str(spec.config_file), None, cfg_options=options)
     model.load_state_dict(detector.model.state_dict())
     found = made.inference_detector(model, [np.ascontiguousarray(i.pixels[..., ::-1]) for i in images])
-    return detector, [detector.unpack(one)[0] for one in found]
+    return detector, [detector.to_arrays(one)[0] for one in found]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.05])

@@ -16,14 +16,15 @@ from torchvision.models.detection import MaskRCNN
 
 import extract
 from benchmarks.minilvis.detector import mask_rcnn
-from extract.annotations import read_annotations
+from extract.cache.format import num_blocks
+from extract.data.annotations import read_annotations
 from extract.detectors.torchvision import TorchvisionDetector
 from extract.detectors.weights import load_weights
-from extract.job import Extraction
-from extract.layout import num_blocks
-from fuse.annotations import load_annotations
-from fuse.rows import detect_rows
-from fuse.sweep import evaluate_rows, paper_rows
+from extract.extractor import Extraction
+from fuse.commands.paper_rows import paper_rows
+from fuse.evaluation.lvis import load_annotations
+from fuse.evaluation.metrics import evaluate_rows
+from fuse.inference import detect_many
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Config:
 
 
 def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
-    """AP of the detector at thresholds 0.05 and 0.0 and of its oracle, as `fuse.sweep.evaluate_rows` tells it.
+    """AP of the detector at thresholds 0.05 and 0.0 and of its oracle, as `fuse.commands.paper_rows.evaluate_rows` tells it.
 
     The model may be in training: a copy of it is looked at.
     """
@@ -53,7 +54,7 @@ def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
         "memory://check.zarr", rois, train.classes, split="val", level="logits", detector=description, overwrite=True
     )
     truth = load_annotations(annotations.path, cache.images["image_id"])
-    detections = detect_rows(cache, paper_rows(None))
+    detections = detect_many(cache, paper_rows(None))
     return evaluate_rows(truth, detections, cache.classes, iou_types=("bbox", "segm"))[0]
 
 

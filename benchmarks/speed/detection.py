@@ -25,7 +25,7 @@ from calib.scoring import Scorer
 from extract import RoICache, write_cache
 from extract.rois import RoIs
 from fuse.detections import Detections
-from fuse.rows import Row, detect_rows
+from fuse.inference import Row, detect_many
 
 ROIS = 1000
 WIDTH = 1024  # of an embedding
@@ -61,7 +61,7 @@ def on(cpus: set[int], cache: RoICache, scorer: Scorer) -> dict[str, Detections]
     before = os.sched_getaffinity(0)
     try:
         pin(cpus)
-        return detect_rows(cache, {"original": Row("original"), "cat": Row("cat", scorer)})
+        return detect_many(cache, {"original": Row("original"), "cat": Row("cat", scorer)})
     finally:
         pin(before)
 

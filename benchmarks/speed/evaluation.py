@@ -15,8 +15,8 @@ import tyro
 from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs
 from benchmarks.speed.measure import Pair, keep, peak_memory, row, seconds
 from fuse.detections import Detections
-from fuse.evaluation import per_class_ap
-from fuse.masks import encode_masks
+from fuse.evaluation.metrics import per_class_ap
+from fuse.ops.masks import encode_masks
 
 DETECTIONS = 300
 NEGATIVES = 20  # classes of an image that are known to be absent

@@ -29,10 +29,11 @@ from benchmarks.live import Config as LiveConfig
 from benchmarks.live import spread, torchvision_detector
 from benchmarks.speed.inputs import lvis_classes
 from benchmarks.speed.measure import compare, keep, row
-from extract.annotations import read_annotations
-from extract.detectors import Detector, Forward, Image, load_detector
-from extract.job import Extraction
-from extract.layout import COLUMNS
+from extract.cache.format import COLUMNS
+from extract.data.annotations import read_annotations
+from extract.detectors import load_detector
+from extract.detectors.base import Detector, ForwardOutput, Image
+from extract.extractor import Extraction
 
 MINILVIS = Path("data/minilvis")
 WEIGHTS = Path("benchmarks/minilvis/weights/plain.safetensors")
@@ -72,7 +73,7 @@ def masks_row(threads: int) -> dict[str, str]:
         forward = bare(job, [0, 1, 2, 3], [job._load(i) for i in range(4)])
 
         def at_once() -> list[np.ndarray]:
-            with patch("extract.detectors.parts.MASK_BATCH_CPU", 1024):
+            with patch("extract.detectors.common.MASK_BATCH_CPU", 1024):
                 return forward.masks()
 
         np.testing.assert_array_equal(forward.masks(), at_once())
@@ -98,7 +99,7 @@ def _threads(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def bare(job: Extraction, batch: list[int], images: list[Image]) -> Forward:
+def bare(job: Extraction, batch: list[int], images: list[Image]) -> ForwardOutput:
     """The detector's part of one batch."""
     choose = lambda i, proposals: job._choose(batch[i], job._truth(batch[i]), proposals)  # noqa: E731
     forward = job.detector.forward(images, job.config.level, choose)

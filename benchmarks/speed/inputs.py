@@ -17,7 +17,7 @@ OBJECTS = 24
 
 
 def lvis_classes() -> pd.DataFrame:
-    """The class table of LVIS v0.5, as `extract.cache.RoICache.classes`."""
+    """The class table of LVIS v0.5, as `extract.cache.reader.RoICache.classes`."""
     table = pd.DataFrame(json.loads((DATA / "lvis_v0.5_class_counts.json").read_text())["categories"])
     table = table.rename(columns={"id": "category_id"})
     return table[["category_id", "name", "frequency", "image_count", "instance_count"]]

@@ -22,8 +22,8 @@ import zarr
 
 from benchmarks.speed import inputs, measure
 from extract import RoICache, RoIs, open_cache, write_cache
-from extract.layout import IMAGES_PER_BLOCK, Header
-from extract.shards import create_cache
+from extract.cache.format import IMAGES_PER_BLOCK, Header
+from extract.cache.writer import create_cache
 
 TABLE = ["image_id", "height", "width", "flipped"]
 REACH = 1.25

@@ -32,10 +32,10 @@ import torch
 from benchmarks.speed import measure
 from benchmarks.speed.traincache import TrainCache
 from benchmarks.speed.training import WARM_UP, _Clock, run
-from calib.batches import batches
 from calib.features import Features
+from calib.loader import batches
 from calib.sampler import BiLevelSampler
-from extract.cache import RoICache, open_cache
+from extract.cache.reader import RoICache, open_cache
 
 CASES = {"2fc_rand": ("pooled", 1, 16), "linear": ("embedding", 8, 120)}
 """Level, images per class (6 and 3 GB of features) and timed steps. The quarter holds interpreter and network, too."""
@@ -63,7 +63,9 @@ def main() -> None:
         name = f"training {kind} from {size / 1e9:.1f} GB within {size / 4e9:.1f} GB ({found['means']}), a RoI"
         pair = measure.Pair(ours, other, other / ours, *found["memory"])
         rows.append(measure.row(name, "from memory", pair, at_least=0.8))
-        pair = measure.Pair(found["ahead"], found["sequential"], found["sequential"] / found["ahead"], *found["memory"])
+        pair = measure.Pair(
+            found["prefetch"], found["sequential"], found["sequential"] / found["prefetch"], *found["memory"]
+        )
         rows.append(measure.row(f"{level} features of steps read ahead, a GB", "a sequential read", pair, at_least=0.8))
     measure.keep("streaming", rows)
 
@@ -100,7 +102,7 @@ def _child(folder: str, limit: str, kind: str, steps: str) -> None:
         rounds.append([_sequential(url)])
         measure.drop(measure.files_of(url))
         rounds[-1].append(_ahead(cache, range(first, first + steps)))
-    sequential, ahead = np.median(rounds, axis=0)
+    sequential, prefetch = np.median(rounds, axis=0)
     measure.drop(measure.files_of(url))
     clock, memory = _Clock("cpu"), []
     clock.set_postfix_str = lambda text: memory.append(measure.status("VmHWM"))
@@ -114,7 +116,7 @@ def _child(folder: str, limit: str, kind: str, steps: str) -> None:
             {
                 "means": "cgroup" if group else "RLIMIT_DATA",
                 "sequential": sequential,
-                "ahead": ahead,
+                "prefetch": prefetch,
                 "train": sum(clock.seconds[WARM_UP:]) / rois,
                 "memory": [memory[0], memory[-1]],
             }

@@ -19,7 +19,7 @@ import torchvision
 from benchmarks.speed import inputs
 from benchmarks.speed.measure import compare, keep, row
 from calib.scoring import softmax
-from fuse.nms import class_nms
+from fuse.ops.nms import class_nms
 from fuse.scores import fuse_scores, tail_classes
 from tests.equivalents import EQUIVALENTS
 
@@ -139,7 +139,7 @@ def equivalent_rows() -> list[dict[str, str]]:
             ("1,000 RoIs, 1,230 classes, class by class", "torch", (boxes, scores)),
         ],
         "replace_columns": [("1,000 RoIs, 1,230 classes", kind, columns) for kind in ("numpy", "torch")],
-        "falling_order": [("100,000 scores", kind, (values,)) for kind in ("numpy", "torch")],
+        "argsort_descending": [("100,000 scores", kind, (values,)) for kind in ("numpy", "torch")],
         "encode_masks": [
             ("10 masks of 64 × 64", "numpy", masks(10, (64, 64))),
             ("50 masks of 800 × 1216", "torch", masks(50, inputs.SIZE)),

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.speed.inputs import lvis_classes, lvis_pairs
-from extract.cache import RoICache, open_cache
-from extract.layout import IMAGES_PER_BLOCK, Header, Layers
-from extract.plan import cover
+from extract.cache.format import IMAGES_PER_BLOCK, Header, Layers
+from extract.cache.reader import RoICache, open_cache
+from extract.cache.writer import create_cache
+from extract.image_selection import cover
 from extract.rois import RoIs
-from extract.shards import create_cache
 
 ROIS_PER_INSTANCE = 15.6
 BACKGROUND = 64

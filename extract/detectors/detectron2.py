@@ -19,20 +19,20 @@ from detectron2.modeling import GeneralizedRCNN, detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from extract.cache.format import Layers
 from extract.config import DetectorSpec
-from extract.detectors import Choose, Detected, Image
-from extract.detectors.detectron2_config import activation, build, check, errors_of, is_c4, stages_of
-from extract.detectors.detectron2_config import registered_data as registered_data
-from extract.detectors.parts import (
+from extract.detectors.base import Choose, Image, ImageDetections
+from extract.detectors.common import (
     choose_proposals,
     linear_layers,
     make_rois,
     mask_batches,
-    proven,
     to_uint8,
+    verified,
     with_classifiers,
 )
-from extract.layout import Layers
+from extract.detectors.detectron2_config import activation, build, check, errors_of, is_c4, stages_of
+from extract.detectors.detectron2_config import registered_dataset as registered_dataset
 from extract.rois import RoIs
 
 
@@ -59,7 +59,7 @@ def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
 
 
 class Detectron2Detector:
-    """A frozen detectron2 detector; see `extract.detectors.Detector`.
+    """A frozen detectron2 detector; see `extract.detectors.base.Detector`.
 
     C4 heads have no fully connected layers: "pooled" is the map that res5 makes of a RoI, "embedding" its mean.
     """
@@ -101,16 +101,16 @@ class Detectron2Detector:
             "class_agnostic_masks": self.has_masks,
         }
 
-    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _Forward:
-        """See `extract.detectors.Detector.forward`."""
+    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _ForwardOutput:
+        """See `extract.detectors.base.Detector.forward`."""
         sizes = [dict(zip(("height", "width"), image.pixels.shape, strict=False)) for image in images]
         inputs = [{"image": self._tensor(image), **size} for image, size in zip(images, sizes, strict=True)]
-        return self.forward_prepared(inputs, [image.image_id for image in images], level, choose)
+        return self.forward_preprocessed(inputs, [image.image_id for image in images], level, choose)
 
     @torch.no_grad()
-    def forward_prepared(
+    def forward_preprocessed(
         self, inputs: list[dict], image_ids: Sequence[int], level: str, choose: Choose | None = None
-    ) -> _Forward:
+    ) -> _ForwardOutput:
         """`forward` of what detectron2's models take: dicts of a resized `image` and its original height and width."""
         resized = self.model.preprocess_image(inputs)
         features = self.model.backbone(resized.tensor)
@@ -131,28 +131,28 @@ class Detectron2Detector:
         boxes = stages[-1].boxes
         parts = zip(image_ids, sizes, scales, proposals, boxes, logits, objectness, stored, added, strict=True)
         rois = [make_rois(*one) for one in parts]
-        return _Forward(rois, self.model.roi_heads, features, scales, boxes, resized.image_sizes)
+        return _ForwardOutput(rois, self.model.roi_heads, features, scales, boxes, resized.image_sizes)
 
     def head(self, level: str) -> list[Layers]:
-        """See `extract.detectors.Detector.head`."""
+        """See `extract.detectors.base.Detector.head`."""
         if level == "logits":
             return []
         layers = [_layers(level, *parts, seen) for parts, seen in zip(self._heads, self._probe(), strict=True)]
         return layers if all(layers) else []
 
     def state_with(self, classifiers: Layers) -> dict[str, Tensor]:
-        """See `extract.detectors.Detector.state_with`."""
+        """See `extract.detectors.base.Detector.state_with`."""
         own = [_classifier(predictor, seen) for (_, predictor), seen in zip(self._heads, self._probe(), strict=True)]
         return with_classifiers(self.model, own, classifiers)
 
-    def unpack(self, result: dict[str, Instances]) -> tuple[Detected, np.ndarray | None]:
-        """See `extract.detectors.Detector.unpack`."""
+    def to_arrays(self, result: dict[str, Instances]) -> tuple[ImageDetections, np.ndarray | None]:
+        """See `extract.detectors.base.Detector.to_arrays`."""
         found = result["instances"].to("cpu")
         masks = found.pred_masks.numpy() if found.has("pred_masks") else None
-        return Detected(found.pred_boxes.tensor.numpy(), found.pred_classes.numpy(), found.scores.numpy()), masks
+        return ImageDetections(found.pred_boxes.tensor.numpy(), found.pred_classes.numpy(), found.scores.numpy()), masks
 
     def resized(self, shorter: int, longer: int) -> Detectron2Detector:
-        """See `extract.detectors.Detector.resized`."""
+        """See `extract.detectors.base.Detector.resized`."""
         other = copy.copy(self)
         other.size = (shorter, longer)
         other._resize = ResizeShortestEdge([shorter, shorter], longer, interp=self._resize.interp)
@@ -210,8 +210,8 @@ class Detectron2Detector:
 
 
 @dataclass(frozen=True, eq=False)
-class _Forward:
-    """See `extract.detectors.Forward`; `boxes` and `sizes` of each image are in resized pixels."""
+class _ForwardOutput:
+    """See `extract.detectors.base.ForwardOutput`; `boxes` and `sizes` of each image are in resized pixels."""
 
     rois: list[RoIs]
     heads: nn.Module
@@ -222,7 +222,7 @@ class _Forward:
 
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
-        """See `extract.detectors.Forward.masks`."""
+        """See `extract.detectors.base.ForwardOutput.masks`."""
         painted = []
         for i, regions in enumerate(self.boxes):
             parts = [self._complete(i, part).pred_masks[:, 0] for part in mask_batches(regions)]
@@ -230,8 +230,8 @@ class _Forward:
         return painted
 
     @torch.no_grad()
-    def results(self, detected: Sequence[Detected]) -> list[dict[str, Instances]]:
-        """See `extract.detectors.Forward.results`: `{"instances": Instances}`, as `DefaultPredictor` returns it."""
+    def to_framework(self, detected: Sequence[ImageDetections]) -> list[dict[str, Instances]]:
+        """See `extract.detectors.base.ForwardOutput.to_framework`: `{"instances": Instances}`, as `DefaultPredictor` returns it."""
         found = []
         for i, (one, scale, rois) in enumerate(zip(detected, self.scales, self.rois, strict=True)):
             boxes, labels, scores = (torch.from_numpy(a).to(scale.device) for a in one)
@@ -252,12 +252,12 @@ def _layers(level: str, head: nn.Module, predictor: nn.Module, seen: _Stage) -> 
     classifier = _classifier(predictor, seen)
     if classifier is None or level == "embedding":
         return linear_layers([classifier] if classifier else [])
-    return proven(linear_layers([*_linears(head), classifier]), seen.pooled, seen.logits)
+    return verified(linear_layers([*_linears(head), classifier]), seen.pooled, seen.logits)
 
 
 def _classifier(predictor: nn.Module, seen: _Stage) -> nn.Linear | None:
     """The one layer that leads from the embedding to the logits, if there is one."""
-    return next((m for m in _linears(predictor) if proven(linear_layers([m]), seen.embedding, seen.logits)), None)
+    return next((m for m in _linears(predictor) if verified(linear_layers([m]), seen.embedding, seen.logits)), None)
 
 
 def _linears(part: nn.Module) -> list[nn.Linear]:

@@ -25,9 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from extract.config import DetectorSpec
-from extract.detectors import import_function
+from extract.detectors.base import import_function
 from extract.detectors.weights import load_weights
-from extract.devices import resolve_device
+from extract.utils.devices import resolve_device
 
 ROI_HEADS = (CascadeROIHeads, StandardROIHeads, Res5ROIHeads)
 INFERENCE = {
@@ -185,7 +185,7 @@ def activation(logits: Tensor, scores: Tensor) -> str:
     raise ValueError("scores of the box predictor are neither softmax nor sigmoid of its logits")
 
 
-def registered_data(target: str, name: str) -> tuple[Path, Path] | None:
+def registered_dataset(target: str, name: str) -> tuple[Path, Path] | None:
     """Annotation file and image folder of a data set in detectron2's catalog, which `target`'s module may add to."""
     if target:
         import_function(target, "detector project")

@@ -23,8 +23,19 @@ from mmdet.structures.bbox import bbox2roi, get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from extract.cache.format import Layers
 from extract.config import DetectorSpec
-from extract.detectors import Choose, Detected, Image
+from extract.detectors.base import Choose, Image, ImageDetections
+from extract.detectors.common import (
+    capture_inputs,
+    choose_proposals,
+    linear_layers,
+    make_rois,
+    mask_batches,
+    to_uint8,
+    verified,
+    with_classifiers,
+)
 from extract.detectors.mmdet_config import (
     ROI_HEADS,
     build,
@@ -36,20 +47,9 @@ from extract.detectors.mmdet_config import (
     resize_of,
     stages_of,
 )
-from extract.detectors.parts import (
-    choose_proposals,
-    inputs_of,
-    linear_layers,
-    make_rois,
-    mask_batches,
-    proven,
-    to_uint8,
-    with_classifiers,
-)
 from extract.detectors.weights import load_weights
-from extract.devices import resolve_device
-from extract.layout import Layers
 from extract.rois import RoIs
+from extract.utils.devices import resolve_device
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
 
 
 class MmdetDetector:
-    """A frozen mmdetection detector; see `extract.detectors.Detector`."""
+    """A frozen mmdetection detector; see `extract.detectors.base.Detector`."""
 
     def __init__(self, model: TwoStageDetector, pipeline: Compose, name: str = "", config_sha256: str = ""):
         self.model, self._pipeline = model.eval().requires_grad_(False), pipeline
@@ -109,14 +109,14 @@ class MmdetDetector:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _Forward:
-        """See `extract.detectors.Detector.forward`."""
-        return self.forward_prepared(self._preprocess(images), [image.image_id for image in images], level, choose)
+    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _ForwardOutput:
+        """See `extract.detectors.base.Detector.forward`."""
+        return self.forward_preprocessed(self._preprocess(images), [image.image_id for image in images], level, choose)
 
     @torch.no_grad()
-    def forward_prepared(
+    def forward_preprocessed(
         self, batch: dict, image_ids: Sequence[int], level: str, choose: Choose | None = None
-    ) -> _Forward:
+    ) -> _ForwardOutput:
         """`forward` of what mmdetection's models take after their preprocessing: `inputs` and `data_samples`."""
         scene = _Scene(self.model, batch)
         found = self.model.rpn_head.predict(scene.maps, scene.samples, rescale=False)
@@ -124,7 +124,7 @@ class MmdetDetector:
         proposals = [get_box_tensor(f.bboxes) for f in found]
         proposals, objectness, added = choose_proposals(proposals, [f.scores for f in found], scales, choose)
         kept = {"pooled": self._heads, "embedding": [head.fc_cls for head in self._heads]}.get(level, [])
-        with inputs_of(kept) as seen:
+        with capture_inputs(kept) as seen:
             regions, logits, boxes = self._stages(scene, proposals, added)
         features = [inputs.split([len(p) for p in proposals]) for (inputs,) in seen]
         rois = []
@@ -132,26 +132,26 @@ class MmdetDetector:
             region, logit, feature = ([stage[i] for stage in stages] for stages in (regions, logits, features))
             rest = region, boxes[i], logit, objectness[i], feature or None, added[i]
             rois.append(make_rois(image_id, sample.ori_shape, scales[i], *rest))
-        return _Forward(rois, scene, scales, boxes)
+        return _ForwardOutput(rois, scene, scales, boxes)
 
     @torch.no_grad()
     def head(self, level: str) -> list[Layers]:
-        """See `extract.detectors.Detector.head`."""
+        """See `extract.detectors.base.Detector.head`."""
         stages = [_layers(head, level) for head in self._heads] if level != "logits" else []
         return stages if all(stages) else []
 
     def state_with(self, classifiers: Layers) -> dict[str, Tensor]:
-        """See `extract.detectors.Detector.state_with`."""
+        """See `extract.detectors.base.Detector.state_with`."""
         return with_classifiers(self.model, [head.fc_cls for head in self._heads], classifiers)
 
-    def unpack(self, result: DetDataSample) -> tuple[Detected, np.ndarray | None]:
-        """See `extract.detectors.Detector.unpack`."""
+    def to_arrays(self, result: DetDataSample) -> tuple[ImageDetections, np.ndarray | None]:
+        """See `extract.detectors.base.Detector.to_arrays`."""
         found = result.pred_instances.cpu()
         masks = found.masks.numpy() > 0 if "masks" in found else None
-        return Detected(found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy()), masks
+        return ImageDetections(found.bboxes.numpy(), found.labels.numpy(), found.scores.numpy()), masks
 
     def resized(self, shorter: int, longer: int) -> MmdetDetector:
-        """See `extract.detectors.Detector.resized`."""
+        """See `extract.detectors.base.Detector.resized`."""
         other = copy.copy(self)
         other._pipeline, other.size = copy.deepcopy(self._pipeline), (shorter, longer)
         resize_of(other._pipeline).scale = (longer, shorter)
@@ -195,7 +195,7 @@ class _Scene:
         if self._hybrid and model.roi_head.with_semantic:
             _, self._semantic = model.roi_head.semantic_head(self.maps)
 
-    def of(self, i: int) -> _Scene:
+    def image(self, i: int) -> _Scene:
         """That of one image."""
         one, i = copy.copy(self), slice(i, i + 1)
         one.maps, one.samples = tuple(level[i] for level in self.maps), self.samples[i]
@@ -224,26 +224,26 @@ class _Scene:
         return self.model.roi_head.predict_mask(self.maps, *semantic, metas, [found], rescale=True)[0]
 
 
-class _Forward:
-    """See `extract.detectors.Forward`."""
+class _ForwardOutput:
+    """See `extract.detectors.base.ForwardOutput`."""
 
     def __init__(self, rois: list[RoIs], scene: _Scene, scales: list[Tensor], boxes: list[Tensor]):
         self.rois, self._scene, self._scales, self._boxes = rois, scene, scales, boxes
 
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
-        """See `extract.detectors.Forward.masks`."""
-        split = [(self._scene.of(i), mask_batches(boxes)) for i, boxes in enumerate(self._boxes)]
+        """See `extract.detectors.base.ForwardOutput.masks`."""
+        split = [(self._scene.image(i), mask_batches(boxes)) for i, boxes in enumerate(self._boxes)]
         return [to_uint8(torch.cat([scene.masks(part)[:, 0] for part in parts])) for scene, parts in split]
 
     @torch.no_grad()
-    def results(self, detected: Sequence[Detected]) -> list[DetDataSample]:
-        """See `extract.detectors.Forward.results`: those of mmdetection's `inference_detector`."""
+    def to_framework(self, detected: Sequence[ImageDetections]) -> list[DetDataSample]:
+        """See `extract.detectors.base.ForwardOutput.to_framework`: those of mmdetection's `inference_detector`."""
         model, found = self._scene.model, []
         for i, (one, scale) in enumerate(zip(detected, self._scales, strict=True)):
             boxes, labels, scores = (torch.from_numpy(a).to(scale.device) for a in one)
             instances = InstanceData(bboxes=boxes / scale if model.with_mask else boxes, labels=labels, scores=scores)
-            found.append(self._scene.of(i).paint(instances) if model.with_mask else instances)
+            found.append(self._scene.image(i).paint(instances) if model.with_mask else instances)
         return model.add_pred_to_datasample([sample.new() for sample in self._scene.samples], found)
 
 
@@ -268,10 +268,10 @@ def _layers(head: BBoxHead, level: str) -> Layers:
     """One stage's layers from features to logits if they are all fully connected, proven on a made-up RoI; else []."""
     shape = (1, head.in_channels, *head.roi_feat_size)
     pooled = torch.linspace(-1, 1, int(np.prod(shape)), device=next(head.parameters()).device).reshape(shape)
-    with inputs_of([head.fc_cls]) as seen:
+    with capture_inputs([head.fc_cls]) as seen:
         logits = logits_of(head, head(pooled)[0])
     ((embedding,),) = seen
     hidden = [*getattr(head, "shared_fcs", []), *getattr(head, "cls_fcs", [])]
     whole = linear_layers([*hidden, head.fc_cls])
-    found = proven(whole[-1:], embedding, logits)
-    return found and (whole if level == "embedding" else proven(whole, pooled, logits))
+    found = verified(whole[-1:], embedding, logits)
+    return found and (whole if level == "embedding" else verified(whole, pooled, logits))

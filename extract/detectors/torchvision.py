@@ -20,22 +20,22 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import clip_boxes_to_image
 
+from extract.cache.format import Layers
 from extract.config import DetectorSpec
-from extract.detectors import Choose, Detected, Image, import_function, parse_options
-from extract.detectors.parts import (
+from extract.detectors.base import Choose, Image, ImageDetections, import_function, parse_options
+from extract.detectors.common import (
+    capture_inputs,
     choose_proposals,
-    inputs_of,
     linear_layers,
     make_rois,
     mask_batches,
-    proven,
     to_uint8,
+    verified,
     with_classifiers,
 )
 from extract.detectors.weights import load_weights
-from extract.devices import resolve_device
-from extract.layout import Layers
 from extract.rois import RoIs
+from extract.utils.devices import resolve_device
 
 INFERENCE = ("forward", "postprocess_detections")
 """What the adapter takes apart: derived RoI heads must not have changed it. How they train is their own affair."""
@@ -74,7 +74,7 @@ def check(model: GeneralizedRCNN) -> None:
 
 
 class TorchvisionDetector:
-    """A frozen torchvision detector; see `extract.detectors.Detector`."""
+    """A frozen torchvision detector; see `extract.detectors.base.Detector`."""
 
     def __init__(self, model: GeneralizedRCNN, name: str = "", weights_sha256: str = ""):
         check(model)
@@ -104,16 +104,16 @@ class TorchvisionDetector:
             "class_agnostic_masks": self.has_masks,
         }
 
-    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _Forward:
-        """See `extract.detectors.Detector.forward`."""
-        return self.forward_prepared(
+    def forward(self, images: Sequence[Image], level: str, choose: Choose | None = None) -> _ForwardOutput:
+        """See `extract.detectors.base.Detector.forward`."""
+        return self.forward_preprocessed(
             [self._tensor(image) for image in images], [i.image_id for i in images], level, choose
         )
 
     @torch.no_grad()
-    def forward_prepared(
+    def forward_preprocessed(
         self, tensors: list[Tensor], image_ids: Sequence[int], level: str, choose: Choose | None = None
-    ) -> _Forward:
+    ) -> _ForwardOutput:
         """`forward` of what torchvision's models take: images (3, H, W) float from 0 to 1 on the detector's device."""
         resized, _ = self.model.transform(tensors)
         features = self.model.backbone(resized.tensors)
@@ -137,40 +137,40 @@ class TorchvisionDetector:
                 image_ids, sizes, scales, proposals, boxes, logits, objectness, stored, added, strict=True
             )
         ]
-        return _Forward(self.model, rois, features, scales, boxes, resized.image_sizes, sizes)
+        return _ForwardOutput(self.model, rois, features, scales, boxes, resized.image_sizes, sizes)
 
     def head(self, level: str) -> list[Layers]:
-        """See `extract.detectors.Detector.head`."""
+        """See `extract.detectors.base.Detector.head`."""
         if level == "logits":
             return []
         heads = self.model.roi_heads
         classifier = self._classifier()
         linears = [m for m in heads.box_head.modules() if isinstance(m, nn.Linear)]
-        with inputs_of([heads.box_head, heads.box_predictor]) as seen:
+        with capture_inputs([heads.box_head, heads.box_predictor]) as seen:
             logits, *_ = self._probe()
         (pooled,), (embedding,) = seen
         logits = torch.cat([logits[:, 1:], logits[:, :1]], 1)
         last = [tuple(_background_last(p) for p in pair) for pair in linear_layers([classifier] if classifier else [])]
-        if not proven(last, embedding, logits):
+        if not verified(last, embedding, logits):
             return []
         whole = [*linear_layers(linears), *last]
         if level == "pooled":
-            whole = proven(whole, pooled, logits)
+            whole = verified(whole, pooled, logits)
         return [whole] if whole else []
 
     def state_with(self, classifiers: Layers) -> dict[str, Tensor]:
-        """See `extract.detectors.Detector.state_with`."""
+        """See `extract.detectors.base.Detector.state_with`."""
         first = [tuple(np.concatenate([p[-1:], p[:-1]]) for p in pair) for pair in classifiers]
         return with_classifiers(self.model, [self._classifier()], first)
 
-    def unpack(self, result: dict[str, Tensor]) -> tuple[Detected, np.ndarray | None]:
-        """See `extract.detectors.Detector.unpack`."""
+    def to_arrays(self, result: dict[str, Tensor]) -> tuple[ImageDetections, np.ndarray | None]:
+        """See `extract.detectors.base.Detector.to_arrays`."""
         boxes, labels, scores = (result[name].cpu().numpy() for name in ("boxes", "labels", "scores"))
         masks = (result["masks"][:, 0] > 0.5).cpu().numpy() if "masks" in result else None
-        return Detected(boxes, labels - 1, scores), masks
+        return ImageDetections(boxes, labels - 1, scores), masks
 
     def resized(self, shorter: int, longer: int) -> TorchvisionDetector:
-        """See `extract.detectors.Detector.resized`."""
+        """See `extract.detectors.base.Detector.resized`."""
         model = copy.copy(self.model)
         model._modules = {**self.model._modules, "transform": copy.copy(self.model.transform)}
         model.transform.min_size, model.transform.max_size = (shorter,), longer
@@ -233,8 +233,8 @@ class TorchvisionDetector:
         return [_without_slivers(clip_boxes_to_image(b, size)) for b, size in zip(split, sizes, strict=True)]
 
 
-class _Forward:
-    """See `extract.detectors.Forward`."""
+class _ForwardOutput:
+    """See `extract.detectors.base.ForwardOutput`."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class _Forward:
 
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
-        """See `extract.detectors.Forward.masks`."""
+        """See `extract.detectors.base.ForwardOutput.masks`."""
         painted = []
         for i, regions in enumerate(self._boxes):
             parts = [self._mask_logits(i, part)[:, 0].sigmoid() for part in mask_batches(regions)]
@@ -260,8 +260,8 @@ class _Forward:
         return painted
 
     @torch.no_grad()
-    def results(self, detected: Sequence[Detected]) -> list[dict[str, Tensor]]:
-        """See `extract.detectors.Forward.results`: dicts of boxes, labels (from 1), scores and masks."""
+    def to_framework(self, detected: Sequence[ImageDetections]) -> list[dict[str, Tensor]]:
+        """See `extract.detectors.base.ForwardOutput.to_framework`: dicts of boxes, labels (from 1), scores and masks."""
         found = []
         for i, (one, scale) in enumerate(zip(detected, self._scales, strict=True)):
             boxes, labels, scores = (torch.from_numpy(a).to(scale.device) for a in one)

@@ -13,10 +13,10 @@ import torch
 
 from calib.heads import Head
 from calib.scoring import Original
-from extract.detectors import Detected, Forward
-from fuse.nms import class_nms
-from fuse.program import CalibratedScores
-from fuse.rows import boxes_of
+from extract.detectors.base import ForwardOutput, ImageDetections
+from fuse.export.module import CalibratedScores
+from fuse.inference import boxes_of
+from fuse.ops.nms import class_nms
 from fuse.scores import Mode, without_empty
 
 
@@ -29,7 +29,7 @@ class Calibration:
         stages: of the box head.
         level: of the features that the head takes, "pooled" or "embedding".
         mode, threshold, scale: as of `fuse.fuse_scores`; a scale of 0 is each image's own background ratio.
-        activation, original_average, calibrated_average: as of `fuse.program.CalibratedScores`.
+        activation, original_average, calibrated_average: as of `fuse.export.module.CalibratedScores`.
         score_threshold, iou_threshold, max_detections: as of `fuse.class_nms`.
         skip_empty: as of `fuse.Row`.
     """
@@ -49,7 +49,7 @@ class Calibration:
     skip_empty: bool
 
     @classmethod
-    def of(
+    def from_head(
         cls,
         head: Head,
         detector: Mapping[str, object],
@@ -62,7 +62,7 @@ class Calibration:
 
         `average`, of the stages of both, and `iou_threshold` take the place of their own.
         """
-        original = Original.of(detector, average)
+        original = Original.from_description(detector, average)
         return cls(
             widths=head.info.widths,
             stages=len(head.stages),
@@ -88,7 +88,7 @@ class Calibration:
             scale=self.scale or None,
         )
 
-    def detect(self, scores: CalibratedScores, forward: Forward) -> list[Detected]:
+    def detect(self, scores: CalibratedScores, forward: ForwardOutput) -> list[ImageDetections]:
         """The detections in one pass of the detector."""
         found = []
         for rois in forward.rois:
@@ -97,5 +97,5 @@ class Calibration:
             values = without_empty(values, rois.boxes) if self.skip_empty else values
             limits = self.iou_threshold, self.score_threshold, self.max_detections
             roi, label, score = class_nms(rois.boxes, values, *limits)
-            found.append(Detected(boxes_of(rois, roi, label), label, score))
+            found.append(ImageDetections(boxes_of(rois, roi, label), label, score))
         return found

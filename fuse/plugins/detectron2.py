@@ -55,8 +55,8 @@ class _Calibrated(GeneralizedRCNN):
         detector = Detectron2Detector(model, ResizeShortestEdge([1, 1], 1), self.image_format)
         results = []
         for i, one in enumerate(batched_inputs):
-            forward = detector.forward_prepared([one], [i], self.options.level)
-            results += forward.results(self.options.detect(self.calibration, forward))
+            forward = detector.forward_preprocessed([one], [i], self.options.level)
+            results += forward.to_framework(self.options.detect(self.calibration, forward))
         return results
 
 

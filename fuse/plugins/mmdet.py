@@ -40,8 +40,8 @@ class _Calibrated:
         packed = {"inputs": batch_inputs, "data_samples": batch_data_samples}
         resize = Compose([{"type": "mmdet.Resize", "scale": (1, 1), "keep_ratio": True}])  # the inputs are resized
         detector = MmdetDetector(model, resize)
-        forward = detector.forward_prepared(packed, range(len(batch_data_samples)), self.options.level)
-        return forward.results(self.options.detect(self.calibration, forward))
+        forward = detector.forward_preprocessed(packed, range(len(batch_data_samples)), self.options.level)
+        return forward.to_framework(self.options.detect(self.calibration, forward))
 
 
 @MODELS.register_module()

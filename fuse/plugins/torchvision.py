@@ -35,8 +35,8 @@ class CalibratedRCNN(GeneralizedRCNN):
     def forward(self, images: Sequence[Tensor], targets: None = None) -> list[dict[str, Tensor]]:
         """Images (3, H, W) float from 0 to 1 → dicts of boxes, labels, scores and masks, as torchvision's own."""
         detector = TorchvisionDetector(self)
-        passes = [detector.forward_prepared([image], [i], self.options.level) for i, image in enumerate(images)]
-        return [one.results(self.options.detect(self.calibration, one))[0] for one in passes]
+        passes = [detector.forward_preprocessed([image], [i], self.options.level) for i, image in enumerate(images)]
+        return [one.to_framework(self.options.detect(self.calibration, one))[0] for one in passes]
 
 
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:

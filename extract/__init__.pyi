@@ -1,0 +1,9 @@
+from .cache.format import CacheError as CacheError
+from .cache.reader import RoICache as RoICache
+from .cache.reader import open_cache as open_cache
+from .cache.writer import write_cache as write_cache
+from .config import Config as Config
+from .config import DetectorSpec as DetectorSpec
+from .detectors import load_detector as load_detector
+from .extraction import run as run
+from .rois import RoIs as RoIs

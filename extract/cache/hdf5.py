@@ -1,0 +1,146 @@
+"""Caches from and to elsewhere: features brought in from any framework, and a whole cache as one HDF5 file.
+
+The HDF5 file has the layout of the Zarr group, its RoI arrays packed without unused rows; h5py is imported here only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from extract.cache.format import (
+    COLUMNS,
+    FORMAT,
+    IMAGE_COLUMNS,
+    IMAGES_PER_BLOCK,
+    OPTIONAL,
+    VERSION,
+    CacheError,
+    Header,
+    Layers,
+)
+from extract.cache.reader import RoICache
+from extract.cache.writer import write_cache
+from extract.data.classes import COLUMNS as CLASS_COLUMNS
+from extract.rois import RoIs
+from extract.utils.files import replacing
+from extract.utils.optional import require
+
+if TYPE_CHECKING:
+    import h5py
+    import pandas as pd
+
+TEXT = ("name", "frequency")
+
+
+def export_hdf5(cache: RoICache, path: str | Path) -> None:
+    """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError."""
+    h5py = require("h5py", "hdf5")
+    if Path(path).exists():
+        raise FileExistsError(f"{path}: exists already; remove it or give another name")
+    with replacing(path) as partial, h5py.File(partial, "w") as file:
+        _export_tables(cache, file)
+        for field, shape in cache.fields.items():
+            _export_column(cache, field, shape, file)
+
+
+def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache:
+    """Writes a cache from an HDF5 file of `export_hdf5` or of the same layout.
+
+    Raises FileNotFoundError, or CacheError naming the file and what it lacks.
+    """
+    h5py = require("h5py", "hdf5")
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise CacheError(f"{path}: not an HDF5 file: {error}") from None
+    with file:
+        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+            raise CacheError(
+                f"{path}: format {file.attrs.get('format')!r} version {file.attrs.get('version')}, "
+                f"expected {FORMAT!r} version {VERSION}"
+            )
+        try:
+            header = msgspec.json.decode(file.attrs["header"], type=Header)
+            rois, classes, head = _Hdf5Images(file), _import_classes(file), _import_head(file)
+        except KeyError as error:
+            raise CacheError(f"{path}: {error.args[0]}") from None
+        except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
+            raise CacheError(f"{path}: {error}") from None
+        return write_cache(url, rois, classes, head=head, overwrite=overwrite, **vars(header))
+
+
+class _Hdf5Images(Sequence):
+    """The images of an HDF5 file, each loaded when asked for."""
+
+    def __init__(self, file: h5py.File):
+        self._images = {name: file["images"][name][:] for name in IMAGE_COLUMNS}
+        self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in OPTIONAL}
+        self._offsets = np.concatenate([[0], np.cumsum(self._images["roi_count"], dtype=np.int64)])
+        for column in self._columns.values():
+            if len(column) != self._offsets[-1]:
+                raise CacheError(
+                    f"{file.filename}: {column.name} has {len(column)} rows, roi_count adds up to {self._offsets[-1]}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, position: int) -> RoIs:
+        rows = slice(self._offsets[position], self._offsets[position + 1])
+        arrays = {field: column[rows] for field, column in self._columns.items()}
+        image = {name: self._images[name][position].item() for name in IMAGE_COLUMNS[:-1]}
+        return RoIs(**image, **{"features": None, **arrays, "is_gt": arrays["is_gt"].astype(bool)})
+
+
+def _export_tables(cache: RoICache, file: h5py.File) -> None:
+    file.attrs.update({"format": FORMAT, "version": VERSION})
+    file.attrs["header"] = msgspec.json.encode(cache.header).decode()
+    for name in cache.classes:
+        values = cache.classes[name]
+        file[f"classes/{name}"] = [v.encode() for v in values] if name in TEXT else values.to_numpy()
+    for name in cache.images:
+        file[f"images/{name}"] = cache.images[name].to_numpy()
+    for stage in range(len(cache.stages)):
+        for depth, (weight, bias) in enumerate(cache.head(stage)):
+            file[f"detector/stage_{stage}/weight_{depth}"] = weight
+            file[f"detector/stage_{stage}/bias_{depth}"] = bias
+
+
+def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5py.File) -> None:
+    column, total = COLUMNS[field], int(cache.offsets[-1])
+    width = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize, 1)
+    chunks = (min(max(2**19 // width, 1), max(total, 1)), *shape)
+    dataset = file.create_dataset(
+        column.name, (total, *shape), column.dtype, chunks=chunks, maxshape=(None, *shape), fletcher32=True
+    )
+    bounds = cache.offsets[[*range(0, len(cache), IMAGES_PER_BLOCK), len(cache)]]
+    for start, stop in tqdm(
+        list(pairwise(bounds)),
+        desc=column.name,
+        unit="block",
+        leave=False,
+        disable=None,
+    ):
+        dataset[start:stop] = cache.take(field, np.arange(start, stop))
+
+
+def _import_classes(file: h5py.File) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = {name: file["classes"][name][:] for name in CLASS_COLUMNS}
+    return pd.DataFrame(columns | {name: [value.decode() for value in columns[name]] for name in TEXT})
+
+
+def _import_head(file: h5py.File) -> list[Layers]:
+    stages = [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]
+    return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(len(g) // 2)] for g in stages]

@@ -1,0 +1,37 @@
+"""`python -m extract inspect | verify | export | import`."""
+
+from __future__ import annotations
+
+from extract.cache.hdf5 import export_hdf5, import_hdf5
+from extract.cache.reader import open_cache
+from extract.config import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
+from extract.verify import worst_logit_error
+
+
+def inspect(config: InspectConfig) -> None:
+    """Prints what a cache holds."""
+    cache = open_cache(config.cache)
+    print(cache)
+    groups = cache.classes.groupby("frequency")
+    table = groups[["image_count", "instance_count"]].sum().set_axis(["training images", "training instances"], axis=1)
+    table.insert(0, "classes", groups.size())
+    print(table.reindex(list("rcf")).dropna().astype(int).to_string())
+
+
+def verify(config: VerifyConfig) -> None:
+    """Reads everything and compares logits; raises CacheError naming the image at the first fault."""
+    cache = open_cache(config.cache)
+    worst = worst_logit_error(cache)
+    checked = "no features to recompute logits from" if worst is None else f"logits equal to within {worst:.1e}"
+    print(f"{cache.url}: {len(cache):,} images, {int(cache.offsets[-1]):,} RoIs intact, {checked}")
+
+
+def export_file(config: ExportConfig) -> None:
+    """Cache → HDF5."""
+    export_hdf5(open_cache(config.cache), config.file)
+    print(f"{config.file}: {config.file.stat().st_size / 1e6:,.1f} MB")
+
+
+def import_file(config: ImportConfig) -> None:
+    """HDF5 → cache."""
+    print(import_hdf5(config.file, config.cache, config.overwrite))

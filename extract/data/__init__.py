@@ -1,0 +1,1 @@
+"""Annotation files, class tables, bins of classes and images."""

@@ -1,0 +1,1 @@
+"""What every command needs: command lines, devices, files, threads and processes."""

@@ -1,0 +1,40 @@
+"""How much memory a process may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
+) -> int:
+    """Bytes that can be used without swapping, what a container (cgroup v1 or v2) has left respected."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if meminfo.exists():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    for folder in _groups(cgroup, membership):
+        for limit_file, usage_file, inactive in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            if (folder / limit_file).exists() and (limit := (folder / limit_file).read_text().strip()).isdigit():
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                # The kernel drops files that were read and not used since, so they count as free.
+                used = int((folder / usage_file).read_text()) - int(statistics[inactive])
+                limits.append(max(int(limit) - used, 0))
+    return min(limits)
+
+
+def _groups(cgroup: Path, membership: Path) -> Iterator[Path]:
+    """The folders of this process's groups and of those around them; a container may see no more than the outermost."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if not controllers or "memory" in controllers.split(","):
+            root = cgroup / ("memory" if controllers else "")
+            inner = root / path.strip("/")
+            yield from (folder for folder in (inner, *inner.parents) if folder.is_relative_to(root))

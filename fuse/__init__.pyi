@@ -1,0 +1,17 @@
+from .config import Config as Config
+from .detections import Detections as Detections
+from .evaluation.metrics import evaluate as evaluate
+from .evaluation.metrics import per_class_ap as per_class_ap
+from .export.exporter import export_folded as export_folded
+from .export.folding import folded_classifiers as folded_classifiers
+from .inference import Row as Row
+from .inference import detect as detect
+from .inference import detect_many as detect_many
+from .live import CalibratedDetector as CalibratedDetector
+from .live import View as View
+from .live_config import ExportConfig as ExportConfig
+from .merge import merge as merge
+from .merge import merge_image as merge_image
+from .ops.masks import encode_masks as encode_masks
+from .ops.nms import class_nms as class_nms
+from .scores import fuse_scores as fuse_scores

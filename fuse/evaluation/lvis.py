@@ -1,0 +1,143 @@
+"""LVIS annotations as the evaluation engines need them: checked, with annotation ids from 1.
+
+Ids and boxes are checked by the functions that `extract.data.annotations` checks them with.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from extract.data.annotations import AnnotationError, clipped_boxes, positions_of, unique_ids
+
+
+class _Image(msgspec.Struct):
+    id: int
+    height: int
+    width: int
+    neg_category_ids: list[int]
+    not_exhaustive_category_ids: list[int]
+
+
+class _Category(msgspec.Struct):
+    id: int
+    frequency: str
+
+
+class _Annotation(msgspec.Struct):
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    area: float
+    segmentation: list | dict
+
+
+class _Dataset(msgspec.Struct):
+    images: list[_Image]
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+
+class Loaded(dict):
+    """An annotation file's content that has been through `load_annotations`."""
+
+
+def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] | None = None) -> Loaded:
+    """An LVIS annotation file's content, restricted to `image_ids`, with its annotations numbered from 1.
+
+    The renumbering is for the official evaluation, which takes a match with annotation 0 for no match; like it,
+    annotations without area are left out. `source` may be the content itself and is not changed; all of it is
+    checked, however few images are wanted, unless it comes from here.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, the annotation, the field and its value.
+    """
+    if isinstance(source, Loaded) and image_ids is None:
+        return source
+    name = "annotations" if isinstance(source, dict) else str(source)
+    content = source if isinstance(source, Loaded) else _checked(name, source)
+    wanted = {image["id"] for image in content["images"]}
+    if image_ids is not None:
+        chosen = set(map(int, image_ids))
+        if not chosen <= wanted:
+            raise ValueError(f"{name}: has no image {min(chosen - wanted)}")
+        wanted = chosen
+    annotations = [a for a in content["annotations"] if a["image_id"] in wanted and a["area"] > 0]
+    return Loaded(
+        images=[image for image in content["images"] if image["id"] in wanted],
+        categories=content["categories"],
+        annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
+    )
+
+
+def check_categories(dataset: dict, category_ids: np.ndarray) -> None:
+    """Raises ValueError unless the annotations' categories are those of the class table."""
+    found = {c["id"] for c in dataset["categories"]}
+    differing = sorted(found.symmetric_difference(category_ids.tolist()))
+    if differing:
+        where = "annotations" if differing[0] in found else "class table"
+        raise ValueError(
+            f"annotations have {len(found)} categories, the class table {len(category_ids)}; "
+            f"{len(differing)} are in one only, the first is category {differing[0]} of the {where}"
+        )
+
+
+def _checked(name: str, source: str | os.PathLike | dict) -> dict:
+    """The content, with every image, category and annotation checked."""
+    try:
+        content = source if isinstance(source, dict) else msgspec.json.decode(_read(source))
+        dataset = msgspec.convert(content, _Dataset)
+    except msgspec.DecodeError as error:
+        raise AnnotationError(f"{name}: not an LVIS annotation file: {error}") from None
+    image_ids = unique_ids(name, "images", sorted(image.id for image in dataset.images))
+    category_ids = unique_ids(name, "categories", sorted(category.id for category in dataset.categories))
+    unique_ids(name, "annotations", sorted(annotation.id for annotation in dataset.annotations))
+    positions_of(name, dataset.annotations, "image_id", image_ids)
+    positions_of(name, dataset.annotations, "category_id", category_ids)
+    for annotation in dataset.annotations:
+        if not 0 <= annotation.area < math.inf:
+            raise AnnotationError(f"{name}: annotation {annotation.id}: area is {annotation.area}, expected at least 0")
+    _check_shapes(name, [a for a in dataset.annotations if a.area > 0], {i.id: i for i in dataset.images})
+    return content
+
+
+def _check_shapes(name: str, annotations: list[_Annotation], images: dict[int, _Image]) -> None:
+    owners = [images[annotation.image_id] for annotation in annotations]
+    clipped_boxes(name, annotations, np.array([(o.width, o.height) for o in owners], np.int64).reshape(-1, 2))
+    for annotation, image in zip(annotations, owners, strict=True):
+        mask = annotation.segmentation
+        fault = _polygon_fault(mask) if isinstance(mask, list) else _rle_fault(mask, image)
+        if fault:
+            value = str(mask) if len(str(mask)) <= 80 else f"{str(mask)[:80]}…"
+            raise AnnotationError(f"{name}: annotation {annotation.id}: segmentation {value} {fault}")
+
+
+def _polygon_fault(polygons: list) -> str | None:
+    try:  # a sum is finite only if all its terms are
+        good = [len(p) >= 6 and len(p) % 2 == 0 and math.isfinite(sum(p)) for p in polygons]
+    except TypeError:
+        good = []
+    return None if good and all(good) else "is not a list of polygons of three or more points"
+
+
+def _rle_fault(rle: dict, image: _Image) -> str | None:
+    from hotcoco import mask
+
+    if list(rle.get("size", ())) != [image.height, image.width]:
+        return f"has another size than image {image.id}, which is {image.height} high and {image.width} wide"
+    try:
+        return None if mask.area(rle) > 0 else "has no pixels"
+    except (ValueError, TypeError, KeyError) as error:
+        return f"is not a run-length encoding: {error}"
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    return Path(path).read_bytes()

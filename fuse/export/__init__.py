@@ -1,0 +1,1 @@
+"""Calibrated detectors for deployment: framework checkpoints, folded checkpoints, torch programs."""

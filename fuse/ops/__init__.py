@@ -1,0 +1,1 @@
+"""The Numba kernels and their public functions: NMS, score fusion, mask encoding."""
