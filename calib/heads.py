@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from calib.config import HEADS
-from calib.scoring import check_average, stage_scores
+from calib.scoring import Level, check_average, stage_scores
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class HeadInfo:
     """
 
     kind: str
-    level: str
+    level: Level
     feature_shape: tuple[int, ...]
     widths: tuple[int, ...]
     frozen_layers: int
@@ -85,6 +85,11 @@ class Head(nn.Module):
     def num_classes(self) -> int:
         """K, without background."""
         return len(self.info.category_ids)
+
+    @property
+    def level(self) -> Level:
+        """Feature level of its input."""
+        return self.info.level
 
     @property
     def instance_counts(self) -> tuple[int, ...]:
@@ -199,7 +204,7 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
             f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}"
             + ("; --head linear does with it" if cache.level == "embedding" else "")
         )
-    own = [cache.head(stage) for stage in range(len(cache.stages))]
+    own = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
     keep = {"3fc_ft": None, "linear": -1 if cache.level == "pooled" else 0}.get(kind, 0)
     kept = [layers[:keep] for layers in own]
     if keep != 0 and not all(own):

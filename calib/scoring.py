@@ -1,14 +1,13 @@
-"""From logits to class scores, and the detector's own classifier as a scorer.
+"""Class scores from logits, and the protocol of everything that scores RoIs.
 
-A *scorer* has a `.name` and `.scores(rois) -> (R, K+1) float32`, background last. One whose `.level` is "logits" looks
-at no features, which then are not read. `fuse.detect` asks for the scores of several images at once, from threads.
-Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes.
+Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes. Background is the last column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast, get_args
 
 import numpy as np
 
@@ -17,23 +16,42 @@ from extract.rois import RoIs
 if TYPE_CHECKING:
     import torch
 
-AVERAGES = ("scores", "logits")
+Level = Literal["pooled", "embedding", "logits"]
+"""Feature level of a cache or a scorer; "logits" stands for no features at all."""
+Average = Literal["scores", "logits"]
 """What a detector with several stages averages: scores (detectron2) or logits (mmdetection)."""
-ACTIVATIONS = ("softmax", "sigmoid")
-"""What turns a detector's logits into scores: one softmax over all classes, or each class by itself."""
+Activation = Literal["softmax", "sigmoid"]
+"""What turns logits into scores: one softmax over all classes, or a sigmoid per class."""
+AVERAGES: tuple[str, ...] = get_args(Average)
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
 class Scorer(Protocol):
-    """Turns the RoIs of one image into class scores."""
+    """Turns the RoIs of one image into class scores.
 
-    name: str
+    A scorer is hashable, since scores are cached by scorer, and `scores` may be called from several threads at once.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the scorer in messages and reports."""
+
+    @property
+    def level(self) -> Level:
+        """Feature level that `scores` reads; with "logits", `rois.features` may be None."""
+
+    @property
+    def instance_counts(self) -> Sequence[int]:
+        """Training instances of the classes 0…K-1; empty if unknown."""
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """(R, K+1) float32 class scores, background last."""
+        """Returns (R, K+1) float32 class scores."""
+
+    def __hash__(self) -> int: ...
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis in float32.
+    """Returns the softmax over the last axis, computed in float32.
 
     Args:
         logits: (..., K+1) of any float type.
@@ -44,28 +62,28 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     import torch
 
     scores = np.empty(np.shape(logits), np.float32)
-    torch.softmax(_tensor(logits), -1, out=torch.from_numpy(scores))
+    torch.softmax(_to_tensor(logits), -1, out=torch.from_numpy(scores))
     return scores
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Of every number by itself, in float32: (...) of any float type → (...) float32."""
-    return _tensor(logits).sigmoid().numpy()
+    """Returns the element-wise sigmoid, computed in float32: (...) of any float type → (...) float32."""
+    return _to_tensor(logits).sigmoid().numpy()
 
 
 def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = "softmax") -> np.ndarray:
-    """Class scores of all stages together.
+    """Returns class scores averaged over stages.
 
     Args:
         logits: (R, S, K+1), float16 or float32, background last.
-        average: "scores" takes the mean of the stages' scores, "logits" the scores of their mean logits.
-        activation: "softmax", or "sigmoid" of a detector that scores each class by itself.
+        average: "scores" for the mean of each stage's scores, "logits" for the scores of the mean logits.
+        activation: "softmax", or "sigmoid" for a detector with independent classes.
 
     Returns:
         (R, K+1) float32; rows sum to 1 with softmax.
 
     Raises:
-        ValueError: `average` or `activation` is something else, or `logits` has not three axes.
+        ValueError: unknown `average` or `activation`, or `logits` does not have three axes.
     """
     check_average(average)
     check_activation(activation)
@@ -76,55 +94,70 @@ def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = 
         return activate(logits[:, 0])
     if average == "scores":
         return activate(logits).mean(axis=1)
-    return activate(_tensor(logits).mean(1).numpy())
+    return activate(_to_tensor(logits).mean(1).numpy())
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:
-    """The array itself if it is of that type already."""
-    return _tensor(values).numpy()
+    """Returns the values as float32; an array that is float32 already is not copied."""
+    return _to_tensor(values).numpy()
 
 
-def _tensor(logits: np.ndarray) -> torch.Tensor:
-    """float32 on the CPU. NumPy converts float16 number by number, and its exponential takes several times torch's.
-
-    What NumPy allocates lies in huge pages, of which threads that work side by side need few.
-    """
-    import torch  # the package is imported where no score is computed
-
-    values = torch.from_numpy(np.require(logits, requirements="CW"))
-    if values.dtype == torch.float32:
-        return values
-    return torch.from_numpy(np.empty(values.shape, np.float32)).copy_(values)
-
-
-def check_average(average: str) -> str:
-    """`average` itself, or a ValueError that lists what is possible."""
+def check_average(average: object) -> Average:
+    """Returns `average`; raises ValueError listing the valid values."""
     if average not in AVERAGES:
         raise ValueError(f"stage average is {average!r}, expected {' or '.join(map(repr, AVERAGES))}")
-    return average
+    return cast(Average, average)
 
 
-def check_activation(activation: str) -> str:
-    """`activation` itself, or a ValueError that lists what is possible."""
+def check_activation(activation: object) -> Activation:
+    """Returns `activation`; raises ValueError listing the valid values."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}, expected {' or '.join(map(repr, ACTIVATIONS))}")
-    return activation
+    return cast(Activation, activation)
 
 
+@dataclass(frozen=True)
 class Original:
-    """The detector's own scores, from the logits in the RoIs."""
+    """The scorer of the detector's own scores, from the cached logits.
 
-    name = "original"
-    level = "logits"
+    Attributes:
+        average: "scores" or "logits", see `stage_scores`.
+        activation: "softmax" or "sigmoid".
+    """
 
-    def __init__(self, average: str = "scores", activation: str = "softmax") -> None:
-        self.average, self.activation = check_average(average), check_activation(activation)
+    average: Average = "scores"
+    activation: Activation = "softmax"
+
+    name: ClassVar[str] = "original"
+    level: ClassVar[Level] = "logits"
+    instance_counts: ClassVar[tuple[int, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown average or activation."""
+        check_average(self.average)
+        check_activation(self.activation)
 
     @classmethod
     def from_description(cls, detector: Mapping[str, object], average: str | None = None) -> Original:
-        """That of a detector's description; `average` replaces the framework's way of averaging stages."""
-        return cls(average or detector.get("stage_average", "scores"), detector.get("activation", "softmax"))
+        """Builds the scorer from a detector's description; `average` overrides how the framework averages stages."""
+        return cls(
+            check_average(average or detector.get("stage_average", "scores")),
+            check_activation(detector.get("activation", "softmax")),
+        )
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """(R, K+1) float32 class scores, background last."""
+        """Returns (R, K+1) float32 class scores."""
         return stage_scores(rois.logits, self.average, self.activation)
+
+
+def _to_tensor(values: np.ndarray) -> torch.Tensor:
+    """Converts to float32 on the CPU with torch, which converts float16 several times faster than NumPy.
+
+    The result is allocated by NumPy, which uses huge pages, so that concurrent threads take few page faults.
+    """
+    import torch  # here, so that importing this module does not import torch
+
+    tensor = torch.from_numpy(np.require(values, requirements="CW"))
+    if tensor.dtype == torch.float32:
+        return tensor
+    return torch.from_numpy(np.empty(tensor.shape, np.float32)).copy_(tensor)
