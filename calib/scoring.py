@@ -150,6 +150,18 @@ class Original:
         return stage_scores(rois.logits, self.average, self.activation)
 
 
+def with_stage_average(scorer: Scorer, average: str | None) -> Scorer:
+    """Returns the scorer with its stages averaged by scores or logits; None leaves its own way.
+
+    Raises ValueError for a scorer that averages no stages, which has no method `averaged(average)`.
+    """
+    if average is None:
+        return scorer
+    if not hasattr(scorer, "averaged"):
+        raise ValueError(f"stage average is {average!r}, but scorer {scorer.name!r} averages no stages")
+    return scorer.averaged(average)
+
+
 def _to_tensor(values: np.ndarray) -> torch.Tensor:
     """Converts to float32 on the CPU with torch, which converts float16 several times faster than NumPy.
 
