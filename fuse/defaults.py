@@ -1,0 +1,21 @@
+"""The default values of fusion, NMS and evaluation. Every signature and command-line option takes them from here."""
+
+from __future__ import annotations
+
+MAX_DETECTIONS = 300
+"""Detections kept per image, as in LVIS evaluation."""
+
+IOU_THRESHOLD = 0.5
+"""NMS removes a box whose IoU with a better box of its class is above this."""
+
+SCORE_THRESHOLD = 0.0
+"""Only scores above this become detections."""
+
+TAIL = 100
+"""Classes with fewer training instances than this are tail classes."""
+
+CAT_THRESHOLD = 0.05
+"""Mode cat-thr sets calibrated scores below this to 0."""
+
+FIXED_AP_DETECTIONS_PER_CLASS = 10_000
+"""Fixed AP evaluates this many best detections of each class over the dataset (Dave et al. 2021)."""
