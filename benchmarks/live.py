@@ -90,7 +90,7 @@ def seconds(function: Callable) -> float:
 def make_head(detector: Detector, kind: str) -> Head:
     """A random head of the detector's sizes: only its cost matters here."""
     level = "pooled" if kind == "3fc_ft" else "embedding"
-    (layers,) = detector.head(level)
+    (layers,) = detector.fc_layers(level)
     kept = layers if kind == "3fc_ft" else layers[-1:]
     widths = (kept[0][0].shape[1], *(len(bias) for _, bias in kept))
     (rois,) = detector.forward([Image(0, np.zeros((64, 64, 3), np.uint8))], level).rois

@@ -136,7 +136,7 @@ class TauNorm(Posthoc):
         self.name = f"tau-norm-{tau:g}"
 
     def _affine(self, cache: RoICache) -> tuple[np.ndarray, np.ndarray]:
-        layers = [cache.head(stage) for stage in range(len(cache.stages))]
+        layers = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
         if not all(layers):
             raise ValueError(f"{cache.url}: has no classifier weights (detector/), {self.name} needs them")
         weights, biases = (np.stack(arrays) for arrays in zip(*(layer[-1] for layer in layers), strict=True))

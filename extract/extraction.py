@@ -23,6 +23,7 @@ from extract.detectors.base import Detector
 from extract.extractor import Extraction
 from extract.rois import RoIs
 from extract.utils.distributed import Coordinator, rank, world_size
+from extract.utils.identity import flatten, refuse_changes
 from extract.utils.prefetch import BackgroundWorker
 
 log = logging.getLogger(__name__)
@@ -160,13 +161,8 @@ def _begun(config: Config, header: Header) -> RoICache | CacheWriter | None:
         attributes = open_group(config.out, "r").attrs.asdict()
     except FileNotFoundError:
         return None
-    ours, theirs = (_flat(asdict(h)) for h in (header, Header.from_attributes(attributes)))
-    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    keys = [key for key in keys if "version" not in key]  # a newer library reads and resumes what an older one began
-    if keys:
-        names = ", ".join(key.removeprefix("provenance.config.") for key in keys)
-        values = f"{theirs.get(keys[0])!r} there, {ours.get(keys[0])!r} now"
-        raise CacheError(f"{config.out}: was made with other options: {names} ({values}); --overwrite starts anew")
+    there = Header.from_attributes(attributes)
+    refuse_changes(config.out, _options(there), _options(header), CacheError)
     return open_cache(config.out) if attributes["complete"] else resume_cache(config.out)
 
 
@@ -188,11 +184,10 @@ def _progress(job: Extraction, pending: list[int]) -> tqdm:
     return tqdm(initial=images - missing, total=images, unit="image", desc=name, disable=True if rank() else None)
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _options(header: Header) -> dict[str, object]:
+    """The header as flat options. Versions are left out: a newer library resumes what an older one has begun."""
+    options = flatten(asdict(header)).items()
+    return {name.removeprefix("provenance.config."): value for name, value in options if "version" not in name}
 
 
 def _create(
@@ -209,10 +204,10 @@ def _create(
             "flipped": job.flipped,
         }
     )
-    head = job.detector.head(config.level)
+    fc_layers = job.detector.fc_layers(config.level)
     ((_, (template, *_)),) = first
     return create_cache(
-        config.out, template, header, source.classes, images, job.capacity, head, overwrite=config.overwrite
+        config.out, template, header, source.classes, images, job.capacity, fc_layers, overwrite=config.overwrite
     )
 
 

@@ -44,7 +44,7 @@ def worst_logit_error(cache: RoICache) -> float | None:
 
 def layers_on_features(cache: RoICache, stage: int) -> Layers:
     """The part of the detector's head that the stored features go through; [] if there is none."""
-    layers = cache.head(stage)
+    layers = cache.fc_layers(stage)
     return layers if cache.level == "pooled" else layers[-1:] if cache.level == "embedding" else []
 
 

@@ -117,7 +117,7 @@ def tiny_cache(
         split=split,
         level="embedding",
         stages=(0.5, 0.6, 0.7)[:stages],
-        head=[layers] * stages,
+        fc_layers=[layers] * stages,
         detector={"name": detector, "framework": "none", "stage_average": "scores", "nms_iou": 0.5},
     )
 

@@ -102,7 +102,7 @@ def test_what_goes_in_comes_out(tmp_path, options):
         split="val",
         level="pooled",
         stages=stages,
-        head=layers,
+        fc_layers=layers,
         detector={"name": "toy"},
     )
     assert len(cache) == 40 and cache.stages == stages and cache.num_classes == K
@@ -116,7 +116,7 @@ def test_what_goes_in_comes_out(tmp_path, options):
         rows = np.random.default_rng(1).integers(0, len(packed), 50)
         np.testing.assert_array_equal(cache.take(field, rows), packed[rows])
     assert cache.read("is_gt").dtype == bool
-    np.testing.assert_array_equal(cache.head(len(stages) - 1)[0][0], layers[0][0][0])
+    np.testing.assert_array_equal(cache.fc_layers(len(stages) - 1)[0][0], layers[0][0][0])
     assert [r.image_id for r in cache] == [r.image_id for r in images]
     assert "40" in repr(cache) and "<table>" in cache._repr_html_()
 
@@ -263,7 +263,7 @@ def test_hdf5_round_trip(tmp_path):
     assert content(tmp_path / "c.zarr").keys() == content(tmp_path / "d.zarr").keys()
     for a, b in zip(cache, again, strict=True):
         same(a, b)
-    for (w, b), (v, c) in zip(cache.head(1), again.head(1), strict=True):
+    for (w, b), (v, c) in zip(cache.fc_layers(1), again.fc_layers(1), strict=True):
         assert np.array_equal(w, v) and np.array_equal(b, c)
     with pytest.raises(FileExistsError, match=r"c\.h5: exists already"):
         export_hdf5(cache, tmp_path / "c.h5")
@@ -364,9 +364,9 @@ def test_damaged_tables_are_found(tmp_path, table):
     ):
         damage()
         with pytest.raises(CacheError, match=f"c/{table}.*{message}"):
-            open_cache(tmp_path / "c").head()
+            open_cache(tmp_path / "c").fc_layers()
         chunk.write_bytes(content)
-    open_cache(tmp_path / "c").head()
+    open_cache(tmp_path / "c").fc_layers()
 
 
 def test_damaged_metadata_is_found(tmp_path):

@@ -300,7 +300,7 @@ def test_features_lead_to_the_logits(kind, detector_of):
     for level, depth in {"pooled": 3, "embedding": 1}.items():
         (rois,) = detector.forward(make_images(SIZE), level).rois
         assert rois.features.ndim == {"pooled": 5, "embedding": 3}[level]
-        head = detector.head(level)
+        head = detector.fc_layers(level)
         if kind == "cosine" or (kind, level) == ("c4", "pooled"):  # not fully connected
             assert head == []
             continue
@@ -309,7 +309,7 @@ def test_features_lead_to_the_logits(kind, detector_of):
             logits = rois.logits[:, stage]
             error = layers_forward(layers, rois.features[:, stage].numpy()) - logits
             assert np.abs(error).max() < 0.02 * np.abs(logits).max()
-    assert detector.head("logits") == [] and detector.forward(make_images(SIZE), "logits").rois[0].features is None
+    assert detector.fc_layers("logits") == [] and detector.forward(make_images(SIZE), "logits").rois[0].features is None
 
 
 def test_what_a_detector_says_of_itself(made, detector_of):

@@ -112,7 +112,7 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
         return
     export(config)
     stock = load_detector(replace(spec, weights=tmp_path / "out" / "model.pth"))
-    own, new = (one.head("embedding") for one in (load_detector(spec), stock))
+    own, new = (one.fc_layers("embedding") for one in (load_detector(spec), stock))
     head: Head = calib.load_head(heads["linear"])
     tail = np.array(head.instance_counts) < 4
     for before, after, stage in zip(own, new, head.stages, strict=True):

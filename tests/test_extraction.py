@@ -166,7 +166,7 @@ def test_what_overlaps_writes_the_bytes_of_one_thing_after_the_other(tiny, cache
     blocks = [job.block(b) for b in range(job.blocks)]
     images = finished.images.drop(columns="roi_count")
     writer = create_cache(
-        config.out, blocks[0][0], finished.header, classes, images, job.capacity, job.detector.head("pooled")
+        config.out, blocks[0][0], finished.header, classes, images, job.capacity, job.detector.fc_layers("pooled")
     )
     for block, rois in enumerate(blocks):
         writer.write_block(block, rois)
@@ -224,8 +224,8 @@ def test_object_store(tiny, caches):
         assert cache.fingerprint == whole.fingerprint
     head = calib.train_head(extract.open_cache("memory://bucket/train.zarr"), steps=2)
     remote, local = (fuse.detect(c, head, mode="cat", tail=100) for c in (cache, caches["val"]))
-    assert len(remote) and remote.rle == local.rle
-    np.testing.assert_array_equal(remote.score, local.score)
+    assert len(remote) and remote.rles == local.rles
+    np.testing.assert_array_equal(remote.scores, local.scores)
 
 
 def test_same_command_again_and_changed_command(tiny, caches):

@@ -57,12 +57,12 @@ def test_linear_on_pooled_features_scores_the_detectors_embedding(cache):
     rois = cache.image(100)
     head = build(cache, "linear")
     classifier = head.stages[1][-1]
-    own = [*cache.head(1)[:-1], (classifier.weight.detach().numpy(), classifier.bias.detach().numpy())]
+    own = [*cache.fc_layers(1)[:-1], (classifier.weight.detach().numpy(), classifier.bias.detach().numpy())]
     np.testing.assert_allclose(head.logits(rois)[:, 1], forward(own, rois.features[:, 1]), rtol=1e-3, atol=1e-5)
 
 
 def test_linear_on_embeddings_is_one_layer(tmp_path):
-    cache = toy_cache(tmp_path / "c.zarr", "embedding", images=1, head=False)
+    cache = toy_cache(tmp_path / "c.zarr", "embedding", images=1, fc_layers=False)
     head = build(cache, "linear")
     assert head.info.widths == (HIDDEN, CLASSES + 1)
     assert head.logits(cache.image(100)).shape == (30, 1, CLASSES + 1)
@@ -101,7 +101,7 @@ def test_round_trip_through_a_folder(cache, tmp_path, kind):
 
 
 def test_a_kind_that_the_cache_cannot_feed_is_refused(tmp_path):
-    bare = toy_cache(tmp_path / "bare.zarr", images=1, head=False)
+    bare = toy_cache(tmp_path / "bare.zarr", images=1, fc_layers=False)
     for kind in ("3fc_ft", "linear"):
         with pytest.raises(ValueError, match=f"bare.zarr: head '{kind}' needs the detector's own layers, .* 2fc_rand"):
             build(bare, kind)

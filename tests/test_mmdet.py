@@ -291,7 +291,7 @@ def test_features_lead_to_the_logits(specs, name):
     detector = load_detector(specs(name))
     for level in ("pooled", "embedding"):
         (rois,) = detector.forward(make_images((96, 96)), level).rois
-        heads = detector.head(level)
+        heads = detector.fc_layers(level)
         assert len(heads) == len(detector.stages) == rois.features.shape[1]
         for stage, layers in enumerate(heads):
             x = rois.features[:, stage].float().flatten(1)
@@ -300,7 +300,7 @@ def test_features_lead_to_the_logits(specs, name):
                 x = x @ torch.from_numpy(weight).T + torch.from_numpy(bias)
             expected = rois.logits[:, stage]
             np.testing.assert_allclose(x, expected, atol=0.01 * np.abs(expected).max())
-    assert detector.head("logits") == []
+    assert detector.fc_layers("logits") == []
 
 
 @pytest.mark.parametrize("name", ["cosine", "seesaw"])
@@ -308,7 +308,7 @@ def test_classifiers_that_are_no_linear_layer_have_features_and_no_head(specs, n
     detector = load_detector(specs(name))
     (rois,) = detector.forward(make_images((96, 96)), "embedding").rois
     assert rois.features.shape[1:] == (1, 48) and rois.logits.shape[2] == CLASSES + 1
-    assert detector.head("pooled") == detector.head("embedding") == []
+    assert detector.fc_layers("pooled") == detector.fc_layers("embedding") == []
 
 
 def test_a_score_of_zero_stays_zero(specs):

@@ -65,7 +65,7 @@ def test_logn_standardises_foreground_logits(cache, monkeypatch):
 
 def test_tau_norm_is_the_classifier_with_normalised_rows(cache):
     def adjust(z, stage):
-        weight, bias = cache.head(stage)[-1]
+        weight, bias = cache.fc_layers(stage)[-1]
         return (z - bias) / np.linalg.norm(weight, axis=1) ** 0.5
 
     _expect(posthoc.TauNorm(0.5), cache, adjust)
@@ -86,7 +86,7 @@ def test_errors(cache, tmp_path):
     rois = cache.image(100)
     with pytest.raises(ValueError, match="logn is not fitted"):
         posthoc.LogN().scores(rois)
-    other = toy_cache(tmp_path / "one.zarr", images=1, head=False)
+    other = toy_cache(tmp_path / "one.zarr", images=1, fc_layers=False)
     with pytest.raises(ValueError, match=r"image 100: logits are \(3, 13\).* fitted for \(1, 13\)"):
         posthoc.NorCal().fit(other).scores(rois)
     with pytest.raises(ValueError, match=r"one.zarr: has no classifier weights .* tau-norm-1 needs them"):

@@ -97,13 +97,13 @@ def test_features_lead_to_the_logits(name):
     detector = TorchvisionDetector(MODELS[name]())
     for level in ("pooled", "embedding"):
         (rois,) = detector.forward(make_images((96, 96)), level).rois
-        (layers,) = detector.head(level)
+        (layers,) = detector.fc_layers(level)
         x = rois.features[:, 0].float().flatten(1)
         for depth, (weight, bias) in enumerate(layers if level == "pooled" else layers[-1:]):
             x = torch.relu(x) if depth else x
             x = x @ torch.from_numpy(weight).T + torch.from_numpy(bias)
         np.testing.assert_allclose(x, rois.logits[:, 0], atol=0.01 * np.abs(rois.logits).max())
-    assert detector.head("logits") == []
+    assert detector.fc_layers("logits") == []
 
 
 def test_added_boxes_come_last_and_go_through_the_head():
@@ -152,7 +152,7 @@ def test_a_classifier_without_bias():
     model = builders.single_level()
     old = model.roi_heads.box_predictor.cls_score
     model.roi_heads.box_predictor.cls_score = nn.Linear(old.in_features, old.out_features, bias=False)
-    ((*_, (weight, bias)),) = TorchvisionDetector(model).head("embedding")
+    ((*_, (weight, bias)),) = TorchvisionDetector(model).fc_layers("embedding")
     assert bias.shape == (builders.CLASSES + 1,) and not bias.any() and weight.shape[0] == len(bias)
 
 

@@ -86,7 +86,7 @@ def test_training_learns_the_classes(cache, kind):
 
 def test_linear_leaves_the_detectors_layers_alone(cache):
     head = calib.train_head(cache, head="linear", steps=5)
-    for layer, (weight, bias) in zip((head.stages[0][0], head.stages[0][2]), cache.head(0), strict=False):
+    for layer, (weight, bias) in zip((head.stages[0][0], head.stages[0][2]), cache.fc_layers(0), strict=False):
         np.testing.assert_array_equal(layer.weight.numpy(), weight)
         np.testing.assert_array_equal(layer.bias.numpy(), bias)
 
@@ -367,7 +367,7 @@ def test_a_run_that_ended_early_or_late_is_known_as_one(cache, tmp_path, monkeyp
 
 def test_overwriting_keeps_the_old_head_until_training_begins(cache, tmp_path):
     calib.train_head(cache, out=str(tmp_path / "head"), **OPTIONS)
-    bare = toy_cache(tmp_path / "bare.zarr", images=2, head=False)
+    bare = toy_cache(tmp_path / "bare.zarr", images=2, fc_layers=False)
     with pytest.raises(ValueError, match="needs the detector's own layers"):
         calib.train_head(bare, out=str(tmp_path / "head"), head="3fc_ft", overwrite=True)
     calib.load_head(tmp_path / "head")

@@ -53,7 +53,7 @@ def toy_cache(
     level: str = "pooled",
     stages: tuple[float, ...] = (0.5,),
     images: int = 30,
-    head: bool = True,
+    fc_layers: bool = True,
     average: str = "scores",
     seed: int = 0,
     split: str = "train",
@@ -72,7 +72,7 @@ def toy_cache(
         split=split,
         level=level,
         stages=stages,
-        head=layers if head else [],
+        fc_layers=layers if fc_layers else [],
         detector=detector,
         overwrite=True,
     )

@@ -76,9 +76,9 @@ def pin(cpus: set[int]) -> None:
 
 def assert_same(ours: Detections, other: Detections) -> None:
     """Detections equal to the bit, in one order."""
-    for column in ("image_id", "category_id", "score", "box"):
+    for column in ("image_ids", "category_ids", "scores", "boxes"):
         np.testing.assert_array_equal(getattr(ours, column), getattr(other, column))
-    assert ours.rle == other.rle
+    assert ours.rles == other.rles
 
 
 def make_cache(path: Path, level: str, images: int) -> RoICache:
@@ -88,7 +88,7 @@ def make_cache(path: Path, level: str, images: int) -> RoICache:
         (rng.normal(0, 0.02, (len(classes) + 1, WIDTH)).astype(np.float32), np.zeros(len(classes) + 1, np.float32))
     ]
     made = Images(level, images)
-    return write_cache(str(path), made, classes, split="val", level=level, head=[layers] if level != "logits" else ())
+    return write_cache(str(path), made, classes, split="val", level=level, fc_layers=[layers] if level != "logits" else ())
 
 
 class Images(Sequence):

@@ -65,7 +65,7 @@ class TrainCache:
     def take(self, field: str, rows: np.ndarray) -> np.ndarray:
         return self._pool[rows % POOL]
 
-    def head(self, stage: int = 0) -> Layers:
+    def fc_layers(self, stage: int = 0) -> Layers:
         rng = np.random.default_rng(1)
         return [
             (rng.standard_normal((o, i), np.float32) / np.float32(i) ** 0.5, np.zeros(o, np.float32))
@@ -77,7 +77,7 @@ class TrainCache:
         sizes = np.diff(self.offsets)
         header = Header("train", self.level, self.stages, {}, {})
         writer = create_cache(
-            str(url), self._rois(0), header, self.classes, self.images, int(sizes.max()), [self.head()]
+            str(url), self._rois(0), header, self.classes, self.images, int(sizes.max()), [self.fc_layers()]
         )
         for block in writer.pending():
             images = range(block * IMAGES_PER_BLOCK, min((block + 1) * IMAGES_PER_BLOCK, len(sizes)))

@@ -71,12 +71,12 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
             )
         try:
             header = msgspec.json.decode(file.attrs["header"], type=Header)
-            rois, classes, head = _Hdf5Images(file), _import_classes(file), _import_head(file)
+            rois, classes, fc_layers = _Hdf5Images(file), _import_classes(file), _import_layers(file)
         except KeyError as error:
             raise CacheError(f"{path}: {error.args[0]}") from None
         except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
             raise CacheError(f"{path}: {error}") from None
-        return write_cache(url, rois, classes, head=head, overwrite=overwrite, **vars(header))
+        return write_cache(url, rois, classes, fc_layers=fc_layers, overwrite=overwrite, **vars(header))
 
 
 class _Hdf5Images(Sequence):
@@ -111,7 +111,7 @@ def _export_tables(cache: RoICache, file: h5py.File) -> None:
     for name in cache.images:
         file[f"images/{name}"] = cache.images[name].to_numpy()
     for stage in range(len(cache.stages)):
-        for depth, (weight, bias) in enumerate(cache.head(stage)):
+        for depth, (weight, bias) in enumerate(cache.fc_layers(stage)):
             file[f"detector/stage_{stage}/weight_{depth}"] = weight
             file[f"detector/stage_{stage}/bias_{depth}"] = bias
 
@@ -141,6 +141,6 @@ def _import_classes(file: h5py.File) -> pd.DataFrame:
     return pd.DataFrame(columns | {name: [value.decode() for value in columns[name]] for name in TEXT})
 
 
-def _import_head(file: h5py.File) -> list[Layers]:
+def _import_layers(file: h5py.File) -> list[Layers]:
     stages = [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]
     return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(len(g) // 2)] for g in stages]

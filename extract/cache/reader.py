@@ -162,7 +162,7 @@ class RoICache(Sequence):
         out[repeats] = out[first[inverse[repeats]]]
         return _typed(field, out)
 
-    def head(self, stage: int = 0) -> Layers:
+    def fc_layers(self, stage: int = 0) -> Layers:
         """The detector's own fully connected layers of a stage; empty where the cache has none."""
         name = f"detector/stage_{stage}"
         if name not in self._group:

@@ -59,7 +59,7 @@ def write_cache(
     split: str,
     level: str,
     stages: Sequence[float] = (0.5,),
-    head: Sequence[Layers] = (),
+    fc_layers: Sequence[Layers] = (),
     detector: Mapping[str, object] | None = None,
     provenance: Mapping[str, object] | None = None,
     overwrite: bool = False,
@@ -73,7 +73,7 @@ def write_cache(
         split: "train" (to train heads on) or "val" (to detect and evaluate on, without ground-truth boxes).
         level: what `features` hold: "pooled" (R, S, C, P, P), "embedding" (R, S, C) or "logits" (None).
         stages: matching IoU per stage.
-        head: per stage the detector's own fully connected layers, (weight (out, in), bias (out,)), background last.
+        fc_layers: per stage the detector's own fully connected layers, (weight (out, in), bias (out,)), background last.
         detector: what there is to say of the detector; `stage_average` is "scores" (default) or "logits".
         overwrite: replace a cache that is there.
 
@@ -90,7 +90,7 @@ def write_cache(
     header = Header(split, level, tuple(stages), dict(detector or {}), dict(provenance or {}))
     capacity = max(int(images["roi_count"].max()), 1)
     table = images.drop(columns="roi_count")
-    writer = create_cache(url, rois[0], header, classes, table, capacity, head, overwrite)
+    writer = create_cache(url, rois[0], header, classes, table, capacity, fc_layers, overwrite)
     try:
         for block in writer.pending():
             writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
@@ -108,7 +108,7 @@ def create_cache(
     classes: pd.DataFrame,
     images: pd.DataFrame,
     capacity: int,
-    head: Sequence[Layers] = (),
+    fc_layers: Sequence[Layers] = (),
     overwrite: bool = False,
 ) -> CacheWriter:
     """Makes an empty cache, ready for its blocks.
@@ -120,7 +120,7 @@ def create_cache(
         classes: the class table, see `extract.data.classes`.
         images: image_id, height, width, flipped, in the order in which they will be stored.
         capacity: upper bound of the RoIs of one image.
-        head: the detector's own fully connected layers, per stage.
+        fc_layers: the detector's own fully connected layers, per stage.
 
     Raises CacheError if something is at `url`, and for a class table, stages or a level that the RoIs do not fit.
     """
@@ -140,7 +140,7 @@ def create_cache(
     rows_per_block, shard_rows = _rows(template, capacity * min(IMAGES_PER_BLOCK, max(len(images), 1)))
     _create_columns(group, template, num_blocks(len(images)) * rows_per_block, shard_rows)
     _create_tables(group, classes, images)
-    for stage, layers in enumerate(head):
+    for stage, layers in enumerate(fc_layers):
         for depth, (weight, bias) in enumerate(layers):
             _array(
                 group,

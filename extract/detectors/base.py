@@ -86,7 +86,7 @@ class Detector(Protocol):
             choose: which proposals are looked at; all that the framework's inference looks at by default.
         """
 
-    def head(self, level: str) -> list[Layers]:
+    def fc_layers(self, level: str) -> list[Layers]:
         """Per stage the layers that lead from the features of a level to the logits, background last; [] if
         they are not fully connected or the level stores no features."""
 

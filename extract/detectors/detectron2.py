@@ -133,8 +133,8 @@ class Detectron2Detector:
         rois = [make_rois(*one) for one in parts]
         return _ForwardOutput(rois, self.model.roi_heads, features, scales, boxes, resized.image_sizes)
 
-    def head(self, level: str) -> list[Layers]:
-        """See `extract.detectors.base.Detector.head`."""
+    def fc_layers(self, level: str) -> list[Layers]:
+        """See `extract.detectors.base.Detector.fc_layers`."""
         if level == "logits":
             return []
         layers = [_layers(level, *parts, seen) for parts, seen in zip(self._heads, self._probe(), strict=True)]

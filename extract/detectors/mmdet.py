@@ -135,8 +135,8 @@ class MmdetDetector:
         return _ForwardOutput(rois, scene, scales, boxes)
 
     @torch.no_grad()
-    def head(self, level: str) -> list[Layers]:
-        """See `extract.detectors.base.Detector.head`."""
+    def fc_layers(self, level: str) -> list[Layers]:
+        """See `extract.detectors.base.Detector.fc_layers`."""
         stages = [_layers(head, level) for head in self._heads] if level != "logits" else []
         return stages if all(stages) else []
 

@@ -139,8 +139,8 @@ class TorchvisionDetector:
         ]
         return _ForwardOutput(self.model, rois, features, scales, boxes, resized.image_sizes, sizes)
 
-    def head(self, level: str) -> list[Layers]:
-        """See `extract.detectors.base.Detector.head`."""
+    def fc_layers(self, level: str) -> list[Layers]:
+        """See `extract.detectors.base.Detector.fc_layers`."""
         if level == "logits":
             return []
         heads = self.model.roi_heads

@@ -28,7 +28,7 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail: np.
         ValueError: another kind of head, a detector whose classifiers are not linear, or with a head one that scores
             each class by itself.
     """
-    stages = detector.head("embedding")
+    stages = detector.fc_layers("embedding")
     if not stages:
         raise ValueError(f"detector {detector.description['name']}: its classifier is not one linear layer per stage")
     own = [layers[-1] for layers in stages]
