@@ -30,54 +30,57 @@ class Detections:
     """Detections of many images, N in all, in the order in which ties are broken.
 
     Attributes:
-        image_id: (N,) int64.
-        category_id: (N,) int64, ids of the annotation file.
-        score: (N,) float32.
-        box: (N, 4) float32 xyxy in pixels of the image.
-        rle: N masks `{"size": [height, width], "counts": str}` (compressed COCO RLE), or None without masks.
+        image_ids: (N,) int64.
+        category_ids: (N,) int64, ids of the annotation file.
+        scores: (N,) float32.
+        boxes: (N, 4) float32 xyxy in pixels of the image.
+        rles: N masks `{"size": [height, width], "counts": str}` (compressed COCO RLE), or None without masks.
     """
 
-    image_id: np.ndarray
-    category_id: np.ndarray
-    score: np.ndarray
-    box: np.ndarray
-    rle: list[dict] | None = None
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    rles: list[dict] | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for lengths that differ."""
-        for name, shape in (("category_id", ()), ("score", ()), ("box", (4,))):
+        for name, shape in (("category_ids", ()), ("scores", ()), ("boxes", (4,))):
             if getattr(self, name).shape != (len(self), *shape):
                 found = getattr(self, name).shape
-                raise ValueError(f"detections: {name} has shape {found}, expected {(len(self), *shape)}")
-        if self.rle is not None and len(self.rle) != len(self):
-            raise ValueError(f"detections: {len(self.rle)} masks, expected {len(self)}")
+                raise ValueError(f"detections: {name} have shape {found}, expected {(len(self), *shape)}")
+        if self.rles is not None and len(self.rles) != len(self):
+            raise ValueError(f"detections: {len(self.rles)} masks, expected {len(self)}")
 
     def __len__(self) -> int:
-        return len(self.image_id)
+        return len(self.image_ids)
 
     @property
     def xywh(self) -> np.ndarray:
         """(N, 4) float64, the boxes as COCO has them."""
-        box = self.box.astype(np.float64)
+        box = self.boxes.astype(np.float64)
         box[:, 2:] -= box[:, :2]
         return box
 
     def take(self, index: np.ndarray) -> Detections:
         """The detections at `index` (integers or a bool mask), in that order."""
         index = np.arange(len(self))[index]
-        rle = None if self.rle is None else [self.rle[i] for i in index]
-        return Detections(self.image_id[index], self.category_id[index], self.score[index], self.box[index], rle)
+        rle = None if self.rles is None else [self.rles[i] for i in index]
+        return Detections(self.image_ids[index], self.category_ids[index], self.scores[index], self.boxes[index], rle)
 
-    def top(self, count: int, per: str) -> Detections:
-        """The best `count` of each image (per="image_id") or class (per="category_id"), in the same order."""
-        index = top_of_groups(getattr(self, per), self.score, count)
-        return self if len(index) == len(self) else self.take(index)
+    def top_per_image(self, count: int) -> Detections:
+        """The `count` best detections of each image, in the same order."""
+        return self._sorted_subset(top_of_groups(self.image_ids, self.scores, count))
+
+    def top_per_class(self, count: int) -> Detections:
+        """The `count` best detections of each class over all images, in the same order."""
+        return self._sorted_subset(top_of_groups(self.category_ids, self.scores, count))
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Writes LVIS results: image_id, category_id, score, bbox (xywh) and, with masks, segmentation."""
         names = ("image_id", "category_id", "score", "bbox", "segmentation")
-        columns = [self.image_id.tolist(), self.category_id.tolist(), self.score.tolist(), self.xywh.tolist()]
-        columns += [] if self.rle is None else [self.rle]
+        columns = [self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), self.xywh.tolist()]
+        columns += [] if self.rles is None else [self.rles]
         records = [dict(zip(names, record, strict=False)) for record in zip(*columns, strict=True)]
         write_bytes(path, msgspec.json.encode(records))
 
@@ -95,11 +98,11 @@ class Detections:
             raise ValueError(f"{path}: {len(records) - len(masks)} of {len(records)} records lack segmentation")
         xywh = np.array([r.bbox for r in records], np.float64).reshape(-1, 4)
         return cls(
-            image_id=np.array([r.image_id for r in records], np.int64),
-            category_id=np.array([r.category_id for r in records], np.int64),
-            score=np.array([r.score for r in records], np.float32),
-            box=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32),
-            rle=[{"size": list(m.size), "counts": m.counts} for m in masks] if masks else None,
+            image_ids=np.array([r.image_id for r in records], np.int64),
+            category_ids=np.array([r.category_id for r in records], np.int64),
+            scores=np.array([r.score for r in records], np.float32),
+            boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32),
+            rles=[{"size": list(m.size), "counts": m.counts} for m in masks] if masks else None,
         )
 
     def __repr__(self) -> str:
@@ -109,15 +112,19 @@ class Detections:
         rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in self._summary())
         return f"<table>{rows}</table>"
 
+    def _sorted_subset(self, index: np.ndarray) -> Detections:
+        """`take` of distinct ascending positions: without a copy if they are all."""
+        return self if len(index) == len(self) else self.take(index)
+
     def _summary(self) -> list[tuple[str, str]]:
-        images, counts = np.unique(self.image_id, return_counts=True)
-        span = f"{self.score.min():.4g} to {self.score.max():.4g}" if len(self) else "none"
+        images, counts = np.unique(self.image_ids, return_counts=True)
+        span = f"{self.scores.min():.4g} to {self.scores.max():.4g}" if len(self) else "none"
         return [
             ("Detections", f"{len(self):,}"),
             ("images", f"{len(images):,} with any, at most {counts.max(initial=0):,} in one"),
-            ("categories", f"{len(np.unique(self.category_id)):,}"),
+            ("categories", f"{len(np.unique(self.category_ids)):,}"),
             ("scores", span),
-            ("masks", "yes" if self.rle is not None else "no"),
+            ("masks", "yes" if self.rles is not None else "no"),
         ]
 
 

@@ -54,16 +54,16 @@ def merge(
     masked = method == "nms" and have_masks({f"part {i}": part for i, part in enumerate(parts, start=1)})
     options = {"method": method, "iou_threshold": iou_threshold, "max_detections": max_detections, "weights": weights}
     joined = _joined(parts)
-    category_ids, labels = np.unique(joined.category_id, return_inverse=True)
-    images, found, origins = [joined.image_id[:0]], [_NOTHING], [np.empty(0, np.int64)]
-    groups = _by_image(joined.image_id)
+    category_ids, labels = np.unique(joined.category_ids, return_inverse=True)
+    images, found, origins = [joined.image_ids[:0]], [_NOTHING], [np.empty(0, np.int64)]
+    groups = _by_image(joined.image_ids)
     starts = np.cumsum([len(part) for part in parts])[:-1]
     for group in tqdm(groups, desc="merge", unit="image", disable=None if progress else True):
-        image_id = int(joined.image_id[group[0]])
+        image_id = int(joined.image_ids[group[0]])
         if method == "wbf" and image_id not in sizes:
             raise ValueError(f"sizes has no image {image_id}, which has detections")
         views = np.split(group, np.searchsorted(group, starts))
-        views = [ImageDetections(joined.box[view], labels[view], joined.score[view]) for view in views]
+        views = [ImageDetections(joined.boxes[view], labels[view], joined.scores[view]) for view in views]
         try:
             merged, origin = merge_image(views, len(category_ids), size=(sizes or {}).get(image_id), **options)
         except ValueError as error:
@@ -72,7 +72,7 @@ def merge(
         found.append(merged)
         origins.append(group[:0] if origin is None else group[origin])
     box, label, score = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    rle = [joined.rle[i] for i in np.concatenate(origins)] if masked else None
+    rle = [joined.rles[i] for i in np.concatenate(origins)] if masked else None
     return Detections(np.concatenate(images), category_ids[label], score, box, rle)
 
 
@@ -125,8 +125,8 @@ def merge_image(
 
 def have_masks(parts: Mapping[str, Detections]) -> bool:
     """Whether the parts, by name, have masks; raises ValueError naming one that lacks them where another has them."""
-    masked = [name for name, part in parts.items() if part.rle is not None]
-    bare = [name for name, part in parts.items() if part.rle is None and len(part)]  # no detections need no masks
+    masked = [name for name, part in parts.items() if part.rles is not None]
+    bare = [name for name, part in parts.items() if part.rles is None and len(part)]  # no detections need no masks
     if masked and bare:
         raise ValueError(
             f"{bare[0]} has no masks and {masked[0]} has, expected masks in all parts or in none; "
@@ -155,10 +155,10 @@ def check_options(
 
 def _joined(parts: Sequence[Detections]) -> Detections:
     """All detections below one another, masks where there are any."""
-    columns = ("image_id", "category_id", "score", "box")
+    columns = ("image_ids", "category_ids", "scores", "boxes")
     arrays = [np.concatenate([getattr(part, column) for part in parts]) for column in columns]
-    masked = any(part.rle is not None for part in parts)
-    return Detections(*arrays, [mask for part in parts for mask in part.rle or [None] * len(part)] if masked else None)
+    masked = any(part.rles is not None for part in parts)
+    return Detections(*arrays, [mask for part in parts for mask in part.rles or [None] * len(part)] if masked else None)
 
 
 def _by_image(image_id: np.ndarray) -> list[np.ndarray]:

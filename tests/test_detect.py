@@ -40,10 +40,10 @@ def cache(request, tmp_path_factory):
 
 
 def assert_equal(a: Detections, b: Detections):
-    for name in ("image_id", "category_id", "score", "box"):
+    for name in ("image_ids", "category_ids", "scores", "boxes"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
         assert getattr(a, name).dtype == getattr(b, name).dtype
-    assert a.rle == b.rle
+    assert a.rles == b.rles
 
 
 @pytest.mark.parametrize("mode", ["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale"])
@@ -54,12 +54,12 @@ def test_detections_are_fusion_then_suppression_image_by_image(cache, mode):
     for rois in cache:
         scores = fuse_scores(Original().scores(rois), scorer.scores(rois), tail, mode)
         roi, cls, score = class_nms(rois.boxes, scores, 0.5, 0.0, 20)
-        part = found.take(found.image_id == rois.image_id)
+        part = found.take(found.image_ids == rois.image_id)
         box = rois.boxes[roi] if rois.boxes.ndim == 2 else rois.boxes[roi, cls]
-        np.testing.assert_array_equal(part.category_id, CLASSES["category_id"].to_numpy()[cls])
-        np.testing.assert_array_equal(part.score, score)
-        np.testing.assert_array_equal(part.box, box)
-        assert part.rle == encode_masks(rois.masks[roi], box, rois.height, rois.width)
+        np.testing.assert_array_equal(part.category_ids, CLASSES["category_id"].to_numpy()[cls])
+        np.testing.assert_array_equal(part.scores, score)
+        np.testing.assert_array_equal(part.boxes, box)
+        assert part.rles == encode_masks(rois.masks[roi], box, rois.height, rois.width)
 
 
 def test_rows_together_equal_rows_alone_and_share_scores_and_masks(cache, monkeypatch):
@@ -73,7 +73,7 @@ def test_rows_together_equal_rows_alone_and_share_scores_and_masks(cache, monkey
         assert sum(encoded) <= cache.offsets[-1]
     for mode in rows.ROW_MODES:
         assert_equal(together[mode], fuse.detect(cache, scorer, mode=mode, max_detections=15))
-    assert detect_many(cache, table, masks=False)["cat"].rle is None
+    assert detect_many(cache, table, masks=False)["cat"].rles is None
 
 
 def test_a_pair_of_scorers_replaces_the_original(cache):
@@ -90,11 +90,11 @@ def test_det_takes_tail_classes_from_one_detector_and_the_rest_from_the_other(ca
     for image_id in cache.images["image_id"]:
         scores = []
         for part, is_tail in zip(parts, (False, True), strict=True):
-            scores += part.score[
-                (part.image_id == image_id) & (np.isin(part.category_id, tail_ids) == is_tail)
+            scores += part.scores[
+                (part.image_ids == image_id) & (np.isin(part.category_ids, tail_ids) == is_tail)
             ].tolist()
         expected = np.sort(np.array(scores, np.float32))[::-1][:12]
-        np.testing.assert_array_equal(merged.score[merged.image_id == image_id], expected)
+        np.testing.assert_array_equal(merged.scores[merged.image_ids == image_id], expected)
 
 
 @pytest.mark.parametrize("mode", ["original", "det"])
@@ -118,15 +118,15 @@ def test_merged_ties_are_ordered_by_class_then_roi():
 def test_oracle_names_only_true_classes(cache):
     found = fuse.detect(cache, mode="props-gt")
     for rois in cache:
-        part = found.take(found.image_id == rois.image_id)
+        part = found.take(found.image_ids == rois.image_id)
         true = set(CLASSES["category_id"].to_numpy()[np.unique(rois.labels)])
-        assert set(part.category_id) == true
+        assert set(part.category_ids) == true
 
 
 def test_per_class_keeps_the_best_of_the_data_set(cache, monkeypatch):
     scorer = Random(5)
     everything = fuse.detect(cache, scorer, mode="calibrated", max_detections=None)
-    expected = everything.top(7, "category_id")
+    expected = everything.top_per_class(7)
     assert_equal(fuse.detect(cache, scorer, mode="calibrated", max_detections=None, per_class=7), expected)
     prune = DetectionAccumulator._prune
     monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
@@ -140,7 +140,7 @@ def test_a_cap_and_the_best_of_each_class_go_together(cache, monkeypatch):
     monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
     everything = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8)
     found = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8, per_class=2)
-    assert_equal(found, everything.top(2, "category_id"))
+    assert_equal(found, everything.top_per_class(2))
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 5])
@@ -158,9 +158,9 @@ def test_images_side_by_side_give_what_one_after_the_other_does(cache, monkeypat
     image_id, category_id, score = map(np.concatenate, zip(*expected, strict=True))
     best = slice(None) if per_class is None else top_of_groups(category_id, score, per_class)
     found = fuse.detect(cache, scorer, max_detections=None, per_class=per_class)
-    np.testing.assert_array_equal(found.image_id, image_id[best])
-    np.testing.assert_array_equal(found.category_id, category_id[best])
-    np.testing.assert_array_equal(found.score, score[best])
+    np.testing.assert_array_equal(found.image_ids, image_id[best])
+    np.testing.assert_array_equal(found.category_ids, category_id[best])
+    np.testing.assert_array_equal(found.scores, score[best])
     assert torch.get_num_threads() == before
 
 
@@ -227,7 +227,7 @@ def test_a_cascade_with_a_trained_head(tmp_path):
     cache = tiny_cache(tmp_path / "val.zarr", annotations(), stages=3)
     head = load_head(tiny_head(tmp_path / "head", cache))
     found = fuse.detect(cache, head, mode="cat", tail=100)
-    assert len(found) > 0 and set(found.image_id) == set(cache.images["image_id"])
+    assert len(found) > 0 and set(found.image_ids) == set(cache.images["image_id"])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_representations(cache):
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match=r"box has shape \(1, 4\), expected \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"boxes have shape \(1, 4\), expected \(2, 4\)"):
         Detections(np.zeros(2, int), np.zeros(2, int), np.zeros(2), np.zeros((1, 4)))
     with pytest.raises(ValueError, match="3 masks, expected 2"):
         Detections(np.zeros(2, int), np.zeros(2, int), np.zeros(2), np.zeros((2, 4)), [{}] * 3)

@@ -52,8 +52,10 @@ def as_detections(part: ImageDetections, image_id: int = 7, masks: bool = False)
 
 
 def joined(detections: list[Detections]) -> Detections:
-    columns = (np.concatenate([getattr(d, n) for d in detections]) for n in ("image_id", "category_id", "score", "box"))
-    return Detections(*columns, None if detections[0].rle is None else [mask for d in detections for mask in d.rle])
+    columns = (
+        np.concatenate([getattr(d, n) for d in detections]) for n in ("image_ids", "category_ids", "scores", "boxes")
+    )
+    return Detections(*columns, None if detections[0].rles is None else [mask for d in detections for mask in d.rles])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -141,18 +143,18 @@ def test_a_data_set_is_joined_image_by_image_and_keeps_its_masks(masks):
         every = joined([as_detections(part, image_id, masks) for part in images[image_id]])
         expected.append(every.take(joined_nms_numpy(images[image_id], 0.5, 20)))
     expected = joined(expected)
-    for name in ("image_id", "category_id", "score", "box"):
+    for name in ("image_ids", "category_ids", "scores", "boxes"):
         np.testing.assert_array_equal(getattr(merged, name), getattr(expected, name))
         assert getattr(merged, name).dtype == getattr(expected, name).dtype
-    assert merged.rle == expected.rle and (merged.rle is not None) == masks
+    assert merged.rles == expected.rles and (merged.rles is not None) == masks
     fused = fuse.merge(parts, method="wbf", sizes=dict.fromkeys(images, SIZE), max_detections=20)
-    assert fused.rle is None and np.unique(fused.image_id).tolist() == sorted(images)
+    assert fused.rles is None and np.unique(fused.image_ids).tolist() == sorted(images)
 
 
 def test_a_part_without_detections_needs_no_masks():
     part = as_detections(random_part(np.random.default_rng(2), 9), masks=True)
     nothing = part.take(slice(0))
-    nothing = Detections(nothing.image_id, nothing.category_id, nothing.score, nothing.box)
+    nothing = Detections(nothing.image_ids, nothing.category_ids, nothing.scores, nothing.boxes)
     assert len(fuse.merge([part, nothing])) == len(fuse.merge([part, part])) > 0
     assert fuse.merge([part, nothing]).rle is not None
     for method in ("nms", "wbf"):
@@ -197,7 +199,7 @@ def test_parts_that_are_refused():
             fuse.merge_image([part, part._replace(scores=part.scores * np.float32(np.nan))], K, **options)
         with pytest.raises(ValueError, match=r"^boxes, labels and scores have shapes"):
             fuse.merge_image([part, part._replace(scores=part.scores[:1])], K, **options)
-    broken = Detections(data.image_id, data.category_id, data.score, data.box * np.float32(np.nan))
+    broken = Detections(data.image_ids, data.category_ids, data.scores, data.boxes * np.float32(np.nan))
     with pytest.raises(ValueError, match=r"^image 7: boxes contain NaN$"):
         fuse.merge([broken, broken])
 
@@ -245,22 +247,22 @@ def command(tiny: Tiny, files: list[Path], out: Path, *options: str) -> list[str
 def assert_joined(merged: Detections, parts: list[Detections]):
     """By the reference, image by image, masks included."""
     every = joined(parts)
-    assert np.unique(merged.image_id).tolist() == np.unique(every.image_id).tolist()
-    for image_id in np.unique(every.image_id):
-        views = [part.take(part.image_id == image_id) for part in parts]
+    assert np.unique(merged.image_ids).tolist() == np.unique(every.image_ids).tolist()
+    for image_id in np.unique(every.image_ids):
+        views = [part.take(part.image_ids == image_id) for part in parts]
         expected = joined(views)
-        kept = joined_nms_numpy([ImageDetections(v.box, v.category_id, v.score) for v in views], 0.5, 150)
-        expected, found = expected.take(kept), merged.take(merged.image_id == image_id)
-        for name in ("category_id", "score", "box"):
+        kept = joined_nms_numpy([ImageDetections(v.boxes, v.category_ids, v.scores) for v in views], 0.5, 150)
+        expected, found = expected.take(kept), merged.take(merged.image_ids == image_id)
+        for name in ("category_ids", "scores", "boxes"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-        assert found.rle == expected.rle
+        assert found.rles == expected.rles
 
 
 def test_augmentation_at_test_time_from_caches(tiny, results, tmp_path, capsys):
     """Table 10: one cache a view, one result each, joined."""
     files = [results[name] for name in ("small", "large", "mirrored")]
     parts = [Detections.from_json(file) for file in files]
-    assert len({part.box.tobytes() for part in parts}) == 3
+    assert len({part.boxes.tobytes() for part in parts}) == 3
     capsys.readouterr()
     assert main(command(tiny, files, tmp_path / "o", "--max-detections", "150")) == 0
     printed = capsys.readouterr().out
@@ -293,10 +295,10 @@ def test_two_detectors(tiny, results, tmp_path, method, capsys):
     sizes = {i["id"]: (i["height"], i["width"]) for i in json.loads((tiny.data / "val.json").read_text())["images"]}
     expected = fuse.merge(parts, method=method, max_detections=50, sizes=sizes)
     merged = Detections.from_json(tmp_path / "o" / "detections.json")
-    np.testing.assert_array_equal(merged.score, expected.score)
-    np.testing.assert_array_equal(merged.category_id, expected.category_id)
-    assert merged.rle == expected.rle and (merged.rle is None) == (method == "wbf")
-    assert np.unique(merged.image_id, return_counts=True)[1].tolist() == [50] * 12
+    np.testing.assert_array_equal(merged.scores, expected.scores)
+    np.testing.assert_array_equal(merged.category_ids, expected.category_ids)
+    assert merged.rles == expected.rles and (merged.rles is None) == (method == "wbf")
+    assert np.unique(merged.image_ids, return_counts=True)[1].tolist() == [50] * 12
     assert ("Box AP" if method == "wbf" else "Mask AP") in capsys.readouterr().out
 
 
@@ -304,7 +306,7 @@ def test_fixed_ap_has_no_cap(tiny, results, tmp_path):
     files = [results["mirrored"], results["other"]]
     assert main(command(tiny, files, tmp_path / "o", "--fixed", "--iou-types", "bbox", "--max-detections", "50")) == 0
     merged = Detections.from_json(tmp_path / "o" / "detections.json")
-    assert np.unique(merged.image_id, return_counts=True)[1].min() > 50
+    assert np.unique(merged.image_ids, return_counts=True)[1].min() > 50
 
 
 def test_the_same_command_again_and_other_inputs(tiny, results, tmp_path, capsys):

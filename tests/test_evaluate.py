@@ -83,7 +83,7 @@ def test_equals_the_official_code_used_directly(classes, images, detections):
     truth = lvis.LVIS.__new__(lvis.LVIS)
     truth.logger, truth.dataset = logging.getLogger("lvis.lvis"), copy.deepcopy(dict(dataset))
     truth._create_index()
-    columns = detections.image_id, detections.category_id, detections.score, detections.rle
+    columns = detections.image_ids, detections.category_ids, detections.scores, detections.rles
     names = "image_id", "category_id", "score", "segmentation"
     records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
 
 def test_fixed_ap_takes_the_best_of_each_class_over_the_data_set(classes, images, detections, monkeypatch):
     monkeypatch.setattr("fuse.evaluation.metrics.FIXED_PER_CLASS", 3)
-    kept = detections.top(3, "category_id")
+    kept = detections.top_per_class(3)
     assert len(kept) < len(detections)
     fixed = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, fixed=True)
     plain = evaluate(VAL, kept, classes, iou_type="bbox", image_ids=images, max_detections=10**6)
@@ -118,11 +118,11 @@ def test_fixed_ap_takes_the_best_of_each_class_over_the_data_set(classes, images
 @pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
 def test_input_is_left_as_it_was(engine, classes, images, detections):
     content = json.loads(VAL.read_text())
-    before, rle = json.dumps(content), copy.deepcopy(detections.rle)
+    before, rle = json.dumps(content), copy.deepcopy(detections.rles)
     root = logging.getLogger().handlers[:], logging.getLogger().level
-    few = detections.take(np.isin(detections.image_id, images[:3]))
+    few = detections.take(np.isin(detections.image_ids, images[:3]))
     evaluate(content, few, classes, image_ids=images[:3], engine=engine)
-    assert json.dumps(content) == before and detections.rle == rle
+    assert json.dumps(content) == before and detections.rles == rle
     assert (logging.getLogger().handlers, logging.getLogger().level) == root
     assert not hasattr(np, "float")
 
@@ -172,11 +172,11 @@ def test_federated_annotations():
     def with_false_positive(category_id):
         extra = truth.take(np.array([0]))
         return Detections(
-            np.append(truth.image_id, extra.image_id),
-            np.append(truth.category_id, category_id),
-            np.append(truth.score, np.float32(1)),
-            np.concatenate([truth.box, extra.box]),
-            truth.rle + extra.rle,
+            np.append(truth.image_ids, extra.image_ids),
+            np.append(truth.category_ids, category_id),
+            np.append(truth.scores, np.float32(1)),
+            np.concatenate([truth.boxes, extra.boxes]),
+            truth.rles + extra.rles,
         )
 
     assert evaluate(content, with_false_positive(unknown), CLASSES).loc["segm", "AP"] == pytest.approx(100)
@@ -300,7 +300,7 @@ def test_entries_that_are_refused(key, change, message, as_file, tmp_path):
 
 def test_masks_as_run_lengths_score_as_their_polygons_do():
     content, found = annotations(), truth_as_detections(annotations())
-    for annotation, rle in zip(content["annotations"], found.rle, strict=True):
+    for annotation, rle in zip(content["annotations"], found.rles, strict=True):
         annotation["segmentation"] = rle
     assert evaluate(content, found, CLASSES, iou_type="segm").loc["segm", "AP"] == pytest.approx(100)
 
@@ -333,9 +333,9 @@ def test_annotation_files_that_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("image_id", 8, "detections of image_id 8, which the annotations do not have"),
-        ("category_id", 5, "detections of category_id 5"),
-        ("score", np.nan, "scores that are not finite"),
+        ("image_ids", 8, "detections of image_id 8, which the annotations do not have"),
+        ("category_ids", 5, "detections of category_id 5"),
+        ("scores", np.nan, "scores that are not finite"),
     ],
 )
 def test_detections_that_are_refused(field, value, message):
@@ -361,7 +361,7 @@ def test_options_that_are_refused(options, message):
 
 def test_masks_of_another_size_are_refused():
     found = truth_as_detections(annotations())
-    found.rle[3] = {"size": [24, 32], "counts": "PPYo1"}
+    found.rles[3] = {"size": [24, 32], "counts": "PPYo1"}
     with pytest.raises(ValueError, match=r"detections of image 17: mask size \[24, 32\], expected \[48, 64\]"):
         evaluate(annotations(), found, CLASSES, iou_type="segm")
 
@@ -392,7 +392,7 @@ def test_a_missing_official_package_is_named_with_its_extra():
 
 def test_mask_ap_needs_masks():
     found = truth_as_detections(annotations())
-    without = Detections(found.image_id, found.category_id, found.score, found.box)
+    without = Detections(found.image_ids, found.category_ids, found.scores, found.boxes)
     with pytest.raises(ValueError, match="detections have no masks"):
         evaluate(annotations(), without, CLASSES, iou_type="segm")
     table = evaluate(annotations(), without, CLASSES)

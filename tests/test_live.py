@@ -44,8 +44,8 @@ def setting(tiny, tmp_path_factory):
 
 
 def of_image(detections: fuse.Detections, val: extract.RoICache, position: int) -> ImageDetections:
-    part = detections.take(detections.image_id == val.images["image_id"][position])
-    return ImageDetections(part.box, np.searchsorted(val.classes["category_id"], part.category_id), part.score)
+    part = detections.take(detections.image_ids == val.images["image_id"][position])
+    return ImageDetections(part.boxes, np.searchsorted(val.classes["category_id"], part.category_ids), part.scores)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -88,7 +88,7 @@ def results_of(paths: Sequence[Path], annotations: Loaded) -> dict[str, Detectio
     results = dict(zip(names, map(Detections.from_json, paths), strict=True))
     for path, detections in zip(paths, results.values(), strict=True):
         try:
-            check_detections(annotations, detections, "bbox" if detections.rle is None else "segm")
+            check_detections(annotations, detections, "bbox" if detections.rles is None else "segm")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return results

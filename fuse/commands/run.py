@@ -45,7 +45,7 @@ def sweep(config: SweepConfig) -> None:
 def evaluate_file(config: EvaluateConfig) -> None:
     """`python -m fuse evaluate`: a file of results."""
     detections = Detections.from_json(config.detections)
-    config = with_iou_types(config, masks=detections.rle is not None)
+    config = with_iou_types(config, masks=detections.rles is not None)
     annotations = load_annotations(config.annotations)
     summary, per_class = _evaluate(config, annotations, {config.detections.name: detections}, classes_of(config))
     print(results_text(config, summary, per_class, _scope(annotations, detections)))
@@ -119,7 +119,7 @@ def _row_options(config: FusionOptions, cache: RoICache) -> dict:
 
 
 def _scope(annotations: Loaded, detections: Detections) -> str:
-    bare = len(annotations["images"]) - len(np.unique(detections.image_id))
+    bare = len(annotations["images"]) - len(np.unique(detections.image_ids))
     return f"{len(annotations['images'])} images, {bare} of them without detections"
 
 

@@ -25,9 +25,9 @@ def hotcoco_engine(dataset: dict, detections: Detections, iou_type: str) -> tupl
     detections = detections.take(_judged(dataset, detections))
     detections = detections.take(_areas(detections, iou_type) > 0)
     truth = hotcoco.COCO({**dataset})
-    columns = (detections.image_id, detections.xywh, detections.score, detections.category_id)
+    columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
     # Columns instead of a record for each detection; the area, of the box, only matters to size bins, not read here.
-    results = truth.load_res(np.column_stack(columns), segmentation=detections.rle if iou_type == "segm" else None)
+    results = truth.load_res(np.column_stack(columns), segmentation=detections.rles if iou_type == "segm" else None)
     evaluation = hotcoco.LVISeval(truth, results.cap_detections_per_image(None), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -67,23 +67,23 @@ def _judged(dataset: dict, detections: Detections) -> np.ndarray:
     pairs = [(a["image_id"], a["category_id"]) for a in dataset["annotations"]]
     pairs += [(image["id"], category) for image in dataset["images"] for category in image["neg_category_ids"]]
     annotated = keys(*np.array(pairs, np.int64).reshape(-1, 2).T)
-    return np.isin(keys(detections.image_id, detections.category_id), annotated)
+    return np.isin(keys(detections.image_ids, detections.category_ids), annotated)
 
 
 def _areas(detections: Detections, iou_type: str) -> np.ndarray:
     """(N,) areas; the official evaluation leaves out what has none, after the cap."""
     if iou_type == "bbox" or not len(detections):
-        return np.prod(detections.box[:, 2:].astype(np.float64) - detections.box[:, :2], axis=1)
+        return np.prod(detections.boxes[:, 2:].astype(np.float64) - detections.boxes[:, :2], axis=1)
     import hotcoco
 
-    return hotcoco.mask.area(detections.rle)
+    return hotcoco.mask.area(detections.rles)
 
 
 def _records(detections: Detections, iou_type: str) -> list[dict]:
     """Result records with masks or boxes, not both: the official code would take a mask's area from its box."""
-    ids = zip(detections.image_id.tolist(), detections.category_id.tolist(), detections.score.tolist(), strict=True)
+    ids = zip(detections.image_ids.tolist(), detections.category_ids.tolist(), detections.scores.tolist(), strict=True)
     if iou_type == "segm":
-        shapes = [{"segmentation": rle} for rle in detections.rle or []]
+        shapes = [{"segmentation": rle} for rle in detections.rles or []]
     else:
         shapes = [{"bbox": xywh} for xywh in detections.xywh.tolist()]
     return [

@@ -59,7 +59,7 @@ def evaluate(
             categories that are not there or with masks of another size, "segm" for detections without masks.
     """
     if iou_type is None:
-        iou_type = IOU_TYPES if detections.rle is not None else "bbox"
+        iou_type = IOU_TYPES if detections.rles is not None else "bbox"
     types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
     options = {"fixed": fixed, "max_detections": max_detections, "engine": engine}
@@ -126,7 +126,7 @@ def per_class_ap(
     category_ids = classes["category_id"].to_numpy(np.int64)
     check_categories(dataset, category_ids)
     check_detections(dataset, detections, iou_type)
-    kept = detections.top(FIXED_PER_CLASS, "category_id") if fixed else detections.top(max_detections, "image_id")
+    kept = detections.top_per_class(FIXED_PER_CLASS) if fixed else detections.top_per_image(max_detections)
     precision, recall = ENGINES[engine](dataset, kept, iou_type)  # (T, 101, K), (T, K), K by ascending category id
     order = np.argsort(np.argsort(category_ids))
     table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
@@ -197,22 +197,23 @@ def bootstrap_intervals(
 
 def check_detections(dataset: dict, detections: Detections, iou_type: str) -> None:
     """Raises ValueError for detections that are not of the data set's images and categories, or not evaluable."""
-    for name, key in (("image_id", "images"), ("category_id", "categories")):
-        values = np.unique(getattr(detections, name))
+    ids = (("image_id", detections.image_ids, "images"), ("category_id", detections.category_ids, "categories"))
+    for name, values, key in ids:
+        values = np.unique(values)
         unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]
         if len(unknown):
             raise ValueError(f"detections of {name} {unknown[0]}, which the annotations do not have")
     if iou_type == "segm" and len(detections):
-        if detections.rle is None:
+        if detections.rles is None:
             raise ValueError("detections have no masks; iou_type 'segm' needs them, 'bbox' does not")
         _check_mask_sizes(dataset, detections)
-    if not np.isfinite(detections.score).all():
+    if not np.isfinite(detections.scores).all():
         raise ValueError("detections have scores that are not finite")
 
 
 def _check_mask_sizes(dataset: dict, detections: Detections) -> None:
     """A mask of another size than its image would match nothing."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
-    for image_id, rle in zip(detections.image_id.tolist(), detections.rle, strict=True):
+    for image_id, rle in zip(detections.image_ids.tolist(), detections.rles, strict=True):
         if list(rle["size"]) != sizes[image_id]:
             raise ValueError(f"detections of image {image_id}: mask size {rle['size']}, expected {sizes[image_id]}")
