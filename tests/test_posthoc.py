@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from calib import posthoc
+from calib.posthoc.base import training_counts
+from calib.posthoc.logn import logit_moments
+from calib.scoring import stage_scores
 from tests.toy_cache import CLASSES, toy_cache, toy_classes
 
 
@@ -41,9 +44,9 @@ def test_norcal_divides_probabilities_by_counts(cache, count):
     _expect(posthoc.NorCal(0.7, count), cache, adjust)
 
 
-def test_norcal_counts_images_and_treats_none_as_one(cache):
+def test_norcal_counts_images_and_treats_zero_as_one(cache):
     assert posthoc.NorCal().count == "image_count"
-    np.testing.assert_array_equal(posthoc._counts(cache, "image_count"), np.arange(CLASSES) + 1)
+    np.testing.assert_array_equal(training_counts(cache, "image_count"), np.arange(CLASSES) + 1)
 
 
 def test_logit_adjustment_subtracts_log_priors(cache):
@@ -52,8 +55,7 @@ def test_logit_adjustment_subtracts_log_priors(cache):
     _expect(posthoc.LogitAdjustment(0.5), cache, lambda z, stage: z - 0.5 * prior)
 
 
-def test_logn_standardises_foreground_logits(cache, monkeypatch):
-    monkeypatch.setattr(posthoc, "ROWS_AT_ONCE", 50)
+def test_logn_standardises_foreground_logits(cache):
     every = cache.read("logits").astype(np.float64)
 
     def adjust(z, stage):
@@ -61,6 +63,11 @@ def test_logn_standardises_foreground_logits(cache, monkeypatch):
         return np.column_stack([(z[:, :-1] - (mean - mean.min())) / deviation, z[:, -1]])
 
     _expect(posthoc.LogN(), cache, adjust)
+
+
+def test_moments_are_the_same_however_many_rows_are_read_at_once(cache):
+    for first, second in zip(logit_moments(cache), logit_moments(cache, rows_at_once=50), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-12)
 
 
 def test_tau_norm_is_the_classifier_with_normalised_rows(cache):
@@ -77,9 +84,42 @@ def test_identity_parameters_change_nothing(cache):
         np.testing.assert_array_equal(scorer.fit(cache).logits(rois), rois.logits.astype(np.float32))
 
 
-def test_names_tell_parameters():
+def test_names_contain_hyperparameters():
     scorers = posthoc.NorCal(0.6), posthoc.LogitAdjustment(), posthoc.LogN(), posthoc.TauNorm(0.25)
     assert [s.name for s in scorers] == ["norcal-0.6", "logit-adjustment-1", "logn", "tau-norm-0.25"]
+
+
+@pytest.mark.parametrize("name", posthoc.METHODS)
+def test_methods_are_built_by_name(cache, name):
+    method = posthoc.build_method(name)
+    assert type(method) is posthoc.METHODS[name] and method.name.startswith(name)
+    assert (method.level, method.instance_counts) == ("logits", ())
+    assert method.fit(cache).instance_counts == tuple(toy_classes()["instance_count"])
+
+
+def test_hyperparameters_reach_the_method():
+    norcal = posthoc.build_method("norcal", gamma=0.3, count="instance_count")
+    assert (norcal.gamma, norcal.count) == (0.3, "instance_count")
+
+
+@pytest.mark.parametrize(
+    ("name", "hyperparameters", "message"),
+    [
+        ("nocal", {}, "method is 'nocal', expected one of norcal, logit-adjustment, logn, tau-norm"),
+        ("logn", {"gamma": 0.6}, "gamma is 0.6: method logn has no gamma, it has no hyperparameters"),
+        ("norcal", {"tau": 1}, "tau is 1: method norcal has no tau, it has gamma, count"),
+    ],
+)
+def test_unknown_methods_and_hyperparameters_are_named(name, hyperparameters, message):
+    with pytest.raises(ValueError, match=message):
+        posthoc.build_method(name, **hyperparameters)
+
+
+def test_stage_average_can_be_changed_after_fit(cache):
+    method, rois = posthoc.NorCal().fit(cache), cache.image(100)
+    for average in ("scores", "logits"):
+        expected = stage_scores(method.logits(rois), average)
+        np.testing.assert_array_equal(method.averaged(average).scores(rois), expected)
 
 
 def test_errors(cache, tmp_path):
@@ -89,5 +129,7 @@ def test_errors(cache, tmp_path):
     other = toy_cache(tmp_path / "one.zarr", images=1, fc_layers=False)
     with pytest.raises(ValueError, match=r"image 100: logits are \(3, 13\).* fitted for \(1, 13\)"):
         posthoc.NorCal().fit(other).scores(rois)
+    with pytest.raises(ValueError, match="count is 'images', expected 'image_count' or 'instance_count'"):
+        posthoc.NorCal(count="images").fit(other)
     with pytest.raises(ValueError, match=r"one.zarr: has no classifier weights .* tau-norm-1 needs them"):
         posthoc.TauNorm().fit(other)
