@@ -6,14 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from extract.utils import cli
-from fuse.config import Config, EvaluateConfig, MergeConfig, SweepConfig
-from fuse.live_config import ExportConfig, PredictConfig
+from fuse.commands.config import Config, EvaluateConfig, ExportConfig, MergeConfig, PredictConfig, SweepConfig
 
 COMMANDS = {
-    "": cli.Command(Config, "fuse.commands.run:run"),
-    "sweep": cli.Command(SweepConfig, "fuse.commands.run:sweep"),
-    "evaluate": cli.Command(EvaluateConfig, "fuse.commands.run:evaluate_file"),
-    "merge": cli.Command(MergeConfig, "fuse.commands.run:merge_files"),
+    "": cli.Command(Config, "fuse.commands.detect:run"),
+    "sweep": cli.Command(SweepConfig, "fuse.commands.detect:sweep"),
+    "evaluate": cli.Command(EvaluateConfig, "fuse.commands.results:evaluate_file"),
+    "merge": cli.Command(MergeConfig, "fuse.commands.results:merge_files"),
     "predict": cli.Command(PredictConfig, "fuse.commands.predict:predict"),
     "export": cli.Command(ExportConfig, "fuse.export.exporter:export"),
 }

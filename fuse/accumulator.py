@@ -1,60 +1,71 @@
-"""The detections of many images as they come, of which fixed AP keeps the best of each class."""
+"""Collects the detections of many images; for fixed AP, keeps the best of each class."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
 from fuse.detections import Detections, top_of_groups
+from fuse.fusion import Fusion
 
-if TYPE_CHECKING:
-    from fuse.inference import Row
+PRUNE_AFTER = 1_000_000
+"""Detections added between two prunings, with `max_detections_per_class`."""
 
-Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""image_id, class, score (D,), box (D, 4) and RLE (D,) of D detections."""
 
-_PRUNE_AFTER = 1_000_000  # detections added to a row with `per_class` between two looks at which are the best
+class DetectionColumns(NamedTuple):
+    """D detections: image ids and classes (D,) int64, scores (D,) and boxes (D, 4) float32, RLE masks (D,) object."""
+
+    image_ids: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    rles: np.ndarray
 
 
 class DetectionAccumulator:
-    """A row's detections so far. Once a class has `per_class`, worse ones are no longer looked for.
+    """The detections of one fusion so far.
 
     Attributes:
-        floors: (K,) float32, the scores that detections of the images to come have to exceed.
+        class_thresholds: (K,) float32, scores that detections of the images to come must exceed. Once a class has
+            `max_detections_per_class`, its threshold is the worst of these.
     """
 
-    def __init__(self, row: Row, num_classes: int, masks: bool):
-        self.floors = np.full(num_classes, row.score_threshold, np.float32)
-        self._per_class, self._capped, self._masks = row.per_class, row.max_detections is not None, masks
-        nothing = np.empty(0, np.int64)
-        self._parts = [(nothing, nothing, np.empty(0, np.float32), np.empty((0, 4), np.float32), np.empty(0, object))]
+    def __init__(self, fusion: Fusion, num_classes: int, masks: bool):
+        self.class_thresholds = np.full(num_classes, fusion.config.score_threshold, np.float32)
+        self._per_class, self._capped = fusion.config.max_detections_per_class, fusion.max_detections is not None
+        self._masks = masks
+        none = np.empty(0, np.int64)
+        empty = DetectionColumns(none, none, np.empty(0, np.float32), np.empty((0, 4), np.float32), np.empty(0, object))
+        self._parts = [empty]
         self._added = 0
 
-    def add(self, part: Part) -> None:
+    def add(self, part: DetectionColumns) -> None:
         """Appends one image's detections."""
         self._parts.append(part)
-        self._added += len(part[0])
-        if self._per_class is not None and self._added > max(_PRUNE_AFTER, len(self._parts[0][0])):
+        self._added += len(part.scores)
+        if self._per_class is not None and self._added > max(PRUNE_AFTER, len(self._parts[0].scores)):
             self._prune()
 
     def detections(self, category_ids: np.ndarray) -> Detections:
+        """All detections; `category_ids` (K,) int64 of the classes."""
         if self._per_class is not None:
             self._prune()
-        image_id, cls, score, box, rle = self._joined()
-        return Detections(image_id, category_ids[cls], score, box, rle.tolist() if self._masks else None)
+        every = self._joined()
+        rles = every.rles.tolist() if self._masks else None
+        return Detections(every.image_ids, category_ids[every.labels], every.scores, every.boxes, rles)
 
-    def _joined(self) -> Part:
-        return tuple(np.concatenate(columns) for columns in zip(*self._parts, strict=True))
+    def _joined(self) -> DetectionColumns:
+        return DetectionColumns(*(np.concatenate(columns) for columns in zip(*self._parts, strict=True)))
 
     def _prune(self) -> None:
-        columns = self._joined()
-        best = top_of_groups(columns[1], columns[2], self._per_class)
-        self._parts, self._added = [tuple(column[best] for column in columns)], 0
-        if self._capped:  # there a detection that is not looked for would leave its place to another
+        every = self._joined()
+        best = top_of_groups(every.labels, every.scores, self._per_class)
+        kept = DetectionColumns(*(column[best] for column in every))
+        self._parts, self._added = [kept], 0
+        if self._capped:  # with a cap per image, a dropped detection would free a place for another
             return
-        _, cls, score = self._parts[0][:3]
-        full = np.bincount(cls, minlength=len(self.floors)) == self._per_class
-        worst = np.full(len(self.floors), np.inf, np.float32)
-        np.minimum.at(worst, cls, score)
-        self.floors = np.where(full, worst, self.floors)  # a new array: threads are reading the old one
+        full = np.bincount(kept.labels, minlength=len(self.class_thresholds)) == self._per_class
+        worst = np.full(len(self.class_thresholds), np.inf, np.float32)
+        np.minimum.at(worst, kept.labels, kept.scores)
+        self.class_thresholds = np.where(full, worst, self.class_thresholds)  # a new array: threads read the old one

@@ -1,24 +1,139 @@
-"""The options of the commands on caches and results. Imports nothing heavy: it is read first."""
+"""Option sets that the commands, the notebook functions, the live detector and exports share.
+
+The command line reads this module first, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import Suppress
 
 from extract.data.bins import edges
-from fuse.scores import HEADLESS, RowMode
+from fuse.defaults import CAT_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
+from fuse.scores import UNCALIBRATED_MODES, FusionMode
 
-DETECTIONS = "detections.json"
-"""The LVIS results in a folder that a command writes."""
+StageAverage = Literal["scores", "logits"]
 MergeMethod = Literal["nms", "wbf"]
-"""How `merge` joins detections."""
+"""How results are merged: per-class NMS or weighted box fusion."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
+class FusionConfig:
+    """How the scores of the original and of the calibrated classifier become detections.
+
+    `fuse.detect`, `fuse.CalibratedDetector`, exports and the commands take these options.
+    """
+
+    mode: FusionMode = "cat"
+    """How the two classifiers are combined: a mode of `fuse.fuse_scores`; det, where each detects by itself and the
+    detections are joined; or props-gt, the oracle of the paper's Table 4."""
+
+    tail: float = TAIL
+    """Tail classes are those with fewer training instances than this. The calibrated classifier scores them."""
+
+    tail_mask: Suppress[Sequence[bool] | None] = None
+    """(K,) bool, the tail classes themselves, in place of the bound `tail`."""
+
+    score_threshold: float = SCORE_THRESHOLD
+    """Detections score above it."""
+
+    iou_threshold: float | None = None
+    """NMS removes boxes of a class that overlap more; the detector's own threshold by default."""
+
+    max_detections: int | None = MAX_DETECTIONS
+    """Detections per image; -1 keeps all."""
+
+    max_detections_per_class: Suppress[int | None] = None
+    """Detections kept of each class over the whole dataset, for fixed AP; None keeps all."""
+
+    cat_threshold: float = CAT_THRESHOLD
+    """Mode cat-thr drops calibrated scores below it."""
+
+    cat_scale: float | None = None
+    """Mode cat-scale multiplies calibrated scores by it; by default by each image's background ratio."""
+
+    stage_average: StageAverage | None = None
+    """What is averaged over the stages of a cascade; by default what the detector's framework averages."""
+
+    skip_empty: Suppress[bool | None] = None
+    """Boxes without area are no candidates of NMS; by default as in the detector's framework."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option, its value and its bound."""
+        if self.tail_mask is not None:
+            # A tuple: configs are compared, hashed and stored as JSON.
+            object.__setattr__(self, "tail_mask", tuple(map(bool, self.tail_mask)))
+        if not self.score_threshold >= 0:
+            raise ValueError(f"score_threshold is {self.score_threshold}, expected at least 0")
+        if self.iou_threshold is not None and not 0 <= self.iou_threshold <= 1:
+            raise ValueError(f"iou_threshold is {self.iou_threshold}, expected 0 to 1")
+        if self.max_detections is not None and self.max_detections < 1 and self.max_detections != -1:
+            raise ValueError(f"max_detections is {self.max_detections}, expected at least 1, or -1 for all")
+
+    @classmethod
+    def from_options(cls, **options: object) -> FusionConfig:
+        """A config with these fields. Raises ValueError naming an option that is none of them."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"option {name!r}, expected one of {', '.join(known)}")
+        return cls(**options)
+
+    def fusion(self, **changes: object) -> FusionConfig:
+        """The fusion options of a command's config, with changes."""
+        own = {field.name: getattr(self, field.name) for field in fields(FusionConfig)}
+        return FusionConfig(**own | changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Which calibrated classifier is used: a trained head, or a method without training."""
+
+    head: Path | None = None
+    """Head made by `python -m calib.train`."""
+
+    method: str | None = None
+    """Or a method without training: norcal, logit-adjustment, logn or tau-norm (`calib.posthoc`)."""
+
+    gamma: float | None = None
+    """Exponent γ of norcal."""
+
+    tau: float | None = None
+    """Exponent τ of tau-norm; factor τ of logit-adjustment."""
+
+    count: Literal["image_count", "instance_count"] | None = None
+    """Training counts that norcal and logit-adjustment use."""
+
+    fit_cache: str | None = None
+    """Cache of the same detector that the method is fitted on, a path or an fsspec URL. By default the val cache
+    itself; logn needs a train cache."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the options that exclude each other."""
+        if self.head is not None and self.method is not None:
+            raise ValueError(f"head is {self.head} and method is {self.method!r}: give one of them")
+        given = [*self.hyperparameters, *(["fit_cache"] if self.fit_cache is not None else [])]
+        if self.method is None and given:
+            raise ValueError(f"{given[0]} is given without --method")
+
+    @property
+    def hyperparameters(self) -> dict[str, object]:
+        """Those of the method that are given, by name."""
+        values = {"gamma": self.gamma, "tau": self.tau, "count": self.count}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def require_classifier(self, mode: str) -> None:
+        """Raises ValueError if the mode needs a calibrated classifier and neither a head nor a method is given."""
+        if self.head is None and self.method is None and mode not in UNCALIBRATED_MODES:
+            raise ValueError(f"mode is {mode!r}, which needs a calibrated classifier: give --head or --method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
     """How detections are evaluated."""
 
     annotations: Path
@@ -30,11 +145,11 @@ class EvaluationOptions:
     bins: tuple[float, ...] = (10, 100, 1000)
     """Edges between the bins of training instances."""
 
-    max_detections: int = 300
+    max_detections: int = MAX_DETECTIONS
     """Detections per image."""
 
-    fixed: bool = False
-    """Fixed AP: the best 10,000 detections per class over the data set and no cap per image."""
+    fixed_ap: bool = False
+    """Fixed AP: the best 10,000 detections per class over the dataset and no cap per image."""
 
     engine: Literal["hotcoco", "lvis"] = "hotcoco"
     """What computes precision and recall; lvis is the official package, slow."""
@@ -46,141 +161,6 @@ class EvaluationOptions:
         edges(self.bins)
 
     @property
-    def edges(self) -> tuple[float, ...]:
-        """The bins' edges with both ends."""
+    def bin_edges(self) -> tuple[float, ...]:
+        """Edges of the bins, both ends included."""
         return edges(self.bins)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionOptions(EvaluationOptions):
-    """How two heads' scores become detections."""
-
-    cache: str
-    """Val cache made by `python -m extract --split val`: a path or an fsspec URL."""
-
-    out: Path
-    """Folder to write."""
-
-    head: Path | None = None
-    """Head made by `python -m calib.train`."""
-
-    tail: float = 100
-    """The calibrated head speaks for classes with fewer training instances than this."""
-
-    iou_threshold: float | None = None
-    """Boxes of a class that overlap more are suppressed; the detector's own threshold by default."""
-
-    threshold: float = 0.05
-    """Of mode cat-thr: calibrated scores below it are dropped."""
-
-    scale: float | None = None
-    """Of mode cat-scale: factor of the calibrated scores; by default each image's background ratio."""
-
-    stage_average: Literal["scores", "logits"] | None = None
-    """What is averaged over the stages of a cascade; by default as the detector's framework does it."""
-
-    overwrite: bool = False
-    """Replace what is in the folder."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(FusionOptions):
-    """Detects with the original and the calibrated head together, and evaluates beside the original alone.
-
-    Example: python -m fuse --cache val.zarr --head head --annotations val.json --out runs/cat --mode cat
-        --tail 100
-
-    Writes detections.json (LVIS results), metrics.csv, per_class.csv and report.html.
-    """
-
-    mode: RowMode = "cat"
-    """How the heads are combined; props-gt is the oracle of the paper's Table 4."""
-
-    score_threshold: float = 0.0
-    """Detections score above it."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the option and its value."""
-        super().__post_init__()
-        if self.head is None and self.mode not in HEADLESS:
-            raise ValueError(f"mode is {self.mode!r}, which needs a calibrated head: give --head")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepConfig(FusionOptions):
-    """One table of every combination in the paper's Tables 2, 4, 6 and 7, from one read of the cache.
-
-    Example: python -m fuse sweep --cache val.zarr --head head --annotations val.json --out runs/sweep
-
-    Writes metrics.csv, per_class.csv and report.html.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileOptions(EvaluationOptions):
-    """How results that lie in files are evaluated."""
-
-    cache: str | None = None
-    """A cache, for its class table with training counts."""
-
-    train_annotations: Path | None = None
-    """Or the training annotations, to count them."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the options."""
-        super().__post_init__()
-        if (self.cache is None) == (self.train_annotations is None):
-            raise ValueError("give either --cache or --train-annotations, for the training counts of the classes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(FileOptions):
-    """Evaluates a file of LVIS results.
-
-    Example: python -m fuse evaluate runs/cat/detections.json --annotations val.json --cache val.zarr
-    """
-
-    detections: Positional[Path]
-    """LVIS results."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeConfig(FileOptions):
-    """Joins the results of several detectors, or of one at several scales and mirrored (Tables 9 and 10).
-
-    Example: python -m fuse merge runs/a/detections.json runs/b/detections.json --annotations val.json
-        --cache val.zarr --out runs/both
-
-    Evaluates the parts and what they are together. Writes detections.json (LVIS results), metrics.csv,
-    per_class.csv and report.html.
-    """
-
-    detections: Positional[tuple[Path, ...]]
-    """Files of LVIS results, two or more; of equals the detection of the earlier file is kept."""
-
-    out: Path
-    """Folder to write."""
-
-    method: MergeMethod = "nms"
-    """Suppression class by class, or weighted box fusion, which needs tailcal[ensemble] and drops masks."""
-
-    weights: tuple[float, ...] = ()
-    """How much each file counts, beside the one that counts most; by default all alike."""
-
-    iou_threshold: float = 0.5
-    """Boxes of a class that overlap more are one object."""
-
-    overwrite: bool = False
-    """Replace what is in the folder."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError naming the option and its value."""
-        super().__post_init__()
-        if len(self.detections) < 2:
-            raise ValueError(f"detections is {len(self.detections)} file, expected at least 2 files")
-        files = [path.resolve() for path in self.detections]
-        twice = [path for path, file in zip(self.detections, files, strict=True) if files.count(file) > 1]
-        if twice:
-            raise ValueError(f"detections has {twice[0]} more than once, expected different files")
-        if (self.out / DETECTIONS).resolve() in files:
-            raise ValueError(f"out is {self.out}, whose {DETECTIONS} is one of the files to merge: give another folder")

@@ -22,7 +22,7 @@ METHODS = get_args(MergeMethod)
 _NOTHING = ImageDetections(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def merge(
+def merge_detections(
     parts: Sequence[Detections],
     *,
     method: MergeMethod = "nms",

@@ -1,4 +1,7 @@
-"""The combinations of two heads' class scores (Wang et al. 2019, Table 6)."""
+"""Combinations of the class scores of two classifiers (Wang et al. 2019, Table 6).
+
+Letters in shapes: `R` RoIs, `K` classes.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +9,49 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Mode = Literal["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale"]
-"""How `fuse_scores` combines two heads' scores."""
-RowMode = Literal[Mode, "det", "props-gt"]
-"""How a row of a table comes about; see `fuse.inference.Row`."""
-MODES, ROW_MODES = get_args(Mode), get_args(RowMode)
-HEADLESS = ("original", "props-gt")
-"""The modes that need no calibrated head."""
+from fuse.defaults import CAT_THRESHOLD, TAIL
+
+ScoreMode = Literal["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale"]
+"""How `fuse_scores` combines two classifiers' scores."""
+FusionMode = Literal[ScoreMode, "det", "props-gt"]
+"""How `fuse.detect` combines two classifiers; see `fuse.config.FusionConfig`."""
+SCORE_MODES: tuple[str, ...] = get_args(ScoreMode)
+FUSION_MODES: tuple[str, ...] = get_args(FusionMode)
+UNCALIBRATED_MODES = ("original", "props-gt")
+"""Modes that need no calibrated classifier."""
 
 
 def fuse_scores(
     original: np.ndarray,
     calibrated: np.ndarray,
-    tail: np.ndarray,
-    mode: Mode = "cat",
+    tail_mask: np.ndarray,
+    mode: ScoreMode = "cat",
     *,
-    threshold: float = 0.05,
-    scale: float | None = None,
+    cat_threshold: float = CAT_THRESHOLD,
+    cat_scale: float | None = None,
 ) -> np.ndarray:
-    """Class scores of an original and a calibrated head, combined; rows are not normalised again.
+    """Combines the class scores of the original and the calibrated classifier; rows are not normalised again.
 
     | mode | foreground | Table 6 |
     |---|---|---|
-    | `original` | the original's | mrcnn-r50 |
-    | `new` | the calibrated head's, background as well | rhead-only |
-    | `avg` | the mean of both, for every class | rhead-avg |
-    | `cat` | the calibrated head's for tail classes, the original's for the others | rhead-cat |
-    | `cat-thr` | as `cat`, calibrated scores below `threshold` set to 0 | rhead-cat-thr |
-    | `cat-scale` | as `cat`, calibrated scores times `scale` | rhead-cat-scale |
+    | `original` | original scores | mrcnn-r50 |
+    | `calibrated` | calibrated scores, background as well | rhead-only |
+    | `avg` | mean of both, for every class | rhead-avg |
+    | `cat` | calibrated scores for tail classes, original scores for the others | rhead-cat |
+    | `cat-thr` | as `cat`; calibrated scores below `cat_threshold` become 0 | rhead-cat-thr |
+    | `cat-scale` | as `cat`; calibrated scores times `cat_scale` | rhead-cat-scale |
 
-    In every mode but `new` the background column is the original's. The paper leaves open how `cat-scale`
-    divides and over what it averages. Here the ratio is mean calibrated background over mean original
-    background, so that a head that believes less in background, as one trained on balanced RoIs does, is
-    scaled down; `scale=None` takes it over the given RoIs, that is per image. For one ratio over a data set
-    give `scale`, see `background_ratio`.
+    In every mode but `calibrated` the background column is the original's. The paper does not define the ratio of
+    `cat-scale`. Here it is mean calibrated background over mean original background, which scales down a head that
+    predicts less background, as a head trained on balanced RoIs does. `cat_scale=None` computes it per image;
+    `background_ratio` computes one ratio for a dataset.
 
     Args:
         original, calibrated: (R, K+1) scores, background last.
-        tail: (K,) bool, the classes that the calibrated head speaks for.
-        mode: one of `MODES`.
-        threshold: of `cat-thr`.
-        scale: of `cat-scale`.
+        tail_mask: (K,) bool, tail classes.
+        mode: one of `SCORE_MODES`.
+        cat_threshold: of `cat-thr`.
+        cat_scale: of `cat-scale`.
 
     Returns:
         (R, K+1) float32, a new array.
@@ -54,14 +59,9 @@ def fuse_scores(
     Raises:
         ValueError: an unknown mode or shapes that differ.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
     original, calibrated = (np.ascontiguousarray(scores, np.float32) for scores in (original, calibrated))
-    tail = np.asarray(tail)
-    if original.ndim != 2 or original.shape != calibrated.shape:
-        raise ValueError(f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice")
-    if tail.dtype != bool or tail.shape != (original.shape[1] - 1,):
-        raise ValueError(f"tail is {tail.dtype} {tail.shape}, expected bool {(original.shape[1] - 1,)}")
+    tail_mask = np.asarray(tail_mask)
+    _check_arguments(original, calibrated, tail_mask, mode)
     if mode in ("original", "calibrated"):
         return (original if mode == "original" else calibrated).copy()
     if mode == "avg":
@@ -69,30 +69,28 @@ def fuse_scores(
         fused /= 2
         fused[:, -1] = original[:, -1]
         return fused
-    from fuse.ops.score_kernels import (
-        replace_columns,  # takes a second to import; a command line needs the modes' names alone
-    )
+    # Importing the kernel takes a second; the command line needs the modes' names only.
+    from fuse.ops.score_kernels import replace_columns
 
-    threshold = threshold if mode == "cat-thr" else -np.inf
-    if mode != "cat-scale":
-        scale = 1.0
-    elif scale is None:
-        scale = background_ratio(original, calibrated)
-    return replace_columns(original, calibrated, tail, np.float32(threshold), np.float32(scale))
+    threshold = cat_threshold if mode == "cat-thr" else -np.inf
+    scale = 1.0
+    if mode == "cat-scale":
+        scale = background_ratio(original, calibrated) if cat_scale is None else cat_scale
+    return replace_columns(original, calibrated, tail_mask, np.float32(threshold), np.float32(scale))
 
 
 def background_ratio(original: np.ndarray, calibrated: np.ndarray) -> float:
-    """Mean calibrated background score over mean original background score, 1 where that is undefined.
+    """Mean calibrated background score over mean original background score; 1 where that is undefined.
 
     Args:
         original, calibrated: (R, K+1) scores, background last, of one image or of many concatenated.
     """
-    below = float(original[:, -1].sum(dtype=np.float64))
-    return float(calibrated[:, -1].sum(dtype=np.float64)) / below if below > 0 else 1.0
+    denominator = float(original[:, -1].sum(dtype=np.float64))
+    return float(calibrated[:, -1].sum(dtype=np.float64)) / denominator if denominator > 0 else 1.0
 
 
-def without_empty(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Scores that are 0 wherever a box has no width or no height, so that it is no candidate of any suppression.
+def mask_empty_boxes(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Scores with 0 where a box has no width or no height, so that NMS drops it.
 
     Args:
         scores: (R, K+1), not changed.
@@ -106,21 +104,20 @@ def without_empty(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return scores
 
 
-def tail_classes(instance_count: np.ndarray, bound: float = 100) -> np.ndarray:
-    """(K,) bool: the classes with fewer than `bound` training instances (T of the paper: 100, for HTC 10)."""
-    return np.asarray(instance_count) < bound
+def tail_classes(instance_counts: np.ndarray, tail: float = TAIL) -> np.ndarray:
+    """(K,) bool: classes with fewer than `tail` training instances (the paper's T: 100, for HTC 10)."""
+    return np.asarray(instance_counts) < tail
 
 
 def oracle_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Scores of an oracle that knows each RoI's class (props-gt, Table 4): what the proposals alone allow.
+    """Scores of an oracle that classifies every RoI correctly (props-gt, Table 4): an upper bound for the proposals.
 
-    A RoI matched with ground truth of class c gets its foreground probability 1 - p(background) of the
-    original head (at most 1, where classes are scored each by itself) as the score of c, and 0 elsewhere; all
-    other RoIs score 0.
+    A RoI matched with ground truth of class c scores 1 - p(background) of the original classifier for c (at most 1,
+    where each class has a sigmoid) and 0 for other classes. All other RoIs score 0.
 
     Args:
         original: (R, K+1) scores, background last.
-        labels: (R,) int, class of the matched ground truth, K for background, -1 for unknown.
+        labels: (R,) int, class of the matched ground truth, K for background, -1 for ignore.
 
     Returns:
         (R, K+1) float32.
@@ -128,6 +125,15 @@ def oracle_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
     classes = original.shape[1] - 1
     scores = np.zeros(original.shape, np.float32)
     matched = np.flatnonzero((labels >= 0) & (labels < classes))
-    # the sum of the foreground, since 1 - p(background) is 0 in float32 where the background is near certain
+    # The sum of the foreground: in float32, 1 - p(background) is 0 where p(background) is near 1.
     scores[matched, labels[matched]] = np.minimum(original[matched, :classes].sum(axis=1), 1)
     return scores
+
+
+def _check_arguments(original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, mode: str) -> None:
+    if mode not in SCORE_MODES:
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(SCORE_MODES)}")
+    if original.ndim != 2 or original.shape != calibrated.shape:
+        raise ValueError(f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice")
+    if tail_mask.dtype != bool or tail_mask.shape != (original.shape[1] - 1,):
+        raise ValueError(f"tail_mask is {tail_mask.dtype} {tail_mask.shape}, expected bool {(original.shape[1] - 1,)}")

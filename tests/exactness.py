@@ -6,7 +6,8 @@ import numpy as np
 
 from extract.detectors.base import Detector, Image, ImageDetections
 from extract.rois import RoIs
-from fuse.inference import Row, ScoreCache, boxes_of, detect_image, prepare
+from fuse.config import FusionConfig
+from fuse.fusion import Fusion
 
 
 def make_images(*sizes: tuple[int, int]) -> list[Image]:
@@ -20,9 +21,8 @@ def our_detections(
     rois: RoIs, detector: Detector, threshold: float, max_detections: int | None = 300
 ) -> ImageDetections:
     """The original head's scores, then our suppression."""
-    row = prepare(Row("original", max_detections=max_detections), detector.description, np.zeros(0))
-    roi, label, score = detect_image(row, rois, ScoreCache(rois), threshold)
-    return ImageDetections(boxes_of(rois, roi, label), label, score)
+    config = FusionConfig(mode="original", score_threshold=threshold, max_detections=max_detections)
+    return Fusion.resolve(config, detector.description, ()).detections(rois)
 
 
 def assert_same_detections(

@@ -10,20 +10,22 @@ import torch
 import fuse
 from calib.head_io import load_head
 from calib.scoring import Original, softmax
-from extract.utils import prefetch as threads
-from fuse import accumulator as collected
-from fuse import inference as rows
+from extract.utils import prefetch
+from fuse import FusionConfig, accumulator, inference
 from fuse.accumulator import DetectionAccumulator
 from fuse.detections import Detections, top_of_groups
-from fuse.inference import Row, detect_many, merge_detections
+from fuse.fusion import Fusion, join_by_class
+from fuse.inference import detect_many
 from fuse.ops.masks import encode_masks
-from fuse.ops.nms import class_nms
-from fuse.scores import fuse_scores, tail_classes
+from fuse.ops.nms import NMSResult, class_nms
+from fuse.scores import FUSION_MODES, fuse_scores, tail_classes
 from tests.fuse_fixtures import CLASSES, annotations, tiny_cache, tiny_head
 
 
 class Random:
-    """A scorer of its own mind that counts its calls."""
+    """Random scores; counts its calls."""
+
+    level, instance_counts = "embedding", ()
 
     def __init__(self, seed: int, classes: int = len(CLASSES)):
         self.name, self.seed, self.classes, self.calls = f"random {seed}", seed, classes, 0
@@ -64,14 +66,14 @@ def test_detections_are_fusion_then_suppression_image_by_image(cache, mode):
 
 def test_rows_together_equal_rows_alone_and_share_scores_and_masks(cache, monkeypatch):
     encoded = []
-    monkeypatch.setattr(rows, "encode_masks", lambda *a: encoded.append(len(a[0])) or encode_masks(*a))
+    monkeypatch.setattr(inference, "encode_masks", lambda *a: encoded.append(len(a[0])) or encode_masks(*a))
     scorer = Random(1)
-    table = {mode: Row(mode, scorer, max_detections=15) for mode in rows.ROW_MODES}
+    table = {mode: Fusion.for_cache(cache, FusionConfig(mode=mode, max_detections=15), scorer) for mode in FUSION_MODES}
     together = detect_many(cache, table)
     assert scorer.calls == len(cache)
     if cache.fields["boxes"] == (4,):
         assert sum(encoded) <= cache.offsets[-1]
-    for mode in rows.ROW_MODES:
+    for mode in FUSION_MODES:
         assert_equal(together[mode], fuse.detect(cache, scorer, mode=mode, max_detections=15))
     assert detect_many(cache, table, masks=False)["cat"].rles is None
 
@@ -104,14 +106,14 @@ def test_a_cap_of_minus_one_is_none(cache, mode):
 
 
 def test_bars_are_for_terminals_only(cache, capsys):
-    detect_many(cache, {"": Row("original")}, masks=False, progress=True)
+    detect_many(cache, {"": Fusion.for_cache(cache, FusionConfig(mode="original"))}, masks=False, progress=True)
     assert capsys.readouterr().err == ""
 
 
 def test_merged_ties_are_ordered_by_class_then_roi():
-    original = np.array([5, 2]), np.array([1, 3]), np.array([0.5, 0.5], np.float32)
-    new = np.array([9, 1]), np.array([2, 1]), np.array([0.5, 0.5], np.float32)
-    roi, cls, _ = merge_detections(original, new, np.array([False, False, True, False]), 3)
+    original = NMSResult(np.array([5, 2]), np.array([1, 3]), np.array([0.5, 0.5], np.float32))
+    new = NMSResult(np.array([9, 1]), np.array([2, 1]), np.array([0.5, 0.5], np.float32))
+    roi, cls, _ = join_by_class(original, new, np.array([False, False, True, False]), 3)
     assert (roi.tolist(), cls.tolist()) == ([5, 9, 2], [1, 2, 3])
 
 
@@ -127,50 +129,57 @@ def test_per_class_keeps_the_best_of_the_data_set(cache, monkeypatch):
     scorer = Random(5)
     everything = fuse.detect(cache, scorer, mode="calibrated", max_detections=None)
     expected = everything.top_per_class(7)
-    assert_equal(fuse.detect(cache, scorer, mode="calibrated", max_detections=None, per_class=7), expected)
+    assert_equal(
+        fuse.detect(cache, scorer, mode="calibrated", max_detections=None, max_detections_per_class=7), expected
+    )
     prune = DetectionAccumulator._prune
-    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
+    monkeypatch.setattr(accumulator, "PRUNE_AFTER", 0)
     calls = []
     monkeypatch.setattr(DetectionAccumulator, "_prune", lambda self: calls.append(1) or prune(self))
-    assert_equal(fuse.detect(cache, scorer, mode="calibrated", max_detections=None, per_class=7), expected)
+    assert_equal(
+        fuse.detect(cache, scorer, mode="calibrated", max_detections=None, max_detections_per_class=7), expected
+    )
     assert len(calls) > 1
 
 
 def test_a_cap_and_the_best_of_each_class_go_together(cache, monkeypatch):
-    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
+    monkeypatch.setattr(accumulator, "PRUNE_AFTER", 0)
     everything = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8)
-    found = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8, per_class=2)
+    found = fuse.detect(cache, Random(5), mode="calibrated", max_detections=8, max_detections_per_class=2)
     assert_equal(found, everything.top_per_class(2))
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 5])
 @pytest.mark.parametrize("per_class", [None, 7])
 def test_images_side_by_side_give_what_one_after_the_other_does(cache, monkeypatch, cpus, per_class):
-    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
-    monkeypatch.setattr(threads, "_cpus", lambda: cpus)
+    monkeypatch.setattr(accumulator, "PRUNE_AFTER", 0)
+    monkeypatch.setattr(prefetch, "available_cpus", lambda: cpus)
     before = torch.get_num_threads()
     scorer = Random(8)
-    row = rows.prepare(Row("cat", scorer, max_detections=None), cache.detector, CLASSES["instance_count"].to_numpy())
+    fusion = Fusion.for_cache(cache, FusionConfig(max_detections=None), scorer)
     expected = []
     for rois in cache:
-        roi, cls, score = rows.detect_image(row, rois, rows.ScoreCache(rois), 0.0)
+        roi, cls, score = fusion.detect(rois)
         expected.append((np.full(len(roi), rois.image_id), CLASSES["category_id"].to_numpy()[cls], score))
     image_id, category_id, score = map(np.concatenate, zip(*expected, strict=True))
     best = slice(None) if per_class is None else top_of_groups(category_id, score, per_class)
-    found = fuse.detect(cache, scorer, max_detections=None, per_class=per_class)
+    found = fuse.detect(cache, scorer, max_detections=None, max_detections_per_class=per_class)
     np.testing.assert_array_equal(found.image_ids, image_id[best])
     np.testing.assert_array_equal(found.category_ids, category_id[best])
     np.testing.assert_array_equal(found.scores, score[best])
     assert torch.get_num_threads() == before
 
 
-def test_floors_that_threads_read_late_change_nothing(cache, monkeypatch):
-    """Every image is detected with the floors from before the first."""
-    monkeypatch.setattr(collected, "_PRUNE_AFTER", 0)
-    expected = fuse.detect(cache, Random(9), mode="calibrated", max_detections=None, per_class=3)
-    monkeypatch.setattr(rows, "parallel_map", lambda work, count: iter([work(i) for i in range(count)]))
-    monkeypatch.setattr(rows, "closing", nullcontext)
-    assert_equal(fuse.detect(cache, Random(9), mode="calibrated", max_detections=None, per_class=3), expected)
+def test_thresholds_that_threads_read_late_change_nothing(cache, monkeypatch):
+    """Every image is detected with the thresholds from before the first."""
+    monkeypatch.setattr(accumulator, "PRUNE_AFTER", 0)
+    options = {"mode": "calibrated", "max_detections": None, "max_detections_per_class": 3}
+    expected = fuse.detect(cache, Random(9), **options)
+    monkeypatch.setattr(inference, "parallel_map", lambda work, count: iter([work(i) for i in range(count)]))
+    monkeypatch.setattr(inference, "closing", nullcontext)
+    assert_equal(
+        fuse.detect(cache, Random(9), mode="calibrated", max_detections=None, max_detections_per_class=3), expected
+    )
 
 
 def test_columns_that_no_row_needs_are_not_read(cache, monkeypatch):
@@ -186,15 +195,15 @@ def test_columns_that_no_row_needs_are_not_read(cache, monkeypatch):
 
 
 def test_only_a_few_images_are_in_memory_at_once(monkeypatch):
-    monkeypatch.setattr(threads, "_cpus", lambda: 2)
+    monkeypatch.setattr(prefetch, "available_cpus", lambda: 2)
     begun = []
-    for i, value in enumerate(threads.parallel_map(lambda i: begun.append(i) or i, 20)):
+    for i, value in enumerate(prefetch.parallel_map(lambda i: begun.append(i) or i, 20)):
         assert value == i and len(begun) <= i + 2 * 2
     assert len(begun) == 20
 
 
 def test_the_first_image_that_fails_is_named_and_no_other_is_begun(monkeypatch):
-    monkeypatch.setattr(threads, "_cpus", lambda: 2)
+    monkeypatch.setattr(prefetch, "available_cpus", lambda: 2)
     begun = []
 
     def work(i):
@@ -204,7 +213,7 @@ def test_the_first_image_that_fails_is_named_and_no_other_is_begun(monkeypatch):
         return i
 
     with pytest.raises(ValueError, match="image 3"):
-        list(threads.parallel_map(work, 1000))
+        list(prefetch.parallel_map(work, 1000))
     assert len(begun) < 20
 
 
@@ -216,7 +225,7 @@ def test_an_interrupt_ends_the_work(cache, monkeypatch):
             calls.append(rois.image_id)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(threads, "_cpus", lambda: 1)
+    monkeypatch.setattr(prefetch, "available_cpus", lambda: 1)
     before = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         fuse.detect(cache, Interrupted(0))
@@ -233,11 +242,11 @@ def test_a_cascade_with_a_trained_head(tmp_path):
 @pytest.mark.parametrize(
     ("scorer", "options", "message"),
     [
-        (None, {}, "mode 'cat' needs a calibrated scorer"),
+        (None, {}, "mode is 'cat', which needs a calibrated scorer"),
         (Random(0), {"mode": "concat"}, "mode is 'concat', expected one of original, calibrated"),
         (Random(0, classes=9), {}, r"image 7, row 'cat': scorer 'random 0' gave scores of shape \(18, 10\)"),
         (Random(0), {"score_threshold": -1}, "score_threshold"),
-        (Random(0), {"tail": np.zeros(3, bool)}, r"tail is bool \(3,\)"),
+        (Random(0), {"tail_mask": np.zeros(3, bool)}, r"tail_mask is bool \(3,\)"),
     ],
 )
 def test_errors(cache, scorer, options, message):

@@ -20,8 +20,8 @@ from extract.data.annotations import read_annotations
 from extract.data.images import flip_boxes, read_image
 from extract.detectors import load_detector
 from extract.detectors.base import ImageDetections
-from fuse.live import CalibratedDetector, View
-from fuse.live_config import PredictConfig
+from fuse.commands.config import PredictConfig
+from fuse.live import CalibratedDetector, View, load_image
 from fuse.merge import merge_image
 from tests import frameworks
 from tests.conftest import CLASSES
@@ -37,7 +37,7 @@ def setting(tiny, tmp_path_factory):
     config = tiny.config("val", folder / "val.zarr", proposals=1000)
     val = extract.run(config)
     train = extract.run(tiny.config("train", folder / "train.zarr", images_per_class=2))
-    calib.train_head(train, head="3fc_ft", steps=5, out=str(folder / "head"))
+    calib.train_head(train, head_type="3fc_ft", steps=5, out=str(folder / "head"))
     annotations = read_annotations(config.annotations)
     pictures = [read_image(config.images, names, (112, 112)) for names in annotations.file_names]
     return load_detector(config), val, folder / "head", pictures
@@ -69,9 +69,9 @@ def test_live_runs_the_functions_of_the_offline_path(setting, mode, tmp_path):
     detector, val, head, pictures = setting
     head = calib.load_head(head)
     live = CalibratedDetector(detector, head, mode=mode, tail=4)
-    forward = detector.forward([fuse.live._load(0, pictures[0])], live.level)
-    row = fuse.inference.prepare(fuse.Row(mode, head, tail=4), val.detector, val.classes["instance_count"].to_numpy())
-    roi, label, score = fuse.inference.detect_image(row, forward.rois[0], fuse.inference.ScoreCache(forward.rois[0]), 0.0)
+    forward = detector.forward([load_image(0, pictures[0])], live.level)
+    fusion = fuse.Fusion.for_cache(val, fuse.FusionConfig(mode=mode, tail=4), head)
+    roi, label, score = fusion.detect(forward.rois[0])
     ((detected, _),) = live.predict(pictures[:1])
     np.testing.assert_array_equal(detected.scores, score)
     np.testing.assert_array_equal(detected.labels, label)
@@ -85,7 +85,7 @@ def test_cascades_of_other_frameworks_live_and_offline(name, tiny, tmp_path):
     spec = frameworks.SPECS[name](tmp_path)
     options = {**vars(spec), "images_per_class": 1}
     train, val = (extract.run(tiny.config(s, tmp_path / s, proposals=1000, **options)) for s in ("train", "val"))
-    head = calib.train_head(train, head="2fc_rand", hidden=16, steps=3)
+    head = calib.train_head(train, head_type="2fc_rand", hidden=16, steps=3)
     options = {"mode": "cat", "tail": 4, "max_detections": 50}
     offline = fuse.detect(val, head, masks=False, **options)
     annotations = read_annotations(tiny.data / "val.json")
@@ -149,8 +149,8 @@ def test_scorers_that_train_nothing(setting):
     assert live.level == "logits"
     ((detected, _),) = live.predict(pictures[0])
     assert len(detected.scores) == 300
-    with pytest.raises(ValueError, match=r"tail is 100: give a bool array, plain knows no training counts"):
-        CalibratedDetector(detector, type("S", (), {"name": "plain"})())
+    with pytest.raises(ValueError, match=r"tail is 100: give tail_mask, a bool array; plain has no training counts"):
+        CalibratedDetector(detector, type("S", (), {"name": "plain", "level": "logits", "instance_counts": ()})())
 
 
 def test_a_scorer_says_the_level_of_the_features_it_takes(setting):
@@ -158,13 +158,13 @@ def test_a_scorer_says_the_level_of_the_features_it_takes(setting):
     loaded = calib.load_head(head)
 
     class Wrapped:
-        name, level = "wrapped", "pooled"
+        name, level, instance_counts = "wrapped", "pooled", ()
 
         def scores(self, rois):
             return loaded.scores(rois)
 
     tail = val.classes["instance_count"].to_numpy() < 4
-    ((found, _),) = CalibratedDetector(detector, Wrapped(), tail=tail.tolist()).predict(pictures[0])
+    ((found, _),) = CalibratedDetector(detector, Wrapped(), tail_mask=tail.tolist()).predict(pictures[0])
     ((expected, _),) = CalibratedDetector(detector, head, tail=4).predict(pictures[0])
     assert_same_detections(found, expected)
 
@@ -174,7 +174,7 @@ def test_the_head_given_stays_on_its_device(setting):
     loaded, elsewhere = calib.load_head(head), copy.copy(detector)
     elsewhere.device = torch.device("meta")
     live = CalibratedDetector(elsewhere, loaded)
-    assert next(live.row.calibrated.parameters()).device.type == "meta"
+    assert next(live.fusion.calibrated.parameters()).device.type == "meta"
     assert next(loaded.parameters()).device.type == "cpu"
 
 
@@ -196,7 +196,7 @@ def test_wrong_input_is_named(setting, tmp_path):
         live(tmp_path / "no.png")
     with pytest.raises(ValueError, match=r"image 1: float64 \(3, 3\), expected uint8 \(H, W, 3\) RGB"):
         live([pictures[0], np.zeros((3, 3))])
-    with pytest.raises(ValueError, match="views: the first is to be one that is not mirrored"):
+    with pytest.raises(ValueError, match="views: expected at least one, the first not flipped"):
         CalibratedDetector(detector, head, views=[View(flip=True)])
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
         CalibratedDetector(detector, head, batch_size=0)
@@ -211,10 +211,10 @@ def test_wrong_input_is_named(setting, tmp_path):
             View(size)
     for options, message in (
         ({"mode": "props-gt"}, "mode is 'props-gt', which needs ground truth"),
-        ({"thresold": 0.1}, "option 'thresold', expected one of mode, calibrated"),
+        ({"thresold": 0.1}, "option 'thresold', expected one of mode, tail"),
         ({"iou_threshold": 1.5}, "iou_threshold is 1.5, expected 0 to 1"),
         ({"score_threshold": -0.1}, "score_threshold is -0.1, expected at least 0"),
-        ({"max_detections": -2}, "max_detections is -2, expected at least 0"),
+        ({"max_detections": -2}, "max_detections is -2, expected at least 1, or -1"),
     ):
         with pytest.raises(ValueError, match=message):
             CalibratedDetector(detector, head, **options)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.data.bins import BINS, bin_counts, bin_index, bin_names, edges
-from fuse.scores import MODES, ROW_MODES, background_ratio, fuse_scores, oracle_scores, tail_classes
+from fuse.scores import FUSION_MODES, SCORE_MODES, background_ratio, fuse_scores, oracle_scores, tail_classes
 from tests.equivalents import EQUIVALENTS
 
 REPLACE = EQUIVALENTS["replace_columns"]
@@ -33,7 +33,7 @@ def heads(draw):
 def test_modes(arrays):
     original, new, tail = arrays
     every = np.append(tail, False)
-    fused = {mode: fuse_scores(original, new, tail, mode, threshold=0.2) for mode in MODES}
+    fused = {mode: fuse_scores(original, new, tail, mode, cat_threshold=0.2) for mode in SCORE_MODES}
     for scores in fused.values():
         assert scores.dtype == np.float32 and scores.shape == original.shape
     np.testing.assert_array_equal(fused["original"], original)
@@ -43,7 +43,7 @@ def test_modes(arrays):
     np.testing.assert_array_equal(fused["cat-thr"], np.where(every, np.where(new < np.float32(0.2), 0, new), original))
     ratio = new[:, -1].mean(dtype=np.float64) / original[:, -1].mean(dtype=np.float64)
     np.testing.assert_allclose(fused["cat-scale"], np.where(every, new * ratio, original), rtol=1e-6)
-    for mode in set(MODES) - {"calibrated"}:
+    for mode in set(SCORE_MODES) - {"calibrated"}:
         np.testing.assert_array_equal(fused[mode][:, -1], original[:, -1])
 
 
@@ -52,7 +52,7 @@ def test_modes(arrays):
 def test_arguments_are_left_as_they_were(arrays):
     original, new, tail = arrays
     before = original.copy(), new.copy()
-    for mode in MODES:
+    for mode in SCORE_MODES:
         fuse_scores(original, new, tail, mode)[:] = -1
     np.testing.assert_array_equal(original, before[0])
     np.testing.assert_array_equal(new, before[1])
@@ -82,7 +82,7 @@ def test_a_head_that_believes_less_in_background_is_scaled_down():
     assert background_ratio(original, new) == pytest.approx(0.5)
     fused = fuse_scores(original, new, np.array([True]), "cat-scale")
     np.testing.assert_allclose(fused, [[0.3, 0.9], [0.25, 0.9]], rtol=1e-6)
-    given_scale = fuse_scores(original, new, np.array([True]), "cat-scale", scale=2.0)
+    given_scale = fuse_scores(original, new, np.array([True]), "cat-scale", cat_scale=2.0)
     np.testing.assert_allclose(given_scale[:, 0], [1.2, 1.0], rtol=1e-6)
 
 
@@ -96,15 +96,15 @@ def test_background_ratio_of_nothing_is_one():
     [
         ({"mode": "concat"}, "mode is 'concat', expected one of original, calibrated"),
         ({"calibrated": np.zeros((2, 5))}, r"scores have shapes \(2, 4\) and \(2, 5\)"),
-        ({"tail": np.zeros(4, bool)}, r"tail is bool \(4,\), expected bool \(3,\)"),
-        ({"tail": np.zeros(3, int)}, "tail is int64"),
+        ({"tail_mask": np.zeros(4, bool)}, r"tail_mask is bool \(4,\), expected bool \(3,\)"),
+        ({"tail_mask": np.zeros(3, int)}, "tail_mask is int64"),
     ],
 )
 def test_wrong_arguments(change, message):
     arguments = {
         "original": np.zeros((2, 4)),
         "calibrated": np.zeros((2, 4)),
-        "tail": np.zeros(3, bool),
+        "tail_mask": np.zeros(3, bool),
     } | change
     with pytest.raises(ValueError, match=message):
         fuse_scores(**arguments)
@@ -136,8 +136,8 @@ def test_inner_edges_get_their_ends():
             edges(bins)
 
 
-def test_modes_of_rows_are_those_of_scores_and_two_more():
-    assert ROW_MODES == (*MODES, "det", "props-gt")
+def test_fusion_modes_are_those_of_scores_and_two_more():
+    assert FUSION_MODES == (*SCORE_MODES, "det", "props-gt")
 
 
 def test_table_1_of_the_paper():

@@ -53,7 +53,7 @@ def parallel_map(function: Callable[[int], T], count: int) -> Iterator[T]:
     """
     import torch
 
-    cpus = _available_cpus()
+    cpus = available_cpus()
     workers = max(1, min(count, cpus))
     before = torch.get_num_threads()
     share = max(1, min(before, cpus) // workers)
@@ -98,7 +98,7 @@ class BackgroundWorker:
             self.wait()
 
 
-def _available_cpus() -> int:
+def available_cpus() -> int:
     """CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))

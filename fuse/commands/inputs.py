@@ -1,32 +1,46 @@
-"""What the commands work on, opened and checked to belong together: cache, head, annotations."""
+"""Opens the inputs of the commands and checks that they belong together: cache, classifier, annotations, results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from calib.head_io import load_head
 from calib.heads import Head
+from calib.posthoc import Posthoc, build_method
+from calib.scoring import Scorer
 from extract.cache.reader import RoICache, open_cache
 from extract.data.annotations import read_annotations
-from fuse.config import EvaluationOptions, FileOptions
+from extract.detectors.base import Detector
+from fuse.commands.config import LiveConfig, ResultsConfig
+from fuse.config import ClassifierConfig, EvaluationConfig
 from fuse.detections import Detections
 from fuse.evaluation.lvis import Loaded, check_categories, load_annotations
 from fuse.evaluation.metrics import check_detections
 
-Options = TypeVar("Options", bound=EvaluationOptions)
+Options = TypeVar("Options", bound=EvaluationConfig)
+IDENTITY = ("name", "weights_sha256")
+"""Fields of a detector's description in which a cache that a method is fitted on must agree."""
 
 
-def with_iou_types(config: Options, masks: bool) -> Options:
-    """The options with their IoU types settled. Raises ValueError if mask AP is asked for without masks."""
-    if "segm" in config.iou_types and not masks:
+class LiveClassifier(NamedTuple):
+    """A calibrated scorer of a live detector, and the ids and names of its K classes."""
+
+    scorer: Head | Posthoc
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+def resolve_iou_types(config: Options, has_masks: bool) -> Options:
+    """The options with their default IoU types. Raises ValueError if mask AP is asked for without masks."""
+    if "segm" in config.iou_types and not has_masks:
         raise ValueError("there are no masks to evaluate; use --iou-types bbox")
-    return replace(config, iou_types=config.iou_types or (("segm",) if masks else ("bbox",)))
+    return replace(config, iou_types=config.iou_types or (("segm",) if has_masks else ("bbox",)))
 
 
 def open_val_cache(url: str) -> RoICache:
@@ -40,17 +54,41 @@ def open_val_cache(url: str) -> RoICache:
     return cache
 
 
-def load_head_of(path: Path | None, cache: RoICache, average: str | None = None) -> Head | None:
-    """The head, its stages averaged as asked. Raises ValueError if it is of another detector than the cache's."""
-    if path is None:
+def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
+    """The head, or the method fitted on `fit_cache` or the cache itself; None if the config names neither.
+
+    Raises ValueError if it belongs to another detector than the cache.
+    """
+    if config.head is not None:
+        head = load_head(config.head)
+        head.check_cache(cache)
+        return head
+    if config.method is None:
         return None
-    head = load_head(path)
-    head.check_cache(cache)
-    return head.averaged(average) if average else head
+    method = build_method(config.method, **config.hyperparameters)
+    if config.fit_cache is None:
+        return method.fit(cache)
+    fitted_on = open_cache(config.fit_cache)
+    _check_same_detector(fitted_on, cache.url, cache.detector)
+    if list(fitted_on.classes["category_id"]) != list(cache.classes["category_id"]):
+        raise ValueError(f"{fitted_on.url}: has other categories than {cache.url}")
+    return method.fit(fitted_on)
 
 
-def annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
-    """The annotations of exactly the cache's images, and a line that says which those are.
+def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifier:
+    """The head, or the method fitted on `fit_cache`. Raises ValueError if it belongs to another detector."""
+    if config.head is not None:
+        head = load_head(config.head)
+        head.check_detector(detector)
+        return LiveClassifier(head, head.info.category_ids, head.info.names)
+    cache = open_cache(str(config.fit_cache))
+    _check_same_detector(cache, f"detector {detector.description['name']}", detector.description)
+    method = build_method(str(config.method), **config.hyperparameters).fit(cache)
+    return LiveClassifier(method, tuple(cache.classes["category_id"]), tuple(cache.classes["name"]))
+
+
+def load_annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
+    """The annotations of exactly the cache's images, and a phrase that names them.
 
     Raises ValueError naming what differs: categories, images, or an image's size.
     """
@@ -73,12 +111,14 @@ def annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
     return load_annotations(every, [image_id for image_id, *_ in cached]), scope
 
 
-def classes_of(config: FileOptions) -> pd.DataFrame:
+def load_classes(config: ResultsConfig) -> pd.DataFrame:
     """The class table with training counts, from the cache or the training annotations."""
-    return open_cache(config.cache).classes if config.cache else read_annotations(config.train_annotations).classes
+    if config.cache is not None:
+        return open_cache(config.cache).classes
+    return read_annotations(config.train_annotations).classes
 
 
-def results_of(paths: Sequence[Path], annotations: Loaded) -> dict[str, Detections]:
+def load_results(paths: Sequence[Path], annotations: Loaded) -> dict[str, Detections]:
     """Each file's detections by its name, or by its path where names are not unique.
 
     Raises ValueError naming the file whose detections are not of the images and categories of the annotations.
@@ -92,3 +132,12 @@ def results_of(paths: Sequence[Path], annotations: Loaded) -> dict[str, Detectio
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return results
+
+
+def _check_same_detector(cache: RoICache, source: str, description: dict) -> None:
+    for field in IDENTITY:
+        if cache.detector.get(field, "") != description.get(field, ""):
+            raise ValueError(
+                f"{cache.url}: detector {field} is {cache.detector.get(field)!r}, in {source} "
+                f"{description.get(field)!r}"
+            )

@@ -1,4 +1,4 @@
-"""run.json: what a folder's results are of, so that no other run's are mixed with them."""
+"""run.json: the options and inputs of a folder's results, so that results of different runs are not mixed."""
 
 from __future__ import annotations
 
@@ -9,30 +9,27 @@ from pathlib import Path
 
 import msgspec
 
-from fuse.config import FusionOptions, MergeConfig
+from extract.utils.identity import refuse_changes
+from fuse.commands.config import CacheConfig, MergeConfig
 
-RECORD = "run.json"
+MANIFEST_FILE = "run.json"
 
 
-def run_record(config: FusionOptions | MergeConfig, **fingerprints: str) -> bytes:
-    """The options as JSON; `x_fingerprint`, if given, stands for what lies at the path in option `x`.
+def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> bytes:
+    """The options as JSON. A fingerprint `x_fingerprint` takes the place of the path in option `x`.
 
-    Raises ValueError if the folder holds results of something else and `overwrite` is not set.
+    Raises ValueError if the folder holds results of other options or inputs and `overwrite` is not set.
     """
-    record = config.out / RECORD
+    file = config.out / MANIFEST_FILE
     left_out = {"out", "overwrite", *(name.removesuffix("_fingerprint") for name in fingerprints)}
-    own = {name: _text(value) for name, value in asdict(config).items() if name not in left_out} | fingerprints
-    if record.exists() and not config.overwrite:
-        found = _read(record)
-        changed = [name for name in own | found if own.get(name) != found.get(name)]
-        if changed:
-            changes = ", ".join(f"{name} {found.get(name)} → {own.get(name)}" for name in changed)
-            raise ValueError(f"{config.out}: holds results of another configuration ({changes}); use --overwrite")
-    return msgspec.json.format(msgspec.json.encode(own))
+    current = {name: _text(value) for name, value in asdict(config).items() if name not in left_out} | fingerprints
+    if file.exists() and not config.overwrite:
+        refuse_changes(config.out, _read(file), current)
+    return msgspec.json.format(msgspec.json.encode(current))
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """sha256 that tells whether the files hold the same, in the same order."""
+    """sha256 over the content of files, in their order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -41,12 +38,12 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
 
 
 def _text(value: object) -> str:
-    """Numbers and paths that are equal have equal texts."""
+    """Equal numbers and equal paths have equal texts."""
     return f"{value:g}" if isinstance(value, float) else str(value.resolve() if isinstance(value, Path) else value)
 
 
-def _read(record: Path) -> dict[str, str]:
+def _read(file: Path) -> dict[str, str]:
     try:
-        return msgspec.json.decode(record.read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, str])
     except msgspec.DecodeError as error:
-        raise ValueError(f"{record}: damaged: {error}") from None
+        raise ValueError(f"{file}: damaged: {error}") from None

@@ -1,33 +1,32 @@
-"""The rows of the paper's Tables 2, 4, 6 and 7, detected together and evaluated in one table."""
+"""The rows of the paper's Tables 2, 4, 6 and 7."""
 
 from __future__ import annotations
 
-from calib.scoring import Scorer
-from fuse.inference import Row
+from calib.scoring import Original, Scorer
+from fuse.config import FusionConfig
 
 BASELINE = "original@0.0"
+MODES = {
+    "rhead-only": "calibrated",
+    "rhead-avg": "avg",
+    "rhead-det": "det",
+    "rhead-cat": "cat",
+    "rhead-cat-thr": "cat-thr",
+    "rhead-cat-scale": "cat-scale",
+}
+"""Rows of Table 6 → their modes."""
 
 
-def paper_rows(calibrated: Scorer | None, **options) -> dict[str, Row]:
-    """All rows, or those that need no calibrated scorer. `options` are further fields of `Row`."""
+def paper_rows(fusion: FusionConfig, calibrated: Scorer | None, original: Original) -> dict[str, FusionConfig]:
+    """All rows; without a calibrated scorer, those that need none. The rows differ from `fusion` as their names say."""
     rows = {
-        "original@0.05": Row("original", score_threshold=0.05, **options),
-        BASELINE: Row("original", **options),
-        "props-gt": Row("props-gt", **options),
+        "original@0.05": fusion.fusion(mode="original", score_threshold=0.05),
+        BASELINE: fusion.fusion(mode="original"),
+        "props-gt": fusion.fusion(mode="props-gt"),
     }
     if calibrated is not None:
-        modes = {
-            "only": "calibrated",
-            "avg": "avg",
-            "det": "det",
-            "cat": "cat",
-            "cat-thr": "cat-thr",
-            "cat-scale": "cat-scale",
-        }
-        original = options.get("original")
-        if original is not None and original.activation == "sigmoid" and options.get("scale") is None:
-            del modes["cat-scale"]  # such a detector's background is not trained, so there is no ratio of it
-        rows |= {f"rhead-{name}": Row(mode, calibrated, **options) for name, mode in modes.items()}
-        # Table 7: of a strong detector only the rarest bin is replaced.
-        rows["rhead-cat@10"] = Row("cat", calibrated, **{**options, "tail": 10})
+        rows |= {name: fusion.fusion(mode=mode) for name, mode in MODES.items()}
+        if original.activation == "sigmoid" and fusion.cat_scale is None:
+            del rows["rhead-cat-scale"]  # a sigmoid detector does not train its background, so it has no ratio
+        rows["rhead-cat@10"] = fusion.fusion(mode="cat", tail=10)  # Table 7: replaces the rarest bin only
     return rows

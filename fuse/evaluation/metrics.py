@@ -30,7 +30,7 @@ def evaluate(
     *,
     bins: tuple[float, ...] = BINS,
     iou_type: str | Iterable[str] | None = None,
-    fixed: bool = False,
+    fixed_ap: bool = False,
     max_detections: int = 300,
     engine: str = "hotcoco",
     image_ids: Iterable[int] | None = None,
@@ -44,8 +44,8 @@ def evaluate(
             the bin. The annotation file's own counts are not looked at.
         bins: edges of half-open bins of training instances.
         iou_type: "segm", "bbox" or both; None for what the detections have.
-        fixed: fixed AP: the best 10,000 detections of each class over the data set, no cap per image.
-        max_detections: cap per image, best first, where not `fixed`.
+        fixed_ap: fixed AP: the best 10,000 detections of each class over the data set, no cap per image.
+        max_detections: cap per image, best first, where not `fixed_ap`.
         engine: "hotcoco" or "lvis".
         image_ids: evaluate these images only; None for all images of the file.
 
@@ -62,7 +62,7 @@ def evaluate(
         iou_type = IOU_TYPES if detections.rles is not None else "bbox"
     types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
-    options = {"fixed": fixed, "max_detections": max_detections, "engine": engine}
+    options = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
     tables = {t: per_class_ap(dataset, detections, classes, iou_type=t, **options) for t in types}
     frame = pd.DataFrame({t: summarize(table, bins) for t, table in tables.items()}).T
     frame.index.name = "iou_type"
@@ -107,7 +107,7 @@ def per_class_ap(
     classes: pd.DataFrame,
     *,
     iou_type: str = "segm",
-    fixed: bool = False,
+    fixed_ap: bool = False,
     max_detections: int = 300,
     engine: str = "hotcoco",
     image_ids: Iterable[int] | None = None,
@@ -126,7 +126,7 @@ def per_class_ap(
     category_ids = classes["category_id"].to_numpy(np.int64)
     check_categories(dataset, category_ids)
     check_detections(dataset, detections, iou_type)
-    kept = detections.top_per_class(FIXED_PER_CLASS) if fixed else detections.top_per_image(max_detections)
+    kept = detections.top_per_class(FIXED_PER_CLASS) if fixed_ap else detections.top_per_image(max_detections)
     precision, recall = ENGINES[engine](dataset, kept, iou_type)  # (T, 101, K), (T, K), K by ascending category id
     order = np.argsort(np.argsort(category_ids))
     table = classes[["category_id", "name", "frequency", "instance_count"]].copy()

@@ -1,60 +1,69 @@
-"""Calibration folded into a detector's own classifier: a stock checkpoint that needs none of this library's code."""
+"""Folds a calibration into a detector's own classifier: a stock checkpoint that needs none of this library's code."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
+from torch import nn
 
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from extract.cache.format import Layers
 from extract.detectors.base import Detector
 
+Classifier = tuple[np.ndarray, np.ndarray]
+"""Weight (K+1, C) and bias (K+1,) float32, background last."""
 
-def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail: np.ndarray | None = None) -> Layers:
-    """Per stage weights (K+1, C) and biases (K+1,), background last, that take the place of the classifier's.
 
-    A method that rescales or shifts logits (`calib.posthoc`) is folded exactly: the checkpoint scores as mode "calibrated"
-    does. So is a linear head without `tail`. With it the head's rows replace those of the tail classes. This is `cat`
-    but for one thing: `cat` normalises the two heads separately, one classifier all rows together, so that scores
-    differ (the README has the difference in AP).
+def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask: np.ndarray | None = None) -> Layers:
+    """Weights (K+1, C) and biases (K+1,) per stage that replace the detector's classifiers, background last.
+
+    A method of `calib.posthoc` scales and shifts logits, which folds exactly: the checkpoint scores as mode
+    "calibrated" does. So does a linear head without `tail_mask`. With `tail_mask`, only the rows of tail classes are
+    replaced. The scores then differ from those of mode "cat": `cat` normalises the two classifiers separately, one
+    classifier normalises all rows together (docs/results.md has the difference in AP).
 
     Args:
         detector: with a linear classifier in every stage.
         calibrated: a fitted method of `calib.posthoc`, or a head of kind "linear".
-        tail: (K,) bool, for a head the classes it speaks for; None for all, and background.
+        tail_mask: (K,) bool, classes whose rows are replaced; None replaces all rows, background's too.
 
     Raises:
-        ValueError: another kind of head, a detector whose classifiers are not linear, or with a head one that scores
-            each class by itself.
+        ValueError: another kind of head, a detector whose classifiers are not linear, or a head for a detector with
+            sigmoid scores.
     """
     stages = detector.fc_layers("embedding")
+    name = detector.description["name"]
     if not stages:
-        raise ValueError(f"detector {detector.description['name']}: its classifier is not one linear layer per stage")
+        raise ValueError(f"detector {name}: its classifier is not one linear layer per stage")
     own = [layers[-1] for layers in stages]
-    if isinstance(calibrated, Posthoc):
-        affine = zip(*calibrated.affine, strict=True)
-        return [
-            (scale[:, None] * weight, scale * bias + shift)
-            for (weight, bias), (scale, shift) in zip(own, affine, strict=True)
-        ]
-    calibrated.check_detector(detector)
-    if calibrated.info.kind != "linear":
-        raise ValueError(
-            f"head is {calibrated.info.kind}: only a linear one has rows that fit the detector's classifier"
-        )
+    rows = np.ones(detector.num_classes + 1, bool) if tail_mask is None else np.append(tail_mask, False)
+    new = _of_method(calibrated, own) if isinstance(calibrated, Posthoc) else _of_head(calibrated, detector)
+    return [_replace_rows(*pair, rows) for pair in zip(own, new, strict=True)]
+
+
+def _of_method(method: Posthoc, own: list[Classifier]) -> list[Classifier]:
+    """The detector's classifiers with scaled and shifted logits."""
+    affine = zip(*method.affine, strict=True)
+    return [
+        (scale[:, None] * weight, scale * bias + shift)
+        for (weight, bias), (scale, shift) in zip(own, affine, strict=True)
+    ]
+
+
+def _of_head(head: Head, detector: Detector) -> list[Classifier]:
+    """The last layers of a linear head."""
+    head.check_detector(detector)
+    if head.info.kind != "linear":
+        raise ValueError(f"head is {head.info.kind}: only a linear head has rows that fit the detector's classifier")
     name, activation = detector.description["name"], detector.description["activation"]
     if activation != "softmax":
         raise ValueError(f"detector {name}: activation is {activation}, a linear head's rows are for softmax")
-    rows = np.ones(detector.num_classes + 1, bool) if tail is None else np.append(tail, False)
-    return [_replaced(*pair, *_last(stage), rows) for pair, stage in zip(own, calibrated.stages, strict=True)]
+    return [_parameters(stage[-1]) for stage in head.stages]
 
 
-def _last(stage: torch.nn.Sequential) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(parameter.detach().cpu().numpy() for parameter in stage[-1].parameters())
+def _parameters(layer: nn.Linear) -> Classifier:
+    return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
 
 
-def _replaced(
-    weight: np.ndarray, bias: np.ndarray, new_weight: np.ndarray, new_bias: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    return np.where(rows[:, None], new_weight, weight), np.where(rows, new_bias, bias)
+def _replace_rows(own: Classifier, new: Classifier, rows: np.ndarray) -> Classifier:
+    return np.where(rows[:, None], new[0], own[0]), np.where(rows, new[1], own[1])

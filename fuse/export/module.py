@@ -1,7 +1,7 @@
-"""A calibrated head and its fusion as one torch module, which `torch.export` turns into a program of its own.
+"""A calibrated classifier and its fusion as one torch module, which `torch.export` compiles to a standalone program.
 
-The same arithmetic as `calib.scoring` and `fuse.scores`, on tensors: for servers that have torch and nothing else,
-and for detectors given back to their framework (`fuse.plugins`).
+The module computes on tensors what `calib.scoring` and `fuse.scores` compute on arrays: for servers that have torch
+and nothing else, and for detectors exported to their framework (`fuse.plugins`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,28 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calib.heads import Head
+from calib.posthoc import Posthoc
 from calib.scoring import check_activation, check_average
+from extract.rois import RoIs
 from extract.utils.files import write_bytes
-from fuse.scores import MODES, Mode
+from fuse.defaults import CAT_THRESHOLD
+from fuse.scores import SCORE_MODES, ScoreMode
 
 
 class CalibratedScores(nn.Module):
     """Class scores of RoIs from their features and the original classifier's logits.
 
     Letters in shapes: `R` RoIs, `S` stages, `K` classes, `D` axes of a feature.
+
+    Attributes:
+        stages: a head's layers, per stage; empty for a method of `calib.posthoc`.
+        tail: (K,) bool buffer, tail classes.
+        scale, shift: (S, K+1) float32 buffers of a method of `calib.posthoc`; a head has none.
     """
 
     def __init__(
@@ -31,43 +41,68 @@ class CalibratedScores(nn.Module):
         widths: Sequence[int],
         stages: int = 1,
         *,
-        mode: Mode = "cat",
+        mode: ScoreMode = "cat",
         activation: str = "softmax",
         original_average: str = "scores",
         calibrated_average: str = "scores",
-        threshold: float = 0.05,
-        scale: float | None = None,
+        cat_threshold: float = CAT_THRESHOLD,
+        cat_scale: float | None = None,
     ):
         """
         Args:
-            widths: of the head's layers, from the flattened feature to K+1.
-            stages: S; each has layers of its own.
-            mode, threshold, scale: as of `fuse.fuse_scores`.
-            activation: of the original classifier, see `calib.scoring`; a calibrated head has softmax.
+            widths: of the head's layers, from the flattened feature to K+1; (K+1,) for a method that scales and shifts
+                the original logits.
+            stages: S; each has its own layers.
+            mode, cat_threshold, cat_scale: as in `fuse.fuse_scores`.
+            activation: of the original classifier and of methods, see `calib.scoring`; heads have softmax.
             original_average, calibrated_average: what is averaged over the stages.
 
-        Raises ValueError for a mode, an activation or an average that there is not.
+        Raises ValueError for an unknown mode, activation or average.
         """
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
+        if mode not in SCORE_MODES:
+            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(SCORE_MODES)}")
         self.mode, self.activation = mode, check_activation(activation)
         self.original_average, self.calibrated_average = map(check_average, (original_average, calibrated_average))
-        self.threshold, self.scale = threshold, scale
-        self.stages = nn.ModuleList(_layers(widths) for _ in range(stages))
+        self.cat_threshold, self.cat_scale = cat_threshold, cat_scale
+        has_layers = len(widths) > 1
+        self.stages = nn.ModuleList(_layers(widths) for _ in range(stages if has_layers else 0))
         self.register_buffer("tail", torch.zeros(widths[-1] - 1, dtype=torch.bool))
+        if not has_layers:
+            self.register_buffer("scale", torch.ones(stages, widths[-1]))
+            self.register_buffer("shift", torch.zeros(stages, widths[-1]))
+
+    def load_scorer(self, scorer: Head | Posthoc, tail_mask: np.ndarray) -> None:
+        """Copies the weights of a head or a fitted method, and the tail classes (K,) bool."""
+        if isinstance(scorer, Head):
+            self.stages.load_state_dict(scorer.stages.state_dict())
+        else:
+            for buffer, values in zip((self.scale, self.shift), scorer.affine, strict=True):
+                buffer.copy_(torch.from_numpy(values))
+        self.tail.copy_(torch.from_numpy(tail_mask))
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """(R, S, *D) features and (R, S, K+1) original logits, background last → (R, K+1) float32 scores."""
         original = _scores(logits.float(), self.original_average, self.activation)
         if self.mode == "original":
             return original
-        own = [stage(features[:, s].float().flatten(1)) for s, stage in enumerate(self.stages)]
-        calibrated = _scores(torch.stack(own, 1), self.calibrated_average, "softmax")
+        if len(self.stages):
+            own = [stage(features[:, s].float().flatten(1)) for s, stage in enumerate(self.stages)]
+            calibrated = _scores(torch.stack(own, 1), self.calibrated_average, "softmax")
+        else:
+            adjusted = logits.float() * self.scale + self.shift
+            calibrated = _scores(adjusted, self.calibrated_average, self.activation)
         return self._fuse(original, calibrated)
 
+    def scores(self, rois: RoIs) -> np.ndarray:
+        """(R, K+1) float32 class scores of one image, on the module's device."""
+        device = self.tail.device
+        logits = torch.from_numpy(rois.logits).to(device)
+        features = logits if rois.features is None else torch.as_tensor(rois.features, device=device)
+        return self(features, logits).cpu().numpy()
+
     def _fuse(self, original: Tensor, calibrated: Tensor) -> Tensor:
-        """`fuse.scores.fuse_scores` on tensors."""
+        """`fuse.fuse_scores` on tensors."""
         if self.mode == "calibrated":
             return calibrated
         foreground, new = original[:, :-1], calibrated[:, :-1]
@@ -75,28 +110,31 @@ class CalibratedScores(nn.Module):
             fused = (foreground + new) / 2
         else:
             if self.mode == "cat-thr":
-                new = torch.where(new < self.threshold, 0.0, new)
+                new = torch.where(new < self.cat_threshold, 0.0, new)
             elif self.mode == "cat-scale":
-                new = new * (self._background_ratio(original, calibrated) if self.scale is None else self.scale)
+                ratio = self._background_ratio(original, calibrated) if self.cat_scale is None else self.cat_scale
+                new = new * ratio
             fused = torch.where(self.tail, new, foreground)
         return torch.cat([fused, original[:, -1:]], 1)
 
     @staticmethod
     def _background_ratio(original: Tensor, calibrated: Tensor) -> Tensor:
-        below = original[:, -1].sum(dtype=torch.float64)
-        ratio = calibrated[:, -1].sum(dtype=torch.float64) / below
-        return torch.where(below > 0, ratio, 1.0).float()
+        denominator = original[:, -1].sum(dtype=torch.float64)
+        ratio = calibrated[:, -1].sum(dtype=torch.float64) / denominator
+        return torch.where(denominator > 0, ratio, 1.0).float()
 
 
 def save_program(scores: CalibratedScores, feature_shape: Sequence[int], path: str | Path) -> None:
-    """Writes a program that `torch.export.load(path).module()` brings back without this library.
+    """Writes a program that `torch.export.load(path).module()` loads without this library.
 
-    It is called like `CalibratedScores`, with any number of RoIs, in float32 and on the CPU.
+    The program is called like `CalibratedScores`, with any number of RoIs, in float32 and on the CPU.
 
     Args:
+        scores: the module, weights loaded.
         feature_shape: D, of one RoI.
+        path: the .pt2 file.
     """
-    stages, classes = len(scores.stages), len(scores.tail)
+    stages, classes = len(scores.stages) or len(scores.scale), len(scores.tail)
     example = torch.zeros(2, stages, *feature_shape), torch.zeros(2, stages, classes + 1)
     rois = torch.export.Dim("rois", min=0, max=1 << 20)
     with warnings.catch_warnings():

@@ -1,0 +1,225 @@
+"""The options of the commands of `python -m fuse`.
+
+The command line reads this module first, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional, Suppress
+
+from extract.config import DetectorSpec
+from fuse.config import ClassifierConfig, EvaluationConfig, FusionConfig, MergeMethod
+from fuse.defaults import IOU_THRESHOLD
+from fuse.scores import FusionMode, ScoreMode
+
+DETECTIONS_FILE = "detections.json"
+"""The LVIS results in the folder of a command."""
+FOLDED_MODES = ("cat", "calibrated")
+"""Modes that can be folded into the detector's own classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig(EvaluationConfig, ClassifierConfig, FusionConfig):
+    """What `fuse` and `fuse sweep` share: a val cache, a classifier, fusion and evaluation."""
+
+    cache: str
+    """Val cache made by `python -m extract --split val`: a path or an fsspec URL."""
+
+    out: Path
+    """Folder to write."""
+
+    overwrite: bool = False
+    """Replace what is in the folder."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        for base in (FusionConfig, ClassifierConfig, EvaluationConfig):
+            base.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CacheConfig):
+    """Detects with the original and the calibrated classifier together, and evaluates beside the original alone.
+
+    Example: python -m fuse --cache val.zarr --head head --annotations val.json --out runs/cat --mode cat
+        --tail 100
+    Example: python -m fuse --cache val.zarr --method norcal --gamma 0.6 --annotations val.json --out runs/norcal
+        --mode calibrated
+
+    Writes detections.json (LVIS results), metrics.csv, per_class.csv and report.html.
+    """
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        self.require_classifier(self.mode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(CacheConfig):
+    """One table of every combination in the paper's Tables 2, 4, 6 and 7, from one pass over the cache.
+
+    Example: python -m fuse sweep --cache val.zarr --head head --annotations val.json --out runs/sweep
+
+    Writes metrics.csv, per_class.csv and report.html.
+    """
+
+    # The rows of the table differ in these two, so the command line does not offer them.
+    mode: Suppress[FusionMode] = FusionConfig.mode
+    score_threshold: Suppress[float] = FusionConfig.score_threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig(EvaluationConfig):
+    """How result files are evaluated."""
+
+    cache: str | None = None
+    """A cache, for its class table with training counts."""
+
+    train_annotations: Path | None = None
+    """Or the training annotations, to count them."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the options."""
+        super().__post_init__()
+        if (self.cache is None) == (self.train_annotations is None):
+            raise ValueError("give either --cache or --train-annotations, for the training counts of the classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ResultsConfig):
+    """Evaluates a file of LVIS results.
+
+    Example: python -m fuse evaluate runs/cat/detections.json --annotations val.json --cache val.zarr
+    """
+
+    detections: Positional[Path]
+    """LVIS results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(ResultsConfig):
+    """Merges the results of several detectors (Table 9), or of one detector with test-time augmentation (Table 10).
+
+    Example: python -m fuse merge runs/a/detections.json runs/b/detections.json --annotations val.json
+        --cache val.zarr --out runs/both
+
+    Evaluates each file and the merged results. Writes detections.json (LVIS results), metrics.csv, per_class.csv and
+    report.html.
+    """
+
+    detections: Positional[tuple[Path, ...]]
+    """Files of LVIS results, two or more; of equal detections that of the earlier file is kept."""
+
+    out: Path
+    """Folder to write."""
+
+    method: MergeMethod = "nms"
+    """Per-class NMS, or weighted box fusion, which needs tailcal[ensemble] and drops masks."""
+
+    weights: tuple[float, ...] = ()
+    """Weight of each file, relative to the largest; by default all are equal."""
+
+    iou_threshold: float = IOU_THRESHOLD
+    """Boxes of a class that overlap more are one object."""
+
+    overwrite: bool = False
+    """Replace what is in the folder."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        if len(self.detections) < 2:
+            raise ValueError(f"detections is {len(self.detections)} file, expected at least 2 files")
+        files = [path.resolve() for path in self.detections]
+        twice = [path for path, file in zip(self.detections, files, strict=True) if files.count(file) > 1]
+        if twice:
+            raise ValueError(f"detections has {twice[0]} more than once, expected different files")
+        if (self.out / DETECTIONS_FILE).resolve() in files:
+            raise ValueError(
+                f"out is {self.out}, whose {DETECTIONS_FILE} is one of the files to merge: give another folder"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig(DetectorSpec, ClassifierConfig, FusionConfig):
+    """What `fuse predict` and `fuse export` share: a detector, a classifier and fusion."""
+
+    out: Path
+    """Folder to write."""
+
+    mode: ScoreMode = FusionConfig.mode
+    """How the two classifiers are combined: a mode of `fuse.fuse_scores`."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        FusionConfig.__post_init__(self)
+        ClassifierConfig.__post_init__(self)
+        if self.head is None and self.method is None:
+            raise ValueError("a calibrated detector needs a calibrated classifier: give --head or --method")
+        if self.method is not None and self.fit_cache is None:
+            raise ValueError(f"method is {self.method!r}: give --fit-cache, a cache of the detector to fit it on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(LiveConfig):
+    """Detects in images with a detector and its calibrated classifier together.
+
+    Example: python -m fuse predict photo.jpg --detector mmdet --config-file htc.py --weights htc.pth --head head
+        --out runs/photo --save-images
+
+    Writes predictions.json: LVIS results with file names and class names.
+    """
+
+    images: Positional[tuple[Path, ...]]
+    """Image files."""
+
+    save_images: bool = False
+    """Draw the detections of the original and of the calibrated detector side by side, one PNG per image."""
+
+    max_drawn: int = 10
+    """Detections drawn per side, best first."""
+
+    detector_options: tuple[str, ...] = ()
+    """The framework's own options, as in `python -m extract`."""
+
+    overwrite: bool = False
+    """Replace what is in the folder."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        if not self.images:
+            raise ValueError("images is empty, expected at least one file")
+        if self.max_drawn < 1:
+            raise ValueError(f"max_drawn is {self.max_drawn}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(LiveConfig):
+    """Exports a calibrated detector to its framework.
+
+    Example: python -m fuse export --detector detectron2 --config-file cascade.yaml --weights cascade.pth --head head
+        --out runs/calibrated
+
+    Writes a checkpoint model.pth of the detector with both classifiers and what the framework needs to load it:
+    model.yaml (detectron2, after `import fuse.plugins.detectron2`), model.py (mmdetection) or calibration.json
+    (torchvision); and scores.pt2, a torch program of the calibrated classifier and the fusion alone.
+    """
+
+    fold: bool = False
+    """Instead, fold a linear head or a method into the detector's own classifier, its rows of the tail classes (mode
+    cat) or all rows (mode calibrated): a stock checkpoint that needs no code of this library. One softmax then
+    normalises all rows, so that scores differ from those of cat."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        super().__post_init__()
+        if self.fold and self.mode not in FOLDED_MODES:
+            raise ValueError(f"mode is {self.mode!r}, expected {' or '.join(FOLDED_MODES)} with --fold")
+        for name in ("score_threshold", "max_detections", "iou_threshold", "stage_average") if self.fold else ():
+            if getattr(self, name) != getattr(ExportConfig, name):
+                raise ValueError(f"{name} is {getattr(self, name)}: with --fold the detector's own config decides it")

@@ -1,0 +1,87 @@
+"""What the commands write: tables, the report and the manifest of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pandas as pd
+
+from extract.utils.files import write_bytes
+from fuse.commands.config import CacheConfig, MergeConfig
+from fuse.commands.manifest import MANIFEST_FILE
+from fuse.config import EvaluationConfig
+from fuse.detections import Detections
+from fuse.evaluation.lvis import Loaded
+from fuse.evaluation.metrics import evaluate_rows
+from fuse.evaluation.tables import results_text
+
+_LOG = logging.getLogger(__name__)
+
+
+class Tables(NamedTuple):
+    """What `evaluate_rows` returns: AP per row, and AP per row and class."""
+
+    summary: pd.DataFrame
+    per_class: pd.DataFrame
+
+
+class Comparison(NamedTuple):
+    """The two rows that the report compares class by class."""
+
+    baseline: str
+    candidate: str
+
+
+def evaluate_all(
+    config: EvaluationConfig, annotations: Loaded, detections: Mapping[str, Detections], classes: pd.DataFrame
+) -> Tables:
+    """Evaluates rows of detections, by name, with the config's options."""
+    return Tables(
+        *evaluate_rows(
+            annotations,
+            detections,
+            classes,
+            iou_types=config.iou_types,
+            bins=config.bin_edges,
+            fixed_ap=config.fixed_ap,
+            max_detections=config.max_detections,
+            engine=config.engine,
+            progress=True,
+        )
+    )
+
+
+def write_results(
+    config: CacheConfig | MergeConfig, manifest: bytes, tables: Tables, scope: str, comparison: Comparison
+) -> None:
+    """Writes the tables, the report and, last, the manifest; prints the summary.
+
+    Args:
+        config: of the command.
+        manifest: of `new_manifest`.
+        tables: of `evaluate_all`.
+        scope: which images are evaluated.
+        comparison: the rows that the report compares.
+    """
+    text = results_text(config, *tables, scope)
+    write_report = report_writer()
+    write_bytes(config.out / "per_class.csv", tables.per_class.to_csv().encode())
+    if write_report is None:
+        _LOG.info("no report.html: it needs the packages of tailcal[report]")
+    else:
+        title = text.splitlines()[0]
+        write_report(config.out / "report.html", *tables, config.bin_edges, *comparison, title)
+    write_bytes(config.out / "metrics.csv", tables.summary.to_csv().encode())
+    write_bytes(config.out / MANIFEST_FILE, manifest)
+    print(text)
+
+
+def report_writer() -> Callable[..., None] | None:
+    """`fuse.evaluation.report.write_report`; None where matplotlib or Jinja2, an extra, is missing."""
+    try:
+        from fuse.evaluation.report import write_report
+    except ModuleNotFoundError:
+        return None
+    return write_report

@@ -1,0 +1,51 @@
+"""`python -m fuse evaluate` and `python -m fuse merge`: from files of LVIS results to tables."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fuse.commands.config import DETECTIONS_FILE, EvaluateConfig, MergeConfig
+from fuse.commands.inputs import load_classes, load_results, resolve_iou_types
+from fuse.commands.manifest import files_fingerprint, new_manifest
+from fuse.commands.outputs import Comparison, evaluate_all, write_results
+from fuse.detections import Detections
+from fuse.evaluation.lvis import Loaded, load_annotations
+from fuse.evaluation.tables import results_text
+from fuse.merge import check_options, have_masks, merge_detections
+
+MERGED = "merged"
+"""Name of the row of the merged results."""
+
+
+def evaluate_file(config: EvaluateConfig) -> None:
+    """`python -m fuse evaluate`: evaluates one file."""
+    detections = Detections.from_json(config.detections)
+    config = resolve_iou_types(config, has_masks=detections.rles is not None)
+    annotations = load_annotations(config.annotations)
+    tables = evaluate_all(config, annotations, {config.detections.name: detections}, load_classes(config))
+    print(results_text(config, *tables, _scope(annotations, detections)))
+
+
+def merge_files(config: MergeConfig) -> None:
+    """`python -m fuse merge`: merges files and evaluates each beside the merged results."""
+    options = {
+        "method": config.method,
+        "iou_threshold": config.iou_threshold,
+        "weights": config.weights or None,
+        "max_detections": None if config.fixed_ap else config.max_detections,
+    }
+    check_options(len(config.detections), **options)
+    annotations = load_annotations(config.annotations)
+    results, classes = load_results(config.detections, annotations), load_classes(config)
+    config = resolve_iou_types(config, has_masks=config.method == "nms" and have_masks(results))
+    manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
+    sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
+    merged = merge_detections(list(results.values()), sizes=sizes, progress=True, **options)
+    tables = evaluate_all(config, annotations, {**results, MERGED: merged}, classes)
+    merged.to_json(config.out / DETECTIONS_FILE)
+    write_results(config, manifest, tables, _scope(annotations, merged), Comparison(next(iter(results)), MERGED))
+
+
+def _scope(annotations: Loaded, detections: Detections) -> str:
+    images = len(annotations["images"])
+    return f"{images} images, {images - len(np.unique(detections.image_ids))} of them without detections"
