@@ -15,6 +15,7 @@ import extract
 import fuse
 from calib.heads import Head
 from extract.detectors import load_detector
+from extract.detectors.base import Image
 from fuse.export.exporter import export
 from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration
@@ -38,7 +39,7 @@ def setting(request, tiny, tmp_path_factory):
     cache = extract.run(config)
     heads = {kind: folder / kind for kind in ("2fc_rand", "linear")}
     for kind, path in heads.items():
-        calib.train_head(cache, head=kind, hidden=8, steps=3, out=str(path))
+        calib.train_head(cache, head_type=kind, hidden=8, steps=3, out=str(path))
     return request.param, spec, heads, cache
 
 
@@ -86,7 +87,7 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
     program = torch.export.load(out / "scores.pt2").module()
     (rois,) = detector.forward([image], live.level).rois
     scores = program(rois.features.float(), torch.from_numpy(rois.logits))
-    np.testing.assert_allclose(scores[:, -1], live.row.original.scores(rois)[:, -1], atol=1e-5)
+    np.testing.assert_allclose(scores[:, -1], live.fusion.original.scores(rois)[:, -1], atol=1e-5)
     assert scores.shape == (len(rois), CLASSES + 1)
 
 
@@ -101,6 +102,26 @@ def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):
         )
         ((found, _),) = CalibratedDetector(stock, mode="original").predict(make_images((96, 144))[0].pixels)
         assert_same_detections(found, expected)
+
+
+def test_a_method_is_exported_as_it_detects_live(setting, tmp_path):
+    name, spec, _, cache = setting
+    options = {"mode": "cat", "tail": 4, "max_detections": 40}
+    config = fuse.ExportConfig(
+        **vars(spec), method="norcal", gamma=0.6, fit_cache=cache.url, out=tmp_path / "out", **options
+    )
+    export(config)
+    detector = load_detector(spec)
+    live = CalibratedDetector(detector, calib.posthoc.NorCal(0.6).fit(cache), **options)
+    image = make_images((96, 144))[0].pixels
+    ((expected, _),) = live.predict(image)
+    found, _ = detector.to_arrays(loaded_by_the_framework(name, tmp_path / "out", spec)(image))
+    assert_same_detections(found, expected)
+    (rois,) = detector.forward([Image(0, image)], "logits").rois
+    program = torch.export.load(tmp_path / "out" / "scores.pt2").module()
+    logits = torch.from_numpy(rois.logits).float()
+    scores = program(torch.zeros(*logits.shape[:2], 1), logits)
+    np.testing.assert_allclose(scores[:, -1], live.fusion.original.scores(rois)[:, -1], atol=1e-5)
 
 
 def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
@@ -128,7 +149,7 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
     assert_same_detections(found, expected)
     with pytest.raises(ValueError, match="model.pth: exists; give another folder"):
         export(config)
-    with pytest.raises(ValueError, match="mode is 'avg', expected cat or new with --fold"):
+    with pytest.raises(ValueError, match="mode is 'avg', expected cat or calibrated with --fold"):
         replace(config, mode="avg")
     with pytest.raises(ValueError, match="max_detections is 7: with --fold the detector's own config decides it"):
         replace(config, max_detections=7)
@@ -137,7 +158,7 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
 def test_what_cannot_be_exported_is_named(setting, tmp_path):
     _, spec, heads, _ = setting
     config = fuse.ExportConfig(**vars(spec), head=heads["2fc_rand"], out=tmp_path / "out")
-    with pytest.raises(ValueError, match="head is 2fc_rand: only a linear one has rows"):
+    with pytest.raises(ValueError, match="head is 2fc_rand: only a linear head has rows"):
         export(replace(config, fold=True))
     assert not (tmp_path / "out").exists()
 
@@ -161,11 +182,14 @@ def test_an_interrupted_export_is_repeated_and_a_finished_one_is_not(setting, tm
 def test_options_replace_those_of_the_detector(setting):
     _, spec, heads, _ = setting
     head, description = calib.load_head(heads["linear"]), load_detector(spec).description
-    options = {"mode": "cat", "threshold": 0.0, "scale": 0.0, "score_threshold": 0.0, "max_detections": 9}
-    own = Calibration.from_head(head, description, **options)
-    other = Calibration.from_head(head, description, average="logits", iou_threshold=0.0, **options)
-    assert own.iou_threshold == description["nms_iou"] and own.original_average == description["stage_average"]
-    assert (other.iou_threshold, other.original_average, other.calibrated_average) == (0.0, "logits", "logits")
+    own = Calibration.from_scorer(head, description, fuse.FusionConfig(max_detections=9))
+    other = fuse.FusionConfig(stage_average="logits", iou_threshold=0.0)
+    other = Calibration.from_scorer(head, description, other)
+    assert own.fusion.iou_threshold == description["nms_iou"]
+    assert own.original_average == description["stage_average"] and own.fusion.max_detections == 9
+    assert (other.fusion.iou_threshold, other.original_average, other.calibrated_average) == (0.0, "logits", "logits")
+    for one in (own, other, replace(own, fusion=replace(own.fusion, mode="calibrated", cat_scale=0.5))):
+        assert Calibration.from_config(vars(one.to_config())) == one
 
 
 def test_custom_imports_may_be_one_name(tmp_path):
@@ -173,7 +197,9 @@ def test_custom_imports_may_be_one_name(tmp_path):
     plugin = importlib.import_module("fuse.plugins.mmdet")
     with spec.config_file.open("a") as file:
         file.write("\ncustom_imports = dict(imports='json', allow_failed_imports=False)\n")
-    content = plugin.config_content(spec, Calibration((2, 3), 1, *"abcde", *[0.0] * 4, 1, False), tmp_path).decode()
+    fusion = fuse.FusionConfig(iou_threshold=0.5, skip_empty=False)
+    calibration = Calibration((2, 3), 1, "pooled", "softmax", "scores", "scores", fusion)
+    content = plugin.config_content(spec, calibration, tmp_path).decode()
     namespace = {}
     exec(content, namespace)
     assert namespace["custom_imports"]["imports"] == ["json", "fuse.plugins.mmdet"]

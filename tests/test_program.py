@@ -11,7 +11,7 @@ import torch
 
 from calib.scoring import stage_scores
 from fuse.export.module import CalibratedScores, save_program
-from fuse.scores import MODES, fuse_scores
+from fuse.scores import SCORE_MODES, fuse_scores
 
 K, WIDTHS = 6, (8, 5, 7)
 
@@ -34,25 +34,41 @@ def inputs(rois: int = 9, stages: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def expected(made: CalibratedScores, features: torch.Tensor, logits: torch.Tensor) -> np.ndarray:
-    own = torch.stack([layer(features[:, s].flatten(1)) for s, layer in enumerate(made.stages)], 1)
     original = stage_scores(logits.numpy(), made.original_average, made.activation)
-    calibrated = stage_scores(own.numpy(), made.calibrated_average)
-    options = {"threshold": made.threshold, "scale": made.scale}
+    if made.stages:
+        own = torch.stack([layer(features[:, s].flatten(1)) for s, layer in enumerate(made.stages)], 1)
+        calibrated = stage_scores(own.numpy(), made.calibrated_average)
+    else:
+        adjusted = logits * made.scale + made.shift
+        calibrated = stage_scores(adjusted.numpy(), made.calibrated_average, made.activation)
+    options = {"cat_threshold": made.cat_threshold, "cat_scale": made.cat_scale}
     return fuse_scores(original, calibrated, made.tail.numpy(), made.mode, **options)
 
 
 @pytest.mark.parametrize("averages", [("scores", "logits"), ("logits", "scores")])
 @pytest.mark.parametrize("stages", [1, 3])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SCORE_MODES)
 def test_scores_are_those_of_numpy(mode, stages, averages):
-    made = module(mode, stages, original_average=averages[0], calibrated_average=averages[1], threshold=0.2)
+    made = module(mode, stages, original_average=averages[0], calibrated_average=averages[1], cat_threshold=0.2)
     features, logits = inputs(stages=stages)
     np.testing.assert_allclose(made(features, logits), expected(made, features, logits), atol=2e-6)
     assert made(features[:0], logits[:0]).shape == (0, K + 1)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("mode", ["calibrated", "cat"])
+def test_a_method_scales_and_shifts_the_original_logits(mode, activation):
+    made = CalibratedScores((K + 1,), 2, mode=mode, activation=activation)
+    generator = torch.Generator().manual_seed(2)
+    made.scale.uniform_(0.5, 2, generator=generator)
+    made.shift.normal_(generator=generator)
+    made.tail[:3] = True
+    features, logits = inputs(stages=2)
+    np.testing.assert_allclose(made(features, logits), expected(made, features, logits), atol=2e-6)
+
+
 def test_sigmoid_given_scale_and_half_floats():
-    made = module("cat-scale", activation="sigmoid", scale=0.5)
+    made = module("cat-scale", activation="sigmoid", cat_scale=0.5)
     features, logits = (x.half() for x in inputs())
     np.testing.assert_allclose(made(features, logits), expected(made, features.float(), logits.float()), atol=2e-6)
 

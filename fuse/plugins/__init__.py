@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+import msgspec
+
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from calib.scoring import Activation, Average, Level, Original
@@ -19,20 +21,35 @@ from fuse.fusion import boxes_of
 from fuse.ops.nms import class_nms
 from fuse.scores import mask_empty_boxes
 
-FILE_NAMES = {"cat_threshold": "threshold", "cat_scale": "scale"}
-"""Fusion options → their names in exported configs, where these differ."""
 FILE_MODES = {"calibrated": "new"}
 """Modes → their names in exported configs, where these differ."""
-FUSION_OPTIONS = (
-    "mode",
-    "cat_threshold",
-    "cat_scale",
-    "score_threshold",
-    "iou_threshold",
-    "max_detections",
-    "skip_empty",
-)
-"""Fusion options that exported configs hold; the tail classes are in the checkpoint."""
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """The plain values that exported configs hold. Exported models exist, so names and meanings are fixed.
+
+    Attributes:
+        mode: of the fusion; "new" is mode "calibrated".
+        threshold: `cat_threshold` of the fusion.
+        scale: `cat_scale` of the fusion; 0 is each image's own background ratio.
+
+    The other attributes are as in `Calibration` and `fuse.FusionConfig`. The tail classes are in the checkpoint.
+    """
+
+    widths: tuple[int, ...]
+    stages: int
+    level: Level
+    mode: str
+    activation: Activation
+    original_average: Average
+    calibrated_average: Average
+    threshold: float
+    scale: float
+    score_threshold: float
+    iou_threshold: float
+    max_detections: int
+    skip_empty: bool
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Calibration:
         level: feature level of the head's input; "logits" for a method.
         activation: of the original classifier, "softmax" or "sigmoid".
         original_average, calibrated_average: what is averaged over the stages, "scores" or "logits".
-        fusion: the options in `FUSION_OPTIONS`, with `iou_threshold` and `skip_empty` resolved.
+        fusion: its options, with `iou_threshold` and `skip_empty` resolved; `tail` is in the checkpoint.
     """
 
     widths: tuple[int, ...]
@@ -82,21 +99,39 @@ class Calibration:
         )
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> Calibration:
-        """Of the plain values that `to_config` returns. Raises TypeError or ValueError for unknown keys."""
-        values = dict(config)
-        options = {name: values.pop(FILE_NAMES.get(name, name)) for name in FUSION_OPTIONS}
+    def from_config(cls, values: Mapping[str, object]) -> Calibration:
+        """Of the values in an exported config. Raises ValueError naming a value that is missing or of another type."""
+        try:
+            config = msgspec.convert(dict(values), CalibrationConfig)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"not the description of a calibration: {error}") from None
         modes = {file: mode for mode, file in FILE_MODES.items()}
-        options |= {"mode": modes.get(options["mode"], options["mode"]), "cat_scale": options["cat_scale"] or None}
-        widths = tuple(values.pop("widths"))
-        return cls(widths=widths, fusion=FusionConfig.from_options(**options), **values)
+        fusion = FusionConfig.from_options(
+            mode=modes.get(config.mode, config.mode),
+            cat_threshold=config.threshold,
+            cat_scale=config.scale or None,
+            score_threshold=config.score_threshold,
+            iou_threshold=config.iou_threshold,
+            max_detections=config.max_detections,
+            skip_empty=config.skip_empty,
+        )
+        own = {field.name: getattr(config, field.name) for field in fields(cls) if field.name != "fusion"}
+        return cls(**own, fusion=fusion)
 
-    def to_config(self) -> dict[str, object]:
-        """Plain values for a framework's config; a `scale` of 0 stands for each image's own background ratio."""
+    def to_config(self) -> CalibrationConfig:
+        """The values for an exported config."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fusion"}
-        options = {FILE_NAMES.get(name, name): getattr(self.fusion, name) for name in FUSION_OPTIONS}
-        mode = FILE_MODES.get(self.fusion.mode, self.fusion.mode)
-        return own | options | {"mode": mode, "scale": self.fusion.cat_scale or 0.0}
+        fusion = self.fusion
+        return CalibrationConfig(
+            **own,
+            mode=FILE_MODES.get(fusion.mode, fusion.mode),
+            threshold=fusion.cat_threshold,
+            scale=fusion.cat_scale or 0.0,
+            score_threshold=fusion.score_threshold,
+            iou_threshold=fusion.iou_threshold,
+            max_detections=-1 if fusion.max_detections is None else fusion.max_detections,
+            skip_empty=fusion.skip_empty,
+        )
 
     def module(self) -> CalibratedScores:
         """The module that computes the scores, without weights: these and the tail classes are in the checkpoint."""
