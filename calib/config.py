@@ -1,24 +1,24 @@
-"""The configuration of a training run. Imports nothing heavy: the command line reads it first."""
+"""Configuration of a training run. Imports only the standard library, so that `--help` is fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-Kind = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft"]
+HeadType = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft"]
 Precision = Literal["fp32", "bf16", "fp16"]
-HEADS: tuple[str, ...] = get_args(Kind)
+HEAD_TYPES: tuple[str, ...] = get_args(HeadType)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
-_WITHOUT_INFLUENCE = ("cache", "out", "device", "checkpoint_every", "overwrite")
-"""Fields that do not decide which head comes out; the cache does, but by fingerprint, not by path."""
+_IDENTITY_EXCLUDES = ("cache", "out", "device", "checkpoint_every", "overwrite")
+"""Fields that do not change the resulting head. The cache does: `identity` has its fingerprint instead of its path."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Train new classification heads, one per stage, on class-balanced RoIs of a train cache.
 
-    Example: python -m calib.train --cache train.zarr --out head --head 3fc_ft
+    Example: python -m calib.train --cache train.zarr --out head --head-type 3fc_ft
 
     The same command again resumes an interrupted run, exactly. The defaults are the paper's.
     """
@@ -29,27 +29,27 @@ class Config:
     out: str
     """Folder of the finished head, its checkpoints and its metrics."""
 
-    head: Kind = "3fc_ft"
+    head_type: HeadType = "3fc_ft"
     """linear: a new classifier on the detector's own embedding; 2fc_rand, 3fc_rand: new fully connected
-    layers; 3fc_ft: the detector's own layers, all of them trained further."""
+    layers; 3fc_ft: all of the detector's own layers, fine-tuned."""
 
     hidden: int = 1024
     """Width of the new hidden layers of 2fc_rand and 3fc_rand."""
 
     classes_per_step: int = 16
-    """Classes drawn for a step."""
+    """Classes drawn per step."""
 
     images_per_class: int = 1
-    """Images drawn for each of these classes."""
+    """Images drawn per class and step."""
 
     steps: int = 12_000
-    """Length of the training; the paper's epoch is 1,000 steps."""
+    """Number of training steps; the paper's epoch is 1,000 steps."""
 
     lr: float = 0.01
-    """Learning rate at the beginning."""
+    """Initial learning rate."""
 
     milestones: tuple[float, ...] = (8 / 12, 11 / 12)
-    """When the learning rate falls to a tenth: fractions of `steps` (below 1) or numbers of steps."""
+    """When the learning rate is divided by 10: fractions of `steps` (below 1) or numbers of steps."""
 
     momentum: float = 0.9
     """Momentum of SGD."""
@@ -58,23 +58,23 @@ class Config:
     """Weight decay of SGD."""
 
     seed: int = 0
-    """Seed of sampling and of new layers."""
+    """Seed of the sampler and of new layers."""
 
     device: str = "auto"
-    """Torch device; auto is CUDA where there is one, the CPU elsewhere."""
+    """Torch device; auto is CUDA if available, else the CPU."""
 
     precision: Precision = "fp32"
-    """Arithmetic of the matrix products; weights stay float32."""
+    """Precision of the matrix products; weights stay float32."""
 
     checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    """Steps from one checkpoint to the next."""
 
     overwrite: bool = False
-    """Start anew where `out` holds a head or a checkpoint."""
+    """Start anew if `out` holds a head or a checkpoint."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what was expected."""
-        self._expect("head", self.head in HEADS, f"one of {', '.join(HEADS)}")
+        self._expect("head_type", self.head_type in HEAD_TYPES, f"one of {', '.join(HEAD_TYPES)}")
         for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         self._expect("lr", self.lr > 0, "more than 0")
@@ -85,15 +85,18 @@ class Config:
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step number `step` (from 0)."""
+        """Returns the learning rate of step number `step` (from 0)."""
         steps = (round(m * self.steps) if m < 1 else m for m in self.milestones)
         return self.lr / 10 ** sum(step >= s for s in steps)
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
-        """What decides the resulting head, the cache being told by its fingerprint; JSON types."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WITHOUT_INFLUENCE}
-        return {"cache": fingerprint, **values, "milestones": list(self.milestones)}
+        """Returns everything that decides the resulting head, as JSON types, with the cache's fingerprint.
 
-    def _expect(self, name: str, fulfilled: bool, expected: str) -> None:
-        if not fulfilled:
+        A run resumes only if this is unchanged. Heads and checkpoints store it, the head type as "head".
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _IDENTITY_EXCLUDES}
+        return {"cache": fingerprint, "head": values.pop("head_type"), **values, "milestones": list(self.milestones)}
+
+    def _expect(self, name: str, is_valid: bool, expected: str) -> None:
+        if not is_valid:
             raise ValueError(f"{name} is {getattr(self, name)!r}, expected {expected}")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calib.config import HEADS
+from calib.config import HEAD_TYPES
 from calib.scoring import Level, check_average, stage_scores
 from extract.rois import RoIs
 
@@ -31,7 +31,7 @@ class HeadInfo:
     """What a head is made for; stored beside its weights.
 
     Attributes:
-        kind: one of `calib.config.HEADS`.
+        kind: one of `calib.config.HEAD_TYPES`.
         level: level of the features it takes, "pooled" or "embedding".
         feature_shape: one RoI's features, (C, 7, 7) or (C,).
         widths: sizes of the layers, from the flattened feature to K+1.
@@ -196,13 +196,13 @@ def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[
     Raises:
         ValueError: the cache's level does not suit the kind, or it lacks the detector's layers.
     """
-    if kind not in HEADS:
-        raise ValueError(f"head is {kind!r}, expected one of {', '.join(HEADS)}")
+    if kind not in HEAD_TYPES:
+        raise ValueError(f"head_type is {kind!r}, expected one of {', '.join(HEAD_TYPES)}")
     if cache.level == "logits" or (cache.level == "embedding" and kind != "linear"):
         needed = "'pooled' or 'embedding'" if kind == "linear" else "'pooled'"
         raise ValueError(
             f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}"
-            + ("; --head linear does with it" if cache.level == "embedding" else "")
+            + ("; --head-type linear supports it" if cache.level == "embedding" else "")
         )
     own = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
     keep = {"3fc_ft": None, "linear": -1 if cache.level == "pooled" else 0}.get(kind, 0)

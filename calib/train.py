@@ -1,13 +1,13 @@
 """Trains new classification heads on a train cache: one head per stage, all stages in one run.
 
     python -m calib.train --cache train.zarr --out head          # the paper's: 3fc_ft, 12,000 steps
-    python -m calib.train --cache train.zarr --out head --head linear --steps 3000
+    python -m calib.train --cache train.zarr --out head --head-type linear --steps 3000
     python -m calib.train --cache train.zarr --out head --precision bf16 --device cuda:1
     torchrun --nproc-per-node 8 -m calib.train --cache train.zarr --out head     # the same head from 8 GPUs or machines
 
 The same command again resumes, `--overwrite` starts anew, `--help` lists the rest. In a notebook:
 
-    head = calib.train_head("train.zarr", head="2fc_rand", steps=1000)
+    head = calib.train_head("train.zarr", head_type="2fc_rand", steps=1000)
 
 Method: Wang et al., "Classification Calibration for Long-tail Instance Segmentation" (2019); softmax
 cross-entropy over K+1 classes on bi-level samples, SGD 0.01 falling tenfold at 8/12 and 11/12 of the run.
@@ -96,7 +96,7 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
         logger.info("%s: is finished already", out)
         return load_head(out, device)
 
-    head = build_head(cache, config.head, config.hidden, config.seed, identity).to(device)
+    head = build_head(cache, config.head_type, config.hidden, config.seed, identity).to(device)
     trained = [p for p in head.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         trained, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
@@ -123,7 +123,7 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
             total=config.steps,
             initial=first,
             unit="step",
-            desc=f"train {config.head}",
+            desc=f"train {config.head_type}",
             disable=None if is_main_process() else True,
         ) as bar,
     ):

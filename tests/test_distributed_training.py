@@ -14,7 +14,7 @@ import calib
 from tests.toy_cache import toy_cache
 
 torch.set_num_threads(1)
-OPTIONS = {"head": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_every": 25}
+OPTIONS = {"head_type": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_every": 25}
 WORKER = """
 import os, signal, sys, time
 import calib.train as trainer

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import calib
-from calib.config import HEADS
+from calib.config import HEAD_TYPES
 from calib.heads import build_head
 from calib.scoring import stage_scores
 from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache, toy_classes
@@ -85,7 +85,7 @@ def test_scores_average_the_stages_as_the_detector_does(tmp_path, average):
     np.testing.assert_allclose(head.scores(rois).sum(1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("kind", HEAD_TYPES)
 def test_round_trip_through_a_folder(cache, tmp_path, kind):
     head = build(cache, kind)
     calib.save_head(head, tmp_path / "head")
@@ -111,7 +111,7 @@ def test_a_kind_that_the_cache_cannot_feed_is_refused(tmp_path):
     embedding = toy_cache(tmp_path / "embedding.zarr", "embedding", images=1)
     with pytest.raises(ValueError, match="head '3fc_ft' needs features of level 'pooled', the cache has 'embedding'"):
         build(embedding, "3fc_ft")
-    with pytest.raises(ValueError, match="head is '4fc', expected one of linear"):
+    with pytest.raises(ValueError, match="head_type is '4fc', expected one of linear"):
         build(bare, "4fc")
 
 

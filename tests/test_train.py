@@ -20,7 +20,7 @@ from calib.features import Features, available_memory
 from tests.toy_cache import CLASSES, toy_cache
 
 torch.set_num_threads(1)
-OPTIONS = {"head": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_every": 50}
+OPTIONS = {"head_type": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_every": 50}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_schedule_is_the_papers_and_scales():
         ("lr", -1.0, "lr is -1.0, expected more than 0"),
         ("momentum", 1.0, r"momentum is 1.0, expected a number in \[0, 1\)"),
         ("milestones", (0.5, -1), r"milestones is \(0.5, -1\), expected numbers above 0"),
-        ("head", "4fc", "head is '4fc', expected one of linear, 2fc_rand"),
+        ("head_type", "4fc", "head_type is '4fc', expected one of linear, 2fc_rand"),
         ("precision", "fp8", "precision is 'fp8', expected one of fp32, bf16, fp16"),
     ],
 )
@@ -74,7 +74,7 @@ def test_bad_configurations_are_named(field, value, expected):
 
 @pytest.mark.parametrize("kind", ["linear", "2fc_rand", "3fc_rand", "3fc_ft"])
 def test_training_learns_the_classes(cache, kind):
-    head = calib.train_head(cache, head=kind, hidden=32, steps=150, lr=0.03)
+    head = calib.train_head(cache, head_type=kind, hidden=32, steps=150, lr=0.03)
     rois = cache.image(100)
     labels = rois.labels[:, 0]
     scores = head.scores(rois)
@@ -85,7 +85,7 @@ def test_training_learns_the_classes(cache, kind):
 
 
 def test_linear_leaves_the_detectors_layers_alone(cache):
-    head = calib.train_head(cache, head="linear", steps=5)
+    head = calib.train_head(cache, head_type="linear", steps=5)
     for layer, (weight, bias) in zip((head.stages[0][0], head.stages[0][2]), cache.fc_layers(0), strict=False):
         np.testing.assert_array_equal(layer.weight.numpy(), weight)
         np.testing.assert_array_equal(layer.bias.numpy(), bias)
@@ -93,7 +93,7 @@ def test_linear_leaves_the_detectors_layers_alone(cache):
 
 def test_a_cascade_trains_one_head_per_stage(tmp_path):
     cascade = toy_cache(tmp_path / "c.zarr", stages=(0.5, 0.6, 0.7))
-    together = calib.train_head(cascade, head="3fc_ft", steps=40)
+    together = calib.train_head(cascade, head_type="3fc_ft", steps=40)
     rois = cascade.image(100)
     before = np.abs(together.logits(rois) - rois.logits).max(axis=(0, 2))
     assert len(together.stages) == 3 and (before > 0.1).all()
@@ -248,7 +248,7 @@ def test_a_process_that_is_ended_resumes_exactly(cache, tmp_path, long_run, numb
 
 def test_commands_exit_codes_and_messages(cache, tmp_path, capsys, monkeypatch):
     out = tmp_path / "head"
-    command = ["--cache", cache.url, "--out", str(out), "--head", "2fc_rand", "--hidden", "8", "--steps", "5"]
+    command = ["--cache", cache.url, "--out", str(out), "--head-type", "2fc_rand", "--hidden", "8", "--steps", "5"]
     assert main(command) == 0
     done = f"{out}: head 2fc_rand, 1 stage(s), 12 classes, 1,301 parameters, 5 steps, finished\n"
     assert capsys.readouterr().out == done
@@ -272,7 +272,7 @@ def test_commands_exit_codes_and_messages(cache, tmp_path, capsys, monkeypatch):
     assert main(["--cache", cache.url, "--out", cache.url]) == 1
     assert "exists and is not the folder of a head" in capsys.readouterr().err
     assert main(["--cache", cache.url]) == 2
-    assert main(["--cache", cache.url, "--out", str(out), "--head", "4fc"]) == 2
+    assert main(["--cache", cache.url, "--out", str(out), "--head-type", "4fc"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_overwriting_keeps_the_old_head_until_training_begins(cache, tmp_path):
     calib.train_head(cache, out=str(tmp_path / "head"), **OPTIONS)
     bare = toy_cache(tmp_path / "bare.zarr", images=2, fc_layers=False)
     with pytest.raises(ValueError, match="needs the detector's own layers"):
-        calib.train_head(bare, out=str(tmp_path / "head"), head="3fc_ft", overwrite=True)
+        calib.train_head(bare, out=str(tmp_path / "head"), head_type="3fc_ft", overwrite=True)
     calib.load_head(tmp_path / "head")
 
 

@@ -96,7 +96,7 @@ def run(cache: TrainCache, kind: str, device: str, steps: int, clock: _Clock, pr
     """Trains, with the clock in the place of the progress bar."""
     bar, trainer.tqdm = trainer.tqdm, lambda **_: clock
     try:
-        trainer.train(cache, Config(cache="", out="", head=kind, steps=steps, device=device, precision=precision))
+        trainer.train(cache, Config(cache="", out="", head_type=kind, steps=steps, device=device, precision=precision))
     finally:
         trainer.tqdm = bar
 
