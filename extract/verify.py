@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
-from extract.cache.format import CacheError, Layers, all_finite, check_values
+from extract.cache.format import CacheError, Layers
 from extract.cache.reader import RoICache
+from extract.cache.values import all_finite, check_values
 
 LOGIT_TOLERANCE = 2e-2
 """Largest difference, relative to an image's largest logit, that fp16 features and logits account for."""

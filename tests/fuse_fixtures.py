@@ -10,8 +10,8 @@ import pandas as pd
 
 from calib.head_io import save_head
 from calib.heads import build_head
-from extract.cache.hdf5 import write_cache
 from extract.cache.reader import RoICache
+from extract.cache.writer import write_cache
 from extract.rois import RoIs
 
 CLASSES = pd.DataFrame(

@@ -16,10 +16,11 @@ import pytest
 import zarr
 
 from extract import CacheError, RoIs, open_cache, write_cache
-from extract.cache import shard_io, writer
-from extract.cache.format import COLUMNS, HALVES_AT_ONCE, Header, all_finite
+from extract.cache import columns, shard_io
+from extract.cache.format import COLUMNS, Header
 from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.cache.shard_io import ShardedArray
+from extract.cache.values import HALVES_AT_ONCE, all_finite
 from extract.cache.writer import create_cache, resume_cache
 from tests.toy_cache import toy_cache
 
@@ -78,11 +79,11 @@ def same(a: RoIs, b: RoIs) -> None:
 @pytest.fixture
 def small_shards(monkeypatch):
     """Several shards to a block, several chunks to a shard, and pieces small enough for threads."""
-    monkeypatch.setattr(writer, "SHARD_BYTES", 64 * 1024)
-    monkeypatch.setattr(writer, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(columns, "SHARD_BYTES", 64 * 1024)
+    monkeypatch.setattr(columns, "CHUNK_BYTES", 600)
     monkeypatch.setattr(shard_io, "BATCH_BYTES", 2000)
     monkeypatch.setattr(shard_io, "PIECE_BYTES", 4000)
-    monkeypatch.setattr(shard_io, "SMALL_BYTES", 1500)
+    monkeypatch.setattr(shard_io, "SMALL_PIECE_BYTES", 1500)
     monkeypatch.setattr(shard_io, "PIECES_AHEAD", 3)
 
 
@@ -178,7 +179,7 @@ def test_writers_side_by_side_give_the_same_bytes(tmp_path, small_shards):
 def test_the_files_are_those_of_zarr(tmp_path, small_shards, monkeypatch):
     images = make_images(masks=True)
     cache = write_cache(tmp_path / "a", images, CLASSES, split="val", level="pooled")
-    assert all(cache._direct.values())
+    assert all(column.sharded for column in cache.columns.values())
     monkeypatch.setattr(ShardedArray, "from_zarr", lambda *_: None)
     zarrs = write_cache(tmp_path / "b", images, CLASSES, split="val", level="pooled")
     assert content(tmp_path / "a") == content(tmp_path / "b") and zarrs.fingerprint == cache.fingerprint
@@ -227,7 +228,7 @@ def test_other_stores_than_folders():
         write_cache(url, images := make_images(20), CLASSES, split="val", level="pooled", overwrite=True)
     cache = open_cache(url)
     same(cache[7], images[7])
-    assert all(cache._direct.values()) and "images" in repr(cache)
+    assert all(column.sharded for column in cache.columns.values()) and "images" in repr(cache)
     rows = np.random.default_rng(0).integers(0, cache.offsets[-1], 50)
     for field in cache.fields:
         packed = np.concatenate([getattr(r, field) for r in images])
@@ -320,7 +321,8 @@ def without_a_chunk(shard: bytes, chunks: int) -> bytes:
 @pytest.mark.parametrize(("field", "name"), [("features", "feature"), ("labels", "label")])
 def test_damage_is_found(tmp_path, small_shards, field, name):
     good = write_cache(tmp_path / "good", make_images(), CLASSES, split="val", level="pooled")
-    chunks = good._arrays[field].shards[0] // good._arrays[field].chunks[0]
+    array = zarr.open_group(good.url, mode="r")[name]
+    chunks = array.shards[0] // array.chunks[0]
     for title, damage, message in (
         ("truncated", lambda data: data[:-100], "its index is damaged"),
         ("shortened", lambda data: data[20:], "checksums differ|its end is missing"),

@@ -1,1 +1,1 @@
-"""RoI caches on disk: the format, reading and writing. Only this package uses Zarr and h5py."""
+"""RoI caches on disk: format, reading and writing. Only this package uses Zarr and h5py."""

@@ -1,7 +1,4 @@
-"""What is stored where in a RoI cache; `docs/format.md` says it in words.
-
-`layout`, `shards` (writing), `cache` (reading) and `directshards` are the only modules that know Zarr.
-"""
+"""Format 1 of RoI caches: its constants, columns, header and blocks. `docs/format.md` is the specification."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import zarr
@@ -24,29 +21,27 @@ if TYPE_CHECKING:
 FORMAT = "tailcal-roi-cache"
 VERSION = 1
 LEVELS = {"pooled": 5, "embedding": 3, "logits": None}
-"""What `features` may hold → their number of axes, (R, S, C, P, P) or (R, S, C)."""
+"""Feature level → number of axes of `features`, (R, S, C, P, P) or (R, S, C); None where they are not stored."""
 SPLITS = ("train", "val")
 IMAGES_PER_BLOCK = 16
-# A pooled feature of 256 channels is a chunk by itself. Training takes half of an image's RoIs: of chunks of 16 it
-# reads two bytes for each that it wants (four, with what the system reads ahead), of single ones hardly more than one.
-# All in a row are read as fast; what chunks this small cost Zarr, `directshards` avoids.
-CHUNK_BYTES = 32 * 1024
-MAX_CHUNK_ROWS = 4096
-SHARD_BYTES = 128 * 1024 * 1024
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]
 """Fully connected layers as (weight (out, in), bias (out,)) float32, ReLU between them, the classifier last."""
 
 
 class CacheError(ValueError):
-    """A cache that is missing, unfinished, damaged or not what was asked for."""
+    """A cache that is missing, unfinished, damaged or of the wrong kind."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How one field of `RoIs` is stored: array name, dtype, compressed or not, names of the axes behind `roi`.
+    """How a cache stores one field of `RoIs`.
 
-    Features and logits are stored raw: half floats of this kind hardly compress, and raw bytes read faster.
+    Attributes:
+        name: of the Zarr array.
+        dtype: of the stored values.
+        axes: names of the axes behind `roi`.
+        compressed: by Zstandard. Features and logits are not: such half floats hardly compress and are read faster raw.
     """
 
     name: str
@@ -67,49 +62,50 @@ COLUMNS = {
     "is_gt": Column("is_gt", "uint8"),
     "masks": Column("mask", "uint8", ("mask_y", "mask_x")),
 }
+OWNER_COLUMN = Column("image", "int32")
+"""Position of each row's image; not a field of `RoIs`."""
 IMAGE_COLUMNS = ("image_id", "height", "width", "flipped", "roi_count")
 OPTIONAL = frozenset({"features", "masks"})
 FILL = {"f": np.nan, "i": -2, "u": 255}
-"""Value of unused rows by kind of dtype. No chunk of real data holds it alone: Zarr leaves out chunks that are all
-fill, and a chunk left out must mean a chunk lost. So `is_gt` is not stored as bool, and masks end at `MASK_MAX`."""
-MASK_MAX = FILL["u"] - 1
-HALF_INFINITY = 0x7C00
-HALVES_AT_ONCE = 1 << 18
+"""Kind of dtype → value of unused rows. Zarr does not store chunks of fill values only, and a missing chunk must mean
+damage. Therefore no chunk of valid data holds the fill value only: `is_gt` is not bool, and masks end at `MASK_MAX`."""
+MASK_MAX = 254
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a cache says of itself, fixed when it is created.
+    """A cache's metadata, fixed when the cache is created.
 
     Attributes:
         split: "train" (ground truth, its matches and a sample of background) or "val" (the top proposals).
-        level: "pooled", "embedding" or "logits": what `features` hold.
+        level: feature level, "pooled", "embedding" or "logits".
         stages: matching IoU of each stage of the box head.
-        detector: the detector's description (name, framework, weights_sha256, stage_average …).
-        provenance: what else made the cache: configuration, annotation file's sha256, library versions.
+        detector: the detector's description (name, framework, weights_sha256, stage_average …), JSON values.
+        provenance: what else the content depends on: configuration, sha256 of the annotations, library versions.
     """
 
     split: str
     level: str
     stages: tuple[float, ...]
-    detector: Mapping[str, object]
-    provenance: Mapping[str, object]
+    detector: Mapping[str, Any]
+    provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        """Raises CacheError for an unknown split or level."""
         if self.split not in SPLITS:
             raise CacheError(f"split {self.split!r}, expected {' or '.join(map(repr, SPLITS))}")
         if self.level not in LEVELS:
             raise CacheError(f"level {self.level!r}, expected one of {', '.join(LEVELS)}")
 
     @classmethod
-    def from_attributes(cls, attributes: Mapping[str, object]) -> Header:
-        """The header among the attributes of a cache's group."""
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Header:
+        """Returns the header in the attributes of a cache's group."""
         values = {field.name: attributes[field.name] for field in fields(cls)}
         return cls(**{**values, "stages": tuple(values["stages"])})
 
 
-def open_group(url: str, mode: str) -> zarr.Group:
-    """The Zarr group of a cache, finished or not. Raises FileNotFoundError or CacheError naming `url`."""
+def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
+    """Opens the Zarr group of a cache, finished or not. Raises FileNotFoundError or CacheError naming `url`."""
     if "://" not in url and Path(url).is_file():
         raise CacheError(f"{url}: is a file, a RoI cache is a folder")
     try:
@@ -128,7 +124,7 @@ def open_group(url: str, mode: str) -> zarr.Group:
 
 
 def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame, digests: np.ndarray) -> str:
-    """sha256 of header, class table, image table and the images' content (N,) int64 from `image_digest`."""
+    """Returns the sha256 of header, class table, image table and the images' digests (N,) int64."""
     digest = hashlib.sha256(json.dumps(asdict(header), sort_keys=True).encode())
     digest.update(classes.to_csv().encode())
     digest.update(images.to_csv(index=False).encode())
@@ -136,77 +132,21 @@ def fingerprint(header: Header, classes: pd.DataFrame, images: pd.DataFrame, dig
     return digest.hexdigest()
 
 
-def image_digest(arrays: Sequence[np.ndarray]) -> int:
-    """The first eight bytes of the sha256 of one image's arrays as they are stored, as a signed integer."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array))
-    return int.from_bytes(digest.digest()[:8], "little", signed=True)
-
-
 def num_blocks(images: int) -> int:
-    """Blocks that so many images fill."""
+    """Returns the number of blocks of this many images."""
     return -(-images // IMAGES_PER_BLOCK)
 
 
 def block_slice(block: int) -> slice:
-    """The images of a block."""
+    """Returns the positions of a block's images."""
     return slice(block * IMAGES_PER_BLOCK, (block + 1) * IMAGES_PER_BLOCK)
 
 
 def row_bytes(template: RoIs) -> int:
-    """Bytes that one RoI takes on disk before compression."""
+    """Returns the bytes of one RoI before compression; of `template` only the shapes matter."""
     arrays = {field: getattr(template, field) for field in COLUMNS}
     return sum(
         int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(COLUMNS[field].dtype).itemsize
         for field, array in arrays.items()
         if array is not None
-    )
-
-
-def check_values(rois: RoIs) -> None:
-    """Raises CacheError for labels outside -1…K and for boxes whose corners are the wrong way round."""
-    if rois.labels.size and not (rois.labels.min() >= -1 and rois.labels.max() <= rois.num_classes):
-        raise CacheError(f"labels span {rois.labels.min()}…{rois.labels.max()}, expected -1…{rois.num_classes}")
-    for field in ("proposals", "boxes"):
-        boxes = getattr(rois, field)
-        inverted = (boxes[..., :2] > boxes[..., 2:]).any(axis=tuple(range(1, boxes.ndim)))
-        if inverted.any():
-            roi = int(np.argmax(inverted))
-            raise CacheError(f"{field} of RoI {roi} are not xyxy: {boxes[roi].ravel()[:4].tolist()}")
-
-
-def stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...]) -> np.ndarray:
-    """One image's values of a field as they are stored, not copied if they are so already.
-
-    Raises CacheError naming the field.
-    """
-    values = getattr(rois, field)
-    if values is None or values.shape[1:] != shape:
-        found = None if values is None else values.shape[1:]
-        raise CacheError(f"{field} are {found} per RoI, the cache stores {shape}")
-    if (values.dtype.kind == "f") != (column.dtype.startswith("float")):
-        raise CacheError(f"{field} are {values.dtype}, the cache stores {column.dtype}")
-    with np.errstate(over="ignore"):
-        converted = np.ascontiguousarray(values, column.dtype)
-    if field == "masks":
-        converted = np.minimum(converted, MASK_MAX)
-    if converted.dtype.kind == "f" and not all_finite(converted):
-        roi = int(np.argwhere(~np.isfinite(converted))[0][0])
-        raise CacheError(
-            f"{field} of RoI {roi} are not finite as {column.dtype} (largest magnitude {np.abs(values[roi]).max()})"
-        )
-    return converted
-
-
-def all_finite(values: np.ndarray) -> bool:
-    """Whether no float of a contiguous array is infinite or NaN."""
-    if values.dtype != np.float16:
-        return bool(np.isfinite(values).all())
-    # Half floats have no arithmetic of their own. As integers, those whose exponent is all ones are the largest
-    # of their sign: two maxima find them, in parts that stay in the processor's cache from one to the other.
-    bits = values.reshape(-1)
-    return all(
-        part.view(np.int16).max() < HALF_INFINITY and part.view(np.uint16).max() < HALF_INFINITY + 0x8000
-        for part in (bits[begin : begin + HALVES_AT_ONCE] for begin in range(0, len(bits), HALVES_AT_ONCE))
     )

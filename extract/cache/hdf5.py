@@ -1,6 +1,6 @@
-"""Caches from and to elsewhere: features brought in from any framework, and a whole cache as one HDF5 file.
+"""A whole cache as one HDF5 file, exported and imported.
 
-The HDF5 file has the layout of the Zarr group, its RoI arrays packed without unused rows; h5py is imported here only.
+The file has the layout of the Zarr group, but its RoI arrays are packed, without unused rows.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     import h5py
     import pandas as pd
 
-TEXT = ("name", "frequency")
+TEXT_COLUMNS = ("name", "frequency")
+CHUNK_BYTES = 1 << 19
 
 
 def export_hdf5(cache: RoICache, path: str | Path) -> None:
-    """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError."""
+    """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError naming the file."""
     h5py = require("h5py", "hdf5")
     if Path(path).exists():
         raise FileExistsError(f"{path}: exists already; remove it or give another name")
@@ -79,10 +80,10 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
         return write_cache(url, rois, classes, fc_layers=fc_layers, overwrite=overwrite, **vars(header))
 
 
-class _Hdf5Images(Sequence):
-    """The images of an HDF5 file, each loaded when asked for."""
+class _Hdf5Images(Sequence[RoIs]):
+    """The images of an HDF5 file, each loaded on access."""
 
-    def __init__(self, file: h5py.File):
+    def __init__(self, file: h5py.File) -> None:
         self._images = {name: file["images"][name][:] for name in IMAGE_COLUMNS}
         self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in OPTIONAL}
         self._offsets = np.concatenate([[0], np.cumsum(self._images["roi_count"], dtype=np.int64)])
@@ -107,7 +108,7 @@ def _export_tables(cache: RoICache, file: h5py.File) -> None:
     file.attrs["header"] = msgspec.json.encode(cache.header).decode()
     for name in cache.classes:
         values = cache.classes[name]
-        file[f"classes/{name}"] = [v.encode() for v in values] if name in TEXT else values.to_numpy()
+        file[f"classes/{name}"] = [v.encode() for v in values] if name in TEXT_COLUMNS else values.to_numpy()
     for name in cache.images:
         file[f"images/{name}"] = cache.images[name].to_numpy()
     for stage in range(len(cache.stages)):
@@ -119,18 +120,12 @@ def _export_tables(cache: RoICache, file: h5py.File) -> None:
 def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5py.File) -> None:
     column, total = COLUMNS[field], int(cache.offsets[-1])
     width = max(int(np.prod(shape, dtype=np.int64)) * np.dtype(column.dtype).itemsize, 1)
-    chunks = (min(max(2**19 // width, 1), max(total, 1)), *shape)
+    chunks = (min(max(CHUNK_BYTES // width, 1), max(total, 1)), *shape)
     dataset = file.create_dataset(
         column.name, (total, *shape), column.dtype, chunks=chunks, maxshape=(None, *shape), fletcher32=True
     )
     bounds = cache.offsets[[*range(0, len(cache), IMAGES_PER_BLOCK), len(cache)]]
-    for start, stop in tqdm(
-        list(pairwise(bounds)),
-        desc=column.name,
-        unit="block",
-        leave=False,
-        disable=None,
-    ):
+    for start, stop in tqdm(list(pairwise(bounds)), desc=column.name, unit="block", leave=False, disable=None):
         dataset[start:stop] = cache.take(field, np.arange(start, stop))
 
 
@@ -138,9 +133,10 @@ def _import_classes(file: h5py.File) -> pd.DataFrame:
     import pandas as pd
 
     columns = {name: file["classes"][name][:] for name in CLASS_COLUMNS}
-    return pd.DataFrame(columns | {name: [value.decode() for value in columns[name]] for name in TEXT})
+    return pd.DataFrame(columns | {name: [value.decode() for value in columns[name]] for name in TEXT_COLUMNS})
 
 
 def _import_layers(file: h5py.File) -> list[Layers]:
-    stages = [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]
-    return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(len(g) // 2)] for g in stages]
+    """Reads each stage's fully connected layers; [] if the file has none."""
+    groups = [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]
+    return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(len(g) // 2)] for g in groups]

@@ -1,4 +1,4 @@
-"""What lies at the place of a cache, and what may be deleted there."""
+"""What is stored at the URL of a cache, and whether it may be deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from extract.cache.format import FORMAT, CacheError, open_group
 
 
 def remove_cache(url: str) -> None:
-    """Deletes the cache at `url`, finished or not. Raises rather than delete anything else."""
+    """Deletes the cache at `url`, finished or not. Raises FileNotFoundError or CacheError if there is no cache."""
     open_group(url, "r")
     if "://" in url:
         from fsspec.core import url_to_fs
@@ -22,20 +22,11 @@ def remove_cache(url: str) -> None:
         shutil.rmtree(url)
 
 
-def _occupied(url: str) -> bool:
-    """Whether there is anything at all, a cache or not: overwriting must never delete anything but a cache."""
-    if "://" not in url:
-        path = Path(url)
-        return path.exists() and (path.is_file() or any(path.iterdir()))
-    try:
-        zarr.open(url, mode="r")
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def may_be_replaced(url: str, overwrite: bool) -> bool:
-    """Whether a cache, or the beginning of one, is to be replaced. Raises CacheError for anything else there."""
+    """Returns whether there is a cache, or the beginning of one, to replace; False if nothing is there.
+
+    Raises CacheError for a cache without `overwrite`, and for anything else.
+    """
     if not _occupied(url):
         return False
     try:
@@ -48,3 +39,15 @@ def may_be_replaced(url: str, overwrite: bool) -> bool:
     raise CacheError(
         f"{url}: something is there already" + ("; --overwrite replaces it" if is_cache else ", and it is no RoI cache")
     )
+
+
+def _occupied(url: str) -> bool:
+    """Returns whether anything is stored at `url`, a cache or not: overwriting must never delete other files."""
+    if "://" not in url:
+        path = Path(url)
+        return path.exists() and (path.is_file() or any(path.iterdir()))
+    try:
+        zarr.open(url, mode="r")
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,11 +1,11 @@
-"""The files of one RoI array, in a folder or in an object store: read in ranges, replaced whole."""
+"""The files of one RoI array, in a folder or in an object store: read in ranges, replaced as a whole."""
 
 from __future__ import annotations
 
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,49 +15,71 @@ if TYPE_CHECKING:
 
 
 class ShardFile(Protocol):
-    """A file that is read."""
+    """A file open for reading."""
+
+    def close(self) -> None:
+        """Closes the file."""
 
     def tail(self, size: int) -> bytes:
-        """The last bytes."""
+        """Returns the last bytes."""
 
-    def expect(self, begins: Sequence[int], sizes: Sequence[int], gaps: bool) -> None:
-        """Says what will be read, and whether there are gaps between."""
+    def prefetch(self, begins: Sequence[int], sizes: Sequence[int], gaps: bool) -> None:
+        """Announces the ranges that `read` will be called for, so that they are fetched in the meantime.
+
+        Args:
+            begins: first byte of each range.
+            sizes: of each range, in bytes.
+            gaps: whether there are unwanted bytes between the ranges.
+        """
 
     def read(self, buffers: Sequence[np.ndarray], begin: int, size: int) -> None:
-        """Fills flat arrays of bytes, `size` in all, one after the other. Raises ValueError if the file ends before."""
+        """Fills flat uint8 arrays in order, `size` bytes in all. Raises ValueError if the file ends before."""
+
+
+class ShardFiles(Protocol):
+    """All files of one array."""
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the size in bytes of every file, by name."""
+
+    def names(self) -> list[str]:
+        """Returns the names of all files."""
+
+    def open(self, name: str) -> ShardFile:
+        """Opens a file for reading."""
+
+    def replace(self, name: str, parts: Iterator[list[np.ndarray]]) -> None:
+        """Writes a file from flat uint8 arrays; readers see the old or the new file, whole."""
 
 
 class LocalFiles:
     """Files of a folder."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self._folder = folder
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file."""
+        """See `ShardFiles.sizes`."""
         return {entry.name: entry.stat().st_size for entry in os.scandir(self._folder)}
 
     def names(self) -> list[str]:
+        """See `ShardFiles.names`."""
         return os.listdir(self._folder)
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[ShardFile]:
-        descriptor = os.open(f"{self._folder}/{name}", os.O_RDONLY)
-        try:
-            yield _LocalFile(descriptor)
-        finally:
-            os.close(descriptor)
+    def open(self, name: str) -> LocalFile:
+        """See `ShardFiles.open`."""
+        return LocalFile(os.open(f"{self._folder}/{name}", os.O_RDONLY))
 
     def replace(self, name: str, parts: Iterator[list[np.ndarray]]) -> None:
-        """Writes flat arrays of bytes to a file that takes the place of another only when it is whole."""
+        """See `ShardFiles.replace`."""
         path = f"{self._folder}/{name}"
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         try:
             with open(partial, "wb", buffering=0) as file:
                 for buffers in parts:
-                    done = os.writev(file.fileno(), buffers)
-                    rest = memoryview(b"".join(buffers) if done < sum(map(len, buffers)) else b"")[done:]
-                    while rest:  # the system may take less than it is given
+                    written = os.writev(file.fileno(), buffers)
+                    rest = memoryview(b"".join(buffers) if written < sum(map(len, buffers)) else b"")[written:]
+                    while rest:  # the system may write less than it is given
                         rest = rest[file.write(rest) :]
             os.replace(partial, path)
         finally:
@@ -65,59 +87,78 @@ class LocalFiles:
                 os.unlink(partial)
 
 
-class _LocalFile:
-    def __init__(self, descriptor: int):
+class LocalFile:
+    """A file of a folder. The kernel reads prefetched ranges in the background."""
+
+    def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
+    def close(self) -> None:
+        """See `ShardFile.close`."""
+        os.close(self._descriptor)
+
     def tail(self, size: int) -> bytes:
+        """See `ShardFile.tail`."""
         return os.pread(self._descriptor, size, max(os.fstat(self._descriptor).st_size - size, 0))
 
-    def expect(self, begins: Sequence[int], sizes: Sequence[int], gaps: bool) -> None:
-        if gaps:  # without them the system reads ahead by itself
+    def prefetch(self, begins: Sequence[int], sizes: Sequence[int], gaps: bool) -> None:
+        """See `ShardFile.prefetch`."""
+        if gaps:  # without gaps the kernel's own readahead does it
             for begin, size in zip(begins, sizes, strict=True):
                 os.posix_fadvise(self._descriptor, begin, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, buffers: Sequence[np.ndarray], begin: int, size: int) -> None:
+        """See `ShardFile.read`."""
         if os.preadv(self._descriptor, buffers, begin) != size:
             raise ValueError("its end is missing")
 
 
 class RemoteFiles:
-    """Files of an fsspec file system. What is expected of a file is fetched at once: a request takes long."""
+    """Files of an fsspec file system."""
 
-    def __init__(self, system: AbstractFileSystem, folder: str):
+    def __init__(self, system: AbstractFileSystem, folder: str) -> None:
         self._system, self._folder = system, folder
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file."""
-        found = self._system.ls(self._folder, detail=True, refresh=True)
-        return {one["name"].rsplit("/", 1)[-1]: one["size"] or 0 for one in found}
+        """See `ShardFiles.sizes`."""
+        entries = self._system.ls(self._folder, detail=True, refresh=True)
+        return {entry["name"].rsplit("/", 1)[-1]: entry["size"] or 0 for entry in entries}
 
     def names(self) -> list[str]:
+        """See `ShardFiles.names`."""
         return list(self.sizes())
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[ShardFile]:
-        yield _RemoteFile(self._system, f"{self._folder}/{name}")
+    def open(self, name: str) -> RemoteFile:
+        """See `ShardFiles.open`."""
+        return RemoteFile(self._system, f"{self._folder}/{name}")
 
     def replace(self, name: str, parts: Iterator[list[np.ndarray]]) -> None:
-        """Stores flat arrays of bytes as one object."""
+        """See `ShardFiles.replace`."""
         self._system.pipe_file(f"{self._folder}/{name}", b"".join(buffer for buffers in parts for buffer in buffers))
 
 
-class _RemoteFile:
-    def __init__(self, system: AbstractFileSystem, path: str):
-        self._system, self._path, self._fetched = system, path, {}
+class RemoteFile:
+    """A file of an fsspec file system. `prefetch` fetches all ranges at once, because each request takes long."""
+
+    def __init__(self, system: AbstractFileSystem, path: str) -> None:
+        self._system, self._path = system, path
+        self._fetched: dict[int, bytes] = {}
+
+    def close(self) -> None:
+        """See `ShardFile.close`."""
 
     def tail(self, size: int) -> bytes:
+        """See `ShardFile.tail`."""
         return self._system.cat_file(self._path, start=-size)
 
-    def expect(self, begins: Sequence[int], sizes: Sequence[int], gaps: bool) -> None:
+    def prefetch(self, begins: Sequence[int], sizes: Sequence[int], gaps: bool) -> None:
+        """See `ShardFile.prefetch`."""
         ends = [begin + size for begin, size in zip(begins, sizes, strict=True)]
-        found = self._system.cat_ranges([self._path] * len(ends), list(begins), ends, on_error="raise")
-        self._fetched = dict(zip(begins, found, strict=True))
+        ranges = self._system.cat_ranges([self._path] * len(ends), list(begins), ends, on_error="raise")
+        self._fetched = dict(zip(begins, ranges, strict=True))
 
     def read(self, buffers: Sequence[np.ndarray], begin: int, size: int) -> None:
+        """See `ShardFile.read`."""
         data = np.frombuffer(self._fetched.pop(begin), np.uint8)
         if len(data) != size:
             raise ValueError("its end is missing")

@@ -1,9 +1,12 @@
 """RoI arrays read and written shard by shard, without Zarr's machinery.
 
-Zarr takes a byte through four copies and a chunk through a dozen coroutines: it reads a cache at a tenth of the speed
-of the same files read plainly, and of an object store it asks one chunk after the other. Here chunks go from the file
-to where they are wanted, and their checksums are computed while they are still in the processor's cache. The files
-are those that Zarr writes, byte for byte.
+Zarr copies every byte four times and runs a dozen coroutines per chunk: it reads a cache at a tenth of the speed of
+plain reads of the same files, and requests the chunks in an object store one after the other. Here chunks go straight
+from the file to their place in the output, and checksums are computed while the bytes are still in the CPU's cache.
+The files are those that Zarr writes, byte for byte.
+
+Reading: `shard_plan` splits the rows into pieces of one shard. Each piece is planned (the shard's index is read),
+prefetched, and executed later, while the disk fetches the pieces that follow.
 """
 
 from __future__ import annotations
@@ -11,9 +14,12 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from contextlib import closing
+from itertools import islice
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -22,35 +28,57 @@ from numcodecs.zstd import Zstd
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
-from extract.cache.shard_files import LocalFiles, RemoteFiles, ShardFile
+from extract.cache.shard_files import LocalFiles, RemoteFiles, ShardFile, ShardFiles
+from extract.cache.shard_plan import ChunkTargets, Piece, Run, adjacent_runs, chunk_targets, split_rows
 
 MISSING = 2**64 - 1
 """Offset and length of a chunk that is not stored."""
-BATCH_BYTES = 1 << 20  # what one call reads or writes: still in the cache when it comes to the checksums
-BATCH_CHUNKS = 256  # each takes two of the 1,024 buffers that a call may name
-PIECE_BYTES = 1 << 23  # what one thread reads at a time
-SMALL_BYTES = 1 << 21  # pieces below this are no work for threads, which would wait for one another
+CHECKSUM_BYTES = 4
+BATCH_BYTES = 1 << 20  # per read or write call: still in the CPU's cache when the checksums are computed
+BATCH_CHUNKS = 256  # two buffers each, of the 1,024 that one call may have
+PIECE_BYTES = 1 << 23  # read by one thread at a time
+SMALL_PIECE_BYTES = 1 << 21  # threads do not pay below this
 PIECES_AHEAD = 32
 THREADS = min(4, os.cpu_count() or 1)
+
+
+class ReadPlan(NamedTuple):
+    """A piece that is ready to be read.
+
+    Attributes:
+        file: the open shard.
+        runs: what to read, in this order.
+        batch: number of chunks whose checksums are compared together.
+        encoded: flat uint8 arrays that receive the chunks as stored; `goal.targets` themselves if not compressed.
+        checksums: (chunks, 4) uint8, receives the stored checksums.
+        goal: where the decoded chunks go.
+    """
+
+    file: ShardFile
+    runs: list[Run]
+    batch: int
+    encoded: list[np.ndarray]
+    checksums: np.ndarray
+    goal: ChunkTargets
 
 
 class ShardedArray:
     """The shards of one RoI array; made by `from_zarr`."""
 
-    def __init__(self, array: zarr.Array, files: LocalFiles | RemoteFiles, zstd: Zstd | None):
+    def __init__(self, array: zarr.Array, files: ShardFiles, zstd: Zstd | None) -> None:
         self._files, self._zstd = files, zstd
         self._fill, self._zeros = array.fill_value, ".0" * (array.ndim - 1)
         self._chunk_rows, self._shard_rows = array.chunks[0], array.shards[0]
-        self._per_shard = self._shard_rows // self._chunk_rows
+        self._chunks_per_shard = self._shard_rows // self._chunk_rows
         self._row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
 
     @classmethod
     def from_zarr(cls, array: zarr.Array, url: str) -> ShardedArray | None:
-        """The array of the cache at `url`; None if it is stored otherwise than by this library."""
+        """Returns the array of the cache at `url`; None if its layout or its store is not one that this class reads."""
         codec = array.metadata.codecs[0]
         inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
         kinds = [type(one) for one in inner]
-        known = (
+        readable = (
             kinds in ([BytesCodec, Crc32cCodec], [BytesCodec, ZstdCodec, Crc32cCodec])
             and array.shards[1:] == array.chunks[1:] == array.shape[1:]
             and 0 not in array.shape[1:]
@@ -59,9 +87,10 @@ class ShardedArray:
             and array.metadata.chunk_key_encoding.separator == "."
             and sys.byteorder == "little"
         )
-        if known and isinstance(array.store, LocalStore) and hasattr(os, "preadv") and hasattr(os, "posix_fadvise"):
+        files: ShardFiles
+        if readable and isinstance(array.store, LocalStore) and hasattr(os, "preadv") and hasattr(os, "posix_fadvise"):
             files = LocalFiles(str(array.store.root / array.path))
-        elif known and isinstance(array.store, FsspecStore):
+        elif readable and isinstance(array.store, FsspecStore):
             from fsspec.core import url_to_fs
 
             system, path = url_to_fs(url)
@@ -70,119 +99,115 @@ class ShardedArray:
             return None
         return cls(array, files, Zstd(inner[1].level, inner[1].checksum) if len(inner) > 2 else None)
 
-    def missing(self, shards: np.ndarray) -> int:
-        """How many of these shards are not there."""
+    def count_missing(self, shards: np.ndarray) -> int:
+        """Returns how many of these shards are not in the store."""
         return len({self._name(shard) for shard in shards.tolist()} - set(self._files.names()))
 
     def stored_bytes(self) -> int:
-        """Size of all shards."""
+        """Returns the size of all shards."""
         return sum(size for name, size in self._files.sizes().items() if name.startswith("c."))
 
     def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
-        """Reads rows, ascending and without repeats, to `out[places]`, or to `out` as it is.
+        """Reads rows, ascending and without repeats, into `out[places]`, or into `out` in order.
 
-        Raises ValueError, OSError or RuntimeError for what is missing or damaged.
+        Raises ValueError, OSError or RuntimeError if a chunk is missing or damaged.
         """
         if not len(rows):
             return
         places = np.arange(len(rows)) if places is None else places
-        step = max(PIECE_BYTES // self._row_bytes, 1)
-        shard = rows // self._shard_rows
-        parts = [
-            slice(begin, min(begin + step, stop))
-            for start, stop in pairwise([0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(rows)])
-            for begin in range(start, stop, step)
-        ]
-        flat = out.reshape(-1).view(np.uint8)
-        pieces = [self._read_piece(rows[part], flat, places[part]) for part in parts]
-        if len(parts) == 1 or len(rows) * self._row_bytes < len(parts) * SMALL_BYTES:
-            _one_after_the_other(pieces)
+        pieces = split_rows(rows, places, self._shard_rows, max(PIECE_BYTES // self._row_bytes, 1))
+        output = out.reshape(-1).view(np.uint8)
+        if len(pieces) == 1 or len(rows) * self._row_bytes < len(pieces) * SMALL_PIECE_BYTES:
+            self._read_in_turn(pieces, output)
         else:
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(list, pieces))
-
-    def _read_piece(self, rows: np.ndarray, flat: np.ndarray, places: np.ndarray) -> Iterator[None]:
-        """Rows of one shard. Chunks that are wanted whole go straight to their place, others by a detour.
-
-        Stops once, when the file knows what is to come.
-        """
-        size, width = self._chunk_rows, self._row_bytes
-        chunk = rows // size
-        first = np.append(0, np.flatnonzero(chunk[1:] != chunk[:-1]) + 1)
-        count = np.append(first[1:], len(rows)) - first
-        straight = count == size
-        if size > 1:
-            jumps = np.append(0, np.cumsum(places[1:] != places[:-1] + 1))
-            straight &= jumps[np.minimum(first + size - 1, len(rows) - 1)] == jumps[first]
-        detour = np.empty((int((~straight).sum()), size * width), np.uint8)
-        spare = iter(detour)
-        targets = [
-            flat[begin : begin + size * width] if direct else next(spare)
-            for begin, direct in zip((places[first] * width).tolist(), straight.tolist(), strict=True)
-        ]
-        with self._files.open(self._name(int(rows[0]) // self._shard_rows)) as file:
-            yield from self._read_chunks(file, chunk[first] % self._per_shard, targets)
-        if len(detour):
-            wanted = np.repeat(~straight, count)
-            slot = np.repeat(np.cumsum(~straight) - 1, count)[wanted] * size + rows[wanted] % size
-            flat.reshape(-1, width)[places[wanted]] = detour.reshape(-1, width)[slot]
-
-    def _read_chunks(self, file: ShardFile, chunks: np.ndarray, targets: Sequence[np.ndarray]) -> Iterator[None]:
-        """Whole chunks of a shard, ascending, each to a flat array of bytes."""
-        begins, lengths = self._index(file)[chunks].T
-        if (begins == MISSING).any():
-            raise ValueError("a chunk is missing")
-        if not self._zstd and (lengths != len(targets[0]) + 4).any():
-            raise ValueError("a chunk is of the wrong length")
-        encoded = [np.empty(n - 4, np.uint8) for n in lengths.tolist()] if self._zstd else targets
-        sums = np.empty((len(chunks), 4), np.uint8)
-        buffers = [buffer for pair in zip(encoded, sums, strict=True) for buffer in pair]
-        step = min(max(BATCH_BYTES // int(lengths.max()), 1), BATCH_CHUNKS)
-        starts = np.arange(len(chunks)) % step == 0
-        starts[1:] |= begins[1:] != (begins + lengths)[:-1]
-        runs = np.flatnonzero(starts)
-        stops = np.append(runs[1:], len(chunks))
-        begins, sizes = begins[runs].tolist(), np.add.reduceat(lengths, runs).tolist()
-        file.expect(begins, sizes, gaps=bool(chunks[-1] - chunks[0] >= len(chunks)))
-        yield
-        checked = 0
-        for start, stop, begin, size in zip(runs.tolist(), stops.tolist(), begins, sizes, strict=True):
-            file.read(buffers[2 * start : 2 * stop], begin, size)
-            if stop % step == 0 or stop == len(chunks):
-                if _checksums(encoded[checked:stop]) != sums[checked:stop].tobytes():
-                    raise ValueError("checksums differ")
-                checked = stop
-        if self._zstd:
-            for source, target in zip(encoded, targets, strict=True):
-                self._zstd.decode(source, target)
-
-    def _index(self, file: ShardFile) -> np.ndarray:
-        """(chunks, 2) uint64: where each chunk of a shard begins, and its length."""
-        data = np.frombuffer(file.tail(16 * self._per_shard + 4), np.uint8)
-        if len(data) != 16 * self._per_shard + 4 or _checksums([data[:-4]]) != data[-4:].tobytes():
-            raise ValueError("its index is damaged")
-        return data[:-4].view("<u8").reshape(-1, 2)
+                list(pool.map(lambda piece: self._execute(self._plan(piece, output), output), pieces))
 
     def write(self, start: int, parts: Sequence[np.ndarray]) -> None:
-        """Replaces shards by the rows of `parts`, one after the other from row `start` on, the first of a shard."""
-        chunks = _chunks(parts, self._chunk_rows, self._fill)
+        """Writes the rows of `parts` in order from row `start` on, the first of a shard. Replaces whole shards."""
+        chunks = _split_chunks(parts, self._chunk_rows, self._fill)
         shards = -(-sum(map(len, parts)) // self._shard_rows)
         for shard in range(start // self._shard_rows, start // self._shard_rows + shards):
-            self._files.replace(self._name(shard), self._encoded(islice(chunks, self._per_shard)))
+            self._files.replace(self._name(shard), self._encode_shard(islice(chunks, self._chunks_per_shard)))
 
-    def _encoded(self, chunks: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """The bytes of a shard, a few chunks at a time, the index last."""
-        index = np.full((self._per_shard, 2), MISSING, "<u8")
+    def _read_in_turn(self, pieces: Sequence[Piece], output: np.ndarray) -> None:
+        """Reads pieces one after the other; plans and prefetches `PIECES_AHEAD` pieces ahead."""
+        plans: deque[ReadPlan] = deque()
+        try:
+            for piece in pieces:
+                plans.append(self._plan(piece, output))
+                if len(plans) > PIECES_AHEAD:
+                    self._execute(plans.popleft(), output)
+            while plans:
+                self._execute(plans.popleft(), output)
+        finally:
+            for plan in plans:
+                plan.file.close()
+
+    def _plan(self, piece: Piece, output: np.ndarray) -> ReadPlan:
+        """Opens the piece's shard, looks its chunks up in the index and prefetches them."""
+        goal = chunk_targets(piece, output, self._chunk_rows, self._row_bytes)
+        file = self._files.open(self._name(int(piece.rows[0]) // self._shard_rows))
+        try:
+            begins, sizes = self._read_index(file)[goal.chunks % self._chunks_per_shard].T
+            self._check_index(begins, sizes)
+            encoded = [np.empty(n - CHECKSUM_BYTES, np.uint8) for n in sizes.tolist()] if self._zstd else goal.targets
+            batch = min(max(BATCH_BYTES // int(sizes.max()), 1), BATCH_CHUNKS)
+            runs = adjacent_runs(begins, sizes, batch)
+            gaps = bool(goal.chunks[-1] - goal.chunks[0] >= len(goal.chunks))
+            file.prefetch([run.begin for run in runs], [run.size for run in runs], gaps)
+        except BaseException:
+            file.close()
+            raise
+        return ReadPlan(file, runs, batch, encoded, np.empty((len(sizes), CHECKSUM_BYTES), np.uint8), goal)
+
+    def _execute(self, plan: ReadPlan, output: np.ndarray) -> None:
+        """Reads a planned piece, compares checksums, decodes, and copies staged rows to their places."""
+        buffers = [buffer for pair in zip(plan.encoded, plan.checksums, strict=True) for buffer in pair]
+        compared = 0
+        with closing(plan.file) as file:
+            for start, stop, begin, size in plan.runs:
+                file.read(buffers[2 * start : 2 * stop], begin, size)
+                if stop % plan.batch == 0 or stop == len(plan.encoded):
+                    if _checksums(plan.encoded[compared:stop]) != plan.checksums[compared:stop].tobytes():
+                        raise ValueError("checksums differ")
+                    compared = stop
+        goal = plan.goal
+        if self._zstd:
+            for source, target in zip(plan.encoded, goal.targets, strict=True):
+                self._zstd.decode(source, target)
+        if len(goal.staging):
+            rows = output.reshape(-1, self._row_bytes)
+            rows[goal.staged_places] = goal.staging.reshape(-1, self._row_bytes)[goal.staged_rows]
+
+    def _read_index(self, file: ShardFile) -> np.ndarray:
+        """Returns (chunks, 2) uint64, where each chunk of a shard begins, and its size with its checksum."""
+        size = 16 * self._chunks_per_shard + CHECKSUM_BYTES
+        data = np.frombuffer(file.tail(size), np.uint8)
+        if len(data) != size or _checksums([data[:-CHECKSUM_BYTES]]) != data[-CHECKSUM_BYTES:].tobytes():
+            raise ValueError("its index is damaged")
+        return data[:-CHECKSUM_BYTES].view("<u8").reshape(-1, 2)
+
+    def _check_index(self, begins: np.ndarray, sizes: np.ndarray) -> None:
+        """Raises ValueError if a chunk is not stored, or not of the size of a raw chunk where chunks are raw."""
+        if (begins == MISSING).any():
+            raise ValueError("a chunk is missing")
+        if not self._zstd and (sizes != self._chunk_rows * self._row_bytes + CHECKSUM_BYTES).any():
+            raise ValueError("a chunk is of the wrong length")
+
+    def _encode_shard(self, chunks: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Yields the bytes of a shard, a few chunks at a time, the index last."""
+        index = np.full((self._chunks_per_shard, 2), MISSING, "<u8")
         done = position = 0
-        step = min(max(BATCH_BYTES // (self._chunk_rows * self._row_bytes), 1), BATCH_CHUNKS)
-        while encoded := [chunk.reshape(-1).view(np.uint8) for chunk in islice(chunks, step)]:
+        batch = min(max(BATCH_BYTES // (self._chunk_rows * self._row_bytes), 1), BATCH_CHUNKS)
+        while encoded := [chunk.reshape(-1).view(np.uint8) for chunk in islice(chunks, batch)]:
             if self._zstd:
                 encoded = [np.frombuffer(self._zstd.encode(chunk), np.uint8) for chunk in encoded]
-            sums = np.frombuffer(_checksums(encoded), np.uint8).reshape(-1, 4)
-            ends = position + np.cumsum([len(chunk) + 4 for chunk in encoded])
+            checksums = np.frombuffer(_checksums(encoded), np.uint8).reshape(-1, CHECKSUM_BYTES)
+            ends = position + np.cumsum([len(chunk) + CHECKSUM_BYTES for chunk in encoded])
             index[done : done + len(encoded)] = np.stack([[position, *ends[:-1]], np.diff(ends, prepend=position)], 1)
             done, position = done + len(encoded), int(ends[-1])
-            yield [buffer for pair in zip(encoded, sums, strict=True) for buffer in pair]
+            yield [buffer for pair in zip(encoded, checksums, strict=True) for buffer in pair]
         data = index.reshape(-1).view(np.uint8)
         yield [data, np.frombuffer(_checksums([data]), np.uint8)]
 
@@ -190,17 +215,8 @@ class ShardedArray:
         return f"c.{shard}{self._zeros}"
 
 
-def _one_after_the_other(pieces: Sequence[Iterator[None]]) -> None:
-    """Reads pieces in turn, while the disk is busy with those behind."""
-    for position in range(len(pieces) + PIECES_AHEAD):
-        if position < len(pieces):
-            next(pieces[position])
-        if position >= PIECES_AHEAD:
-            next(pieces[position - PIECES_AHEAD], None)
-
-
-def _chunks(parts: Sequence[np.ndarray], rows: int, fill: object) -> Iterator[np.ndarray]:
-    """So many rows each, of the parts in turn without copies but where parts meet; the last one filled up."""
+def _split_chunks(parts: Sequence[np.ndarray], rows: int, fill: object) -> Iterator[np.ndarray]:
+    """Yields chunks of `rows` rows of the joined parts; copies only where parts meet. The last chunk is padded."""
     rest: list[np.ndarray] = []
     for part in parts:
         missing = min(-sum(map(len, rest)) % rows, len(part))
@@ -221,5 +237,5 @@ def _chunks(parts: Sequence[np.ndarray], rows: int, fill: object) -> Iterator[np
 
 
 def _checksums(buffers: Sequence[np.ndarray]) -> bytes:
-    """crc32c of each, four bytes little-endian."""
+    """Returns the crc32c of each, four bytes little-endian."""
     return np.array([google_crc32c.value(buffer) for buffer in buffers], "<u4").tobytes()

@@ -1,0 +1,137 @@
+"""The RoI arrays of a cache: created by the writer, read and written in rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+
+from extract.cache.format import COLUMNS, FILL, OWNER_COLUMN, CacheError, Column, row_bytes
+from extract.cache.shard_io import ShardedArray
+from extract.rois import RoIs
+
+# One pooled feature of 256 channels fills a chunk. Training reads half of an image's RoIs: from chunks of 16 rows it
+# would read two bytes for each byte it needs (four with the kernel's readahead), from chunks of one row hardly more
+# than one. Reading all rows is as fast, because `shard_io` avoids Zarr's cost per chunk.
+CHUNK_BYTES = 32 * 1024
+MAX_CHUNK_ROWS = 4096
+SHARD_BYTES = 128 * 1024 * 1024
+
+
+class StoredColumn:
+    """One RoI array of a cache; through `ShardedArray` where its layout and store allow, else through Zarr.
+
+    Attributes:
+        path: URL of the array, for messages.
+        row_shape: shape behind R.
+        dtype: of the stored values.
+        row_bytes: bytes of one row before compression.
+        sharded: whether `ShardedArray` reads and writes it.
+    """
+
+    def __init__(self, array: zarr.Array, url: str) -> None:
+        self._array = array
+        self._shards = ShardedArray.from_zarr(array, url)
+        self.path = f"{url}/{array.path}"
+        self.row_shape: tuple[int, ...] = array.shape[1:]
+        self.dtype: np.dtype = array.dtype
+        self.row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
+        self.sharded = self._shards is not None
+
+    def read(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray | None = None) -> None:
+        """Reads rows, ascending and without repeats, into `out[places]`, or into `out` in order.
+
+        Raises CacheError naming the array if it is damaged.
+        """
+        try:
+            if self._shards is not None:
+                self._shards.read(rows, out, places)
+            else:
+                out[slice(None) if places is None else places] = self._array.get_orthogonal_selection((rows,))
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CacheError(f"{self.path}: damaged shard: {error}") from error
+
+    def write(self, start: int, parts: Sequence[np.ndarray]) -> None:
+        """Writes the rows of `parts` in order, beginning at row `start`, which must be the first of a shard."""
+        if self._shards is not None:
+            self._shards.write(start, parts)
+        else:
+            self._array[start : start + sum(map(len, parts))] = np.concatenate(parts)
+
+    def stored_bytes(self) -> int:
+        """Returns the size of the array in its store."""
+        return self._array.nbytes_stored() if self._shards is None else self._shards.stored_bytes()
+
+    def check_shards(self, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Raises CacheError if a shard of the row ranges `starts[i]:stops[i]`, none of them empty, is missing.
+
+        Zarr would return fill values for it.
+        """
+        shard_rows = self._array.shards[0]
+        change = np.zeros(self._array.shape[0] // shard_rows + 1, np.int64)
+        np.add.at(change, starts // shard_rows, 1)
+        np.add.at(change, (stops - 1) // shard_rows + 1, -1)
+        needed = np.flatnonzero(np.cumsum(change))
+        if self._shards is not None:
+            found = len(needed) - self._shards.count_missing(needed)
+        else:
+            found = self._array.nchunks_initialized * self._array.chunks[0] // shard_rows
+        if found < len(needed):
+            raise CacheError(f"{self.path}: {found} shards, the manifest needs {len(needed)}; extract it again")
+
+
+def open_columns(group: zarr.Group, url: str) -> dict[str, StoredColumn]:
+    """Opens the columns that a cache has, by their field in `RoIs`."""
+    return {field: StoredColumn(group[c.name], url) for field, c in COLUMNS.items() if c.name in group}
+
+
+def create_columns(group: zarr.Group, template: RoIs, blocks: int, block_capacity: int) -> int:
+    """Creates the RoI arrays of a cache, empty; returns the number of rows per block.
+
+    Args:
+        group: of the cache.
+        template: RoIs of any image; only the shapes behind R matter.
+        blocks: number of blocks.
+        block_capacity: upper bound of the RoIs of one block.
+    """
+    # Powers of two, so that chunks divide shards and shards divide blocks.
+    shard_rows = _power_of_two(SHARD_BYTES // row_bytes(template))
+    shard_rows = min(shard_rows, 2 * _power_of_two(max(block_capacity - 1, 1)))
+    rows_per_block = -(-block_capacity // shard_rows) * shard_rows
+    shapes: Mapping[Column, tuple[int, ...]] = {
+        column: tuple(array.shape[1:])
+        for field, column in COLUMNS.items()
+        if (array := getattr(template, field)) is not None
+    }
+    for column, shape in {**shapes, OWNER_COLUMN: ()}.items():
+        _create_column(group, column, shape, blocks * rows_per_block, shard_rows)
+    return rows_per_block
+
+
+def _create_column(group: zarr.Group, column: Column, shape: tuple[int, ...], rows: int, shard_rows: int) -> None:
+    dtype = np.dtype(column.dtype)
+    width = max(math.prod(shape) * dtype.itemsize, 1)
+    chunk_rows = min(_power_of_two(CHUNK_BYTES // width), MAX_CHUNK_ROWS, shard_rows)
+    inner = [BytesCodec(), ZstdCodec(level=1)] if column.compressed else [BytesCodec()]
+    axes = column.axes if column is not COLUMNS["boxes"] else column.axes[-len(shape) :]
+    group.create_array(
+        column.name,
+        shape=(rows, *shape),
+        dtype=column.dtype,
+        chunks=(shard_rows, *shape),
+        # Spelled out, because the checksum must be on every inner chunk, not on the shard.
+        serializer=ShardingCodec(chunk_shape=(chunk_rows, *shape), codecs=[*inner, Crc32cCodec()]),
+        compressors=None,
+        # One file per shard in one folder.
+        chunk_key_encoding={"name": "default", "separator": "."},
+        fill_value=FILL[dtype.kind],
+        dimension_names=("roi", *axes[: len(shape)]),
+    )
+
+
+def _power_of_two(limit: int) -> int:
+    """Returns the largest power of two up to `limit`, at least 1."""
+    return 1 << max(limit.bit_length() - 1, 0)
