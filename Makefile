@@ -28,7 +28,7 @@ demo: $(VENV)/$(NEEDS)
 	$(BIN)/python -m fuse sweep --cache $(RUN)/val.zarr --head $(RUN)/head --annotations $(DATA)/val.json \
 	    --out $(RUN)/sweep
 
-# The tables of the README.
+# The tables of docs/results.md, and the one of the README.
 tables:
 	$(MAKE) demo DETECTOR=plain
 	$(MAKE) demo DETECTOR=rfs
@@ -38,20 +38,20 @@ tables:
 	    --train-annotations $(DATA)/train.json --annotations $(DATA)/val.json --images $(DATA)/val \
 	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.folding data/cascade
-	$(BIN)/python -m benchmarks.readme plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
-	    htc=data/htc/sweep recall=data/plain/proposals.zarr folding=benchmarks/results/folding.csv
+	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
+	    htc=data/htc/sweep recall=data/plain/proposals.zarr
 
-# What calibration costs live, on images of 800 × 1,216 pixels.
+# Time of live inference with and without calibration: a table of docs/results.md.
 live: $(VENV)/frameworks
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.live
-	$(BIN)/python -m benchmarks.readme live=benchmarks/results/live.csv
+	$(BIN)/python -m benchmarks.documents
 
-# How fast everything is, and how cost grows: the tables and plots of docs/performance.md. Leave the machine alone meanwhile.
-BENCHMARKS = suppression detection training streaming storage extraction evaluation imports growth
+# The tables and plots of docs/performance.md. Run nothing else meanwhile.
+BENCHMARKS = nms detection training streaming storage extraction evaluation imports growth
 bench: $(VENV)/frameworks
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit; done
-	$(BIN)/python -m benchmarks.readme speed
+	$(BIN)/python -m benchmarks.documents
 
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"

@@ -1,13 +1,14 @@
-"""What a linear head loses, or wins, when its rows are folded into the detector's own classifier: AP of both.
+"""Mask AP of a linear head whose rows are folded into the detector's own classifier, against mode `cat`.
 
     python -m benchmarks.folding data/cascade
 
-The folder is that of a finished `make demo`. Writes `benchmarks/results/folding.csv`.
+The argument is the folder of a finished `make demo`. Writes `benchmarks/results/folding.csv`.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,42 +16,64 @@ import numpy as np
 import calib
 import extract
 from calib.heads import Head
-from calib.scoring import Original, stage_scores
+from calib.scoring import Level, Original, Scorer, stage_scores
 from extract.rois import RoIs
+from fuse.config import FusionConfig
 from fuse.evaluation.lvis import load_annotations
 from fuse.evaluation.metrics import evaluate_rows
-from fuse.inference import Row, detect_many
-from fuse.scores import tail_classes
+from fuse.fusion import Fusion
+from fuse.inference import detect_many
+from fuse.scores import FusionMode, tail_classes
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "folding.csv"
+ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
 TAIL = 100
 
 
 class Folded:
-    """Scores as the stock checkpoint of `fuse.folded_classifiers` has them, from the logits of both heads."""
+    """The scorer of the stock checkpoint that `fuse.folded_classifiers` makes: one softmax over rows of both heads."""
 
     name = "folded"
 
-    def __init__(self, head: Head, original: Original, tail: np.ndarray):
-        self._head, self._original, self._rows = head, original, np.append(tail, False)
+    def __init__(self, head: Head, original: Original, tail: np.ndarray) -> None:
+        """`tail`: (K,) bool, classes whose logits are the head's."""
+        self._head, self._original, self._from_head = head, original, np.append(tail, False)
+
+    @property
+    def level(self) -> Level:
+        """Feature level of the head."""
+        return self._head.level
+
+    @property
+    def instance_counts(self) -> Sequence[int]:
+        """Training instances of the classes."""
+        return self._head.instance_counts
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """(R, K+1) float32 class scores, background last."""
-        logits = np.where(self._rows, self._head.logits(rois), rois.logits.astype(np.float32))
+        logits = np.where(self._from_head, self._head.logits(rois), rois.logits.astype(np.float32))
         return stage_scores(logits, self._original.average, self._original.activation)
 
 
 def main(run: Path) -> None:
-    """Trains the linear head, and evaluates the rows."""
-    val = extract.open_cache(run / "val.zarr")
-    head = calib.train_head(run / "train.zarr", head="linear", steps=2000, out=str(run / "linear"))
-    tail = tail_classes(val.classes["instance_count"], TAIL)
+    """Trains a linear head, and evaluates the original, `cat` and the folded checkpoint."""
+    val = extract.open_cache(str(run / "val.zarr"))
+    head = calib.train_head(run / "train.zarr", head_type="linear", steps=2000, out=str(run / "linear"))
+    tail = tail_classes(val.classes["instance_count"].to_numpy(), TAIL)
     folded = Folded(head, Original.from_description(val.detector), tail)
-    rows = {"original": Row("original"), "cat": Row("cat", head, tail=tail), "folded": Row("calibrated", folded)}
-    truth = load_annotations(ROOT / "data" / "minilvis" / "val.json", val.images["image_id"])
-    summary, _ = evaluate_rows(truth, detect_many(val, rows), val.classes)
-    table = summary.loc["segm"].iloc[:, :6].round(1)
-    table.to_csv(ROOT / "benchmarks" / "results" / "folding.csv", index_label="")
+    rows: dict[str, tuple[FusionMode, Scorer | None]] = {
+        "original": ("original", None),
+        "cat": ("cat", head),
+        "folded": ("calibrated", folded),
+    }
+    fusions = {
+        name: Fusion.for_cache(val, FusionConfig(mode=mode, tail=TAIL), scorer) for name, (mode, scorer) in rows.items()
+    }
+    annotations = load_annotations(ANNOTATIONS, val.images["image_id"])
+    summary, _ = evaluate_rows(annotations, detect_many(val, fusions), val.classes)
+    table = summary.loc["segm"].iloc[:, :6].round(4)
+    table.to_csv(RESULTS, index_label="row")
     print(table.to_string())
 
 

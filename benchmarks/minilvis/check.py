@@ -1,8 +1,8 @@
-"""See quickly whether a detector shows the long tail: AP per bin of training instances, and its oracle's.
+"""Quick check whether a detector has a long tail: AP per bin of training instances, and its oracle's.
 
     python -m benchmarks.minilvis.check --weights benchmarks/minilvis/weights/plain.safetensors
 
-A look at part of val while a detector trains; `make tables` makes the figures that count.
+Evaluates part of val, for detectors in training; `make tables` evaluates all of it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from torchvision.models.detection import MaskRCNN
 
 import extract
 from benchmarks.minilvis.detector import mask_rcnn
+from calib.scoring import Original
 from extract.cache.format import num_blocks
 from extract.data.annotations import read_annotations
 from extract.detectors.torchvision import TorchvisionDetector
 from extract.detectors.weights import load_weights
 from extract.extractor import Extraction
 from fuse.commands.paper_rows import paper_rows
+from fuse.config import FusionConfig
 from fuse.evaluation.lvis import load_annotations
 from fuse.evaluation.metrics import evaluate_rows
+from fuse.fusion import Fusion
 from fuse.inference import detect_many
 
 
@@ -34,28 +37,37 @@ class Config:
     weights: Path
     data: Path = Path("data/minilvis")
     images: int = 100
-    """The first so many of val."""
+    """Only this many images of val."""
 
 
 def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
-    """AP of the detector at thresholds 0.05 and 0.0 and of its oracle, as `fuse.commands.paper_rows.evaluate_rows` tells it.
+    """Returns AP of the detector at score thresholds 0.05 and 0.0 and of its oracle, in the form of `evaluate_rows`.
 
-    The model may be in training: a copy of it is looked at.
+    The model may be in training: it is copied.
     """
     annotations, train = (read_annotations(data / f"{split}.json") for split in ("val", "train"))
-    options = {"detector": "", "weights": Path(), "out": "", "split": "val", "level": "logits", "proposals": 300}
-    options |= {"annotations": annotations.path, "train_annotations": train.path, "images": data / "val"}
-    config = extract.Config(**options)
-    job = Extraction(config, annotations, TorchvisionDetector(copy.deepcopy(model)))
-    job.positions = job.positions[:images]
-    rois = [one for block in range(num_blocks(len(job.positions))) for one in job.block(block)]
-    description = job.detector.description
+    config = extract.Config(
+        detector="",
+        weights=Path(),
+        out="",
+        split="val",
+        level="logits",
+        proposals=300,
+        annotations=annotations.path,
+        train_annotations=train.path,
+        images=data / "val",
+    )
+    extraction = Extraction(config, annotations, TorchvisionDetector(copy.deepcopy(model)))
+    extraction.positions = extraction.positions[:images]
+    rois = [one for block in range(num_blocks(len(extraction.positions))) for one in extraction.block(block)]
+    description = extraction.detector.description
     cache = extract.write_cache(
         "memory://check.zarr", rois, train.classes, split="val", level="logits", detector=description, overwrite=True
     )
-    truth = load_annotations(annotations.path, cache.images["image_id"])
-    detections = detect_many(cache, paper_rows(None))
-    return evaluate_rows(truth, detections, cache.classes, iou_types=("bbox", "segm"))[0]
+    rows = paper_rows(FusionConfig(), None, Original.from_description(description))
+    detections = detect_many(cache, {name: Fusion.for_cache(cache, row) for name, row in rows.items()})
+    subset = load_annotations(annotations.path, cache.images["image_id"])
+    return evaluate_rows(subset, detections, cache.classes, iou_types=("bbox", "segm"))[0]
 
 
 def main(config: Config) -> None:

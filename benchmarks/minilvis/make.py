@@ -55,7 +55,8 @@ def make(config: Config) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tasks = [(config.seed, number, index, one) for index, one in enumerate(images[split])]
         draw = partial(_draw, emoji=emoji, size=config.size, folder=folder, category_ids=ids)
-        records = list(tqdm(_map(draw, tasks, config.workers), total=len(tasks), desc=split, leave=False))
+        drawn = _map(draw, tasks, config.workers)
+        records = list(tqdm(drawn, total=len(tasks), desc=split, leave=False, disable=None))
         _write_json(folder.with_suffix(".json"), config, records, categories)
     return Path(config.out)
 

@@ -1,7 +1,7 @@
-"""How fast everything is: each module times one part, side by side with what it is measured against.
+"""Speed benchmarks: each module times one part of the library against a baseline.
 
-    make bench                                   # all of them, and the README's table
-    python -m benchmarks.speed.suppression       # one of them
+    make bench                           # all of them, and the tables of docs/performance.md
+    python -m benchmarks.speed.nms       # one of them
 
-Results are asserted equal before they are timed. Every figure is the ratio of two times taken in turn in one process.
+Case and baseline are checked to give equal results, then timed in turn in one process.
 """

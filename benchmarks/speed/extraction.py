@@ -1,11 +1,11 @@
-"""What a RoI cache costs beyond the detector: extraction against the bare forward pass over the same images.
+"""Extraction of a RoI cache against the detector's forward pass alone, over the same images.
 
     python -m benchmarks.speed.extraction             # needs data/minilvis, from `make demo`
 
-Extraction is `extract.run` as the command runs it, from image files to the finished cache, but with the detector loaded
-beforehand. The bare forward pass takes decoded images and makes the same RoIs, and masks where the cache keeps them.
-Reading, matching, conversion and writing run beside the forward pass in threads; what they need of the processors' time
-shows where that leaves no core idle, so there are rows for one thread of PyTorch's and for as many as there are cores.
+The case is `extract.run` as the command runs it, from image files to the finished cache, except that the detector is
+loaded beforehand. The baseline takes decoded images and computes the same RoIs, and masks where the cache keeps them.
+Threads read, match, convert and write during the forward pass. Their CPU time shows where PyTorch's own threads leave
+no core idle, so there are rows for one PyTorch thread and for one per core.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -25,92 +26,120 @@ import torch
 from PIL import Image as PILImage
 
 import extract
-from benchmarks.live import Config as LiveConfig
-from benchmarks.live import spread, torchvision_detector
+from benchmarks.live_subjects import spread_scores, torchvision_subject
 from benchmarks.speed.inputs import lvis_classes
-from benchmarks.speed.measure import compare, keep, row
+from benchmarks.speed.measure import Result, compare, result, save
 from extract.cache.format import COLUMNS
 from extract.data.annotations import read_annotations
+from extract.data.images import read_image
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, ForwardOutput, Image
 from extract.extractor import Extraction
+from extract.matching import GroundTruth, select_training_samples
 
 MINILVIS = Path("data/minilvis")
 WEIGHTS = Path("benchmarks/minilvis/weights/plain.safetensors")
 BUILDER = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
-SMALL = {"train": 96, "val": 48}
-"""Images of Mini-LVIS by split."""
-LARGE, SIZE = 3, (800, 1200)
+MINILVIS_IMAGES = {"train": 96, "val": 48}
+LARGE_IMAGES, LARGE_SIZE = 3, (800, 1200)
 """Images of the large detector, and their height and width."""
+MASK_IMAGES = 4
+TARGET = 1.1
+"""Extraction takes at most so many times as long as the forward pass."""
+
+
+class Job(NamedTuple):
+    """An extraction to run, and its detector."""
+
+    config: extract.Config
+    detector: Detector
 
 
 def main() -> None:
-    """Prints the table and keeps it."""
-    rows, cores = [], os.cpu_count()
+    """Times all extractions and saves the results."""
+    results, cores = [], os.cpu_count() or 1
     for threads in sorted({1, cores}):
         torch.set_num_threads(threads)
-        for split in SMALL:
-            rows.append(small_row(split, threads))
-    keep("extraction", [*rows, large_row(cores), masks_row(cores)])
+        for split, images in MINILVIS_IMAGES.items():
+            with minilvis_job(split) as job:
+                case = f"extraction, Mini-LVIS {split}, {images} images"
+                results.append(time_extraction(case, job, threads, rounds=3))
+    with large_job() as job:  # its images are one batch, so nothing overlaps
+        case = f"extraction, R50-FPN 800 × 1200 train, {LARGE_IMAGES} images"
+        results.append(time_extraction(case, job, cores, rounds=1))
+    save("extraction", [*results, time_masks(cores)])
 
 
-def small_row(split: str, threads: int) -> dict[str, str]:
-    """Mini-LVIS's detector and images."""
-    with small(split) as (config, detector):
-        return measured(f"extraction, Mini-LVIS {split}, {SMALL[split]} images", config, detector, threads, rounds=3)
-
-
-def large_row(threads: int) -> dict[str, str]:
-    """A detector of LVIS's size; its images are one batch, so nothing overlaps here."""
-    with large() as (config, detector):
-        return measured(f"extraction, R50-FPN 800 × 1200 train, {LARGE} images", config, detector, threads, rounds=1)
-
-
-def masks_row(threads: int) -> dict[str, str]:
-    """Masks in parts that the processor's cache holds."""
-    with small("val") as (config, detector):
-        job = Extraction(config, read_annotations(config.annotations), detector)
-        forward = bare(job, [0, 1, 2, 3], [job._load(i) for i in range(4)])
-
-        def at_once() -> list[np.ndarray]:
-            with patch("extract.detectors.common.MASK_BATCH_CPU", 1024):
-                return forward.masks()
-
-        np.testing.assert_array_equal(forward.masks(), at_once())
-        pair = compare(forward.masks, at_once)
-    return row("Mini-LVIS val, masks of 4 × 300 boxes", f"all of an image at once, {_threads(threads)}", pair)
-
-
-def measured(what: str, config: extract.Config, detector: Detector, threads: int, rounds: int) -> dict[str, str]:
-    """The row of one extraction."""
-    job = Extraction(config, read_annotations(config.annotations), detector)
-    batches = [batch for block in range(job.blocks) for batch in job._batches(block)]
-    images = {i: job._load(i) for batch in batches for i in batch}
-    with patch("extract.extraction.load_detector", lambda _: detector):
-        check(extract.run(config), job)
+def time_extraction(case: str, job: Job, threads: int, rounds: int) -> Result:
+    """Checks the cache, then times extractions into new folders."""
+    config, forward = job.config, ForwardPass(job)
+    with patch("extract.extraction.load_detector", lambda _: job.detector):
+        check_cache(extract.run(config), job)
         numbers = count()
-        whole = lambda: extract.run(replace(config, out=f"{config.out}{next(numbers)}"))  # noqa: E731
-        alone = lambda: [bare(job, b, [images[i] for i in b]) for b in batches]  # noqa: E731
-        pair = compare(whole, alone, rounds)
-    return row(what, f"bare forward, {_threads(threads)}", pair, at_most=1.1)
+        timing = compare(
+            lambda: extract.run(replace(config, out=f"{config.out}{next(numbers)}")),
+            lambda: [forward(batch) for batch in forward.batches()],
+            rounds,
+        )
+    return result(case, f"forward pass alone, {_threads(threads)}", timing, "at_most", TARGET)
 
 
-def _threads(threads: int) -> str:
-    return f"{threads} thread{'s' * (threads > 1)}"
+def time_masks(threads: int) -> Result:
+    """Masks in parts that fit into the CPU's cache, against all masks of an image at once."""
+    with minilvis_job("val") as job:
+        output = ForwardPass(job)(range(MASK_IMAGES))
+
+        def all_at_once() -> list[np.ndarray]:
+            with patch("extract.detectors.torchvision.mask_batches", lambda boxes: (boxes,)):
+                return output.masks()
+
+        np.testing.assert_array_equal(output.masks(), all_at_once())
+        timing = compare(output.masks, all_at_once)
+    baseline = f"all masks of an image at once, {_threads(threads)}"
+    return result(f"Mini-LVIS val, masks of {MASK_IMAGES} × 300 boxes", baseline, timing)
 
 
-def bare(job: Extraction, batch: list[int], images: list[Image]) -> ForwardOutput:
-    """The detector's part of one batch."""
-    choose = lambda i, proposals: job._choose(batch[i], job._truth(batch[i]), proposals)  # noqa: E731
-    forward = job.detector.forward(images, job.config.level, choose)
-    if job.masks:
-        forward.masks()
-    return forward
+class ForwardPass:
+    """The detector's part of an extraction, over images that are decoded already."""
+
+    def __init__(self, job: Job) -> None:
+        self._config, self._detector = job
+        a = read_annotations(self._config.annotations)
+        sizes = zip(a.heights.tolist(), a.widths.tolist(), strict=True)
+        pixels = [read_image(self._config.images, name, size) for name, size in zip(a.file_names, sizes, strict=True)]
+        self._images = [Image(int(i), image) for i, image in zip(a.image_ids, pixels, strict=True)]
+        slices = [a.image_slice(i) for i in range(len(a.image_ids))]
+        self._gt = [
+            GroundTruth(a.boxes[s], a.labels[s], a.ids[s], a.crowd[s], bool(exhaustive))
+            for s, exhaustive in zip(slices, a.exhaustive, strict=True)
+        ]
+
+    def batches(self) -> Iterator[range]:
+        """Positions of the images of each batch."""
+        images = range(len(self._images))
+        return (images[i : i + self._config.batch_size] for i in images[:: self._config.batch_size])
+
+    def __call__(self, batch: range) -> ForwardOutput:
+        """The forward pass over one batch, with masks where the cache keeps them."""
+        images = [self._images[i] for i in batch]
+        output = self._detector.forward(images, self._config.level, lambda i, p: self._choose(batch[i], p))
+        if self._config.split == "val":
+            output.masks()
+        return output
+
+    def _choose(self, position: int, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        proposals = proposals[: self._config.proposals]
+        if self._config.split == "val":
+            return np.arange(len(proposals)), np.empty((0, 4), np.float32)
+        gt, rng = self._gt[position], np.random.default_rng(position)
+        keep = select_training_samples(proposals, gt, self._detector.stages[0], self._config.background, rng)
+        return keep, gt.boxes[~gt.crowd]
 
 
-def check(cache: extract.RoICache, job: Extraction) -> None:
-    """The cache holds what one image after the other gives."""
-    for position, rois in enumerate(job.block(0)):
+def check_cache(cache: extract.RoICache, job: Job) -> None:
+    """Asserts that the cache holds what the images of its first block give one after the other."""
+    extraction = Extraction(job.config, read_annotations(job.config.annotations), job.detector)
+    for position, rois in enumerate(extraction.block(0)):
         stored = cache[position]
         for field in COLUMNS:
             ours, theirs = getattr(stored, field), getattr(rois, field)
@@ -120,46 +149,63 @@ def check(cache: extract.RoICache, job: Extraction) -> None:
 
 
 @contextmanager
-def small(split: str) -> Iterator[tuple[extract.Config, Detector]]:
-    """Mini-LVIS's detector, trained, and the first images of a split."""
+def minilvis_job(split: str) -> Iterator[Job]:
+    """Mini-LVIS's trained detector, and the first images of a split."""
     content = json.loads((MINILVIS / f"{split}.json").read_text())
-    content["images"] = content["images"][: SMALL[split]]
+    content["images"] = content["images"][: MINILVIS_IMAGES[split]]
     ids = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(Path(folder), content, split, MINILVIS / split, proposals=1000 if split == "train" else 300)
-        yield config, load_detector(config)
+        proposals = 1000 if split == "train" else 300
+        config = _config(Path(folder), content, split, MINILVIS / split, proposals)
+        yield Job(config, load_detector(config))
 
 
 @contextmanager
-def large() -> Iterator[tuple[extract.Config, Detector]]:
-    """A Mask R-CNN of LVIS's classes with peaked scores, and made-up photographs with some objects each."""
-    rng = np.random.default_rng(0)
-    height, width = SIZE
+def large_job() -> Iterator[Job]:
+    """A Mask R-CNN of LVIS's classes with peaked scores, and random images with some objects each."""
     with tempfile.TemporaryDirectory() as folder:
-        images, annotations = [], []
-        for i in range(1, LARGE + 1):
-            pixels = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-            PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC).save(f"{folder}/{i}.jpg")
-            images.append({"id": i, "file_name": f"{i}.jpg", "height": height, "width": width})
-            for x, y, w, h in rng.uniform(20, 380, (12, 4)).tolist():
-                box = {"bbox": [x, y, w, h], "area": w * h, "segmentation": [[x, y, x + w, y, x + w, y + h]]}
-                one = {"id": len(annotations) + 1, "image_id": i, "category_id": len(annotations) + 1}
-                annotations.append(one | box)
-        table = lvis_classes().rename(columns={"category_id": "id"})
-        content = {"images": images, "annotations": annotations, "categories": table.to_dict("records")}
-        detector, classifier, background, _ = torchvision_detector(LiveConfig())
-        spread(detector, classifier, background, np.asarray(PILImage.open(f"{folder}/1.jpg")))
-        yield _config(Path(folder), content, "train", Path(folder)), detector
+        content = _make_images(Path(folder))
+        subject = torchvision_subject("cpu")
+        spread_scores(subject, np.asarray(PILImage.open(f"{folder}/1.jpg")))
+        yield Job(_config(Path(folder), content, "train", Path(folder), 1000), subject.detector)
 
 
-def _config(folder: Path, content: dict, split: str, images: Path, **options) -> extract.Config:
+def _make_images(folder: Path) -> dict[str, Any]:
+    """Writes images of random colours; returns their LVIS annotations, every object of another class."""
+    rng = np.random.default_rng(0)
+    height, width = LARGE_SIZE
+    images, annotations = [], []
+    for i in range(1, LARGE_IMAGES + 1):
+        pixels = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+        PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC).save(folder / f"{i}.jpg")
+        images.append({"id": i, "file_name": f"{i}.jpg", "height": height, "width": width})
+        for x, y, w, h in rng.uniform(20, 380, (12, 4)).tolist():
+            number = len(annotations) + 1
+            box = {"bbox": [x, y, w, h], "area": w * h, "segmentation": [[x, y, x + w, y, x + w, y + h]]}
+            annotations.append({"id": number, "image_id": i, "category_id": number, **box})
+    categories = lvis_classes().rename(columns={"category_id": "id"}).to_dict("records")
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _config(folder: Path, content: dict[str, Any], split: str, images: Path, proposals: int) -> extract.Config:
     annotations = folder / f"{split}.json"
     annotations.write_text(json.dumps(content))
-    options |= {"annotations": annotations, "train_annotations": annotations, "images": images}
     return extract.Config(
-        detector=BUILDER, weights=WEIGHTS, split=split, out=f"{folder}/cache", device="cpu", **options
+        detector=BUILDER,
+        weights=WEIGHTS,
+        device="cpu",
+        annotations=annotations,
+        train_annotations=annotations,
+        images=images,
+        split=split,
+        proposals=proposals,
+        out=f"{folder}/cache",
     )
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What it costs to import each package and to start each command, and that none brings a framework it does not need.
+"""Time to import each package and to start each command, checked to load no framework that is not needed.
 
     python -m benchmarks.speed.imports
 
-Every import is a fresh process, in turn with one that imports nothing but NumPy.
+Every import is a fresh process, in turn with one that imports only NumPy.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import tyro
 
-from benchmarks.speed.measure import Pair, keep, row, seconds
+from benchmarks.speed.measure import Result, result, save, seconds, timing
 
 IMPORTS = {
     "import extract": "import extract",
@@ -27,26 +26,29 @@ IMPORTS = {
     "python -m fuse --help": "import fuse.__main__; fuse.__main__.main(['--help'])",
 }
 FRAMEWORKS = ("torch", "torchvision", "detectron2", "mmdet", "mmengine")
+BASELINE = "import numpy"
+TARGET = 1
+"""Seconds."""
 
 
 def main(rounds: int = 5) -> None:
-    """Prints and keeps the table."""
-    rows = []
-    for name, code in IMPORTS.items():
-        loaded = frameworks(code)
-        assert not loaded, f"{name} brings {loaded}"
-        times = np.array([(_start(code), _start("import numpy")) for _ in range(rounds)])
-        ours, other = np.median(times, axis=0)
-        reached = {"reach": "< 1 s", "reached": "yes" if ours < 1 else "no"}
-        rows.append(row(name, "import numpy", Pair(ours, other, other / ours, 0, 0)) | reached | {"memory": ""})
-        rows[-1]["ratio"] = f"{ours / other:.3g}× its time"
-    keep("imports", rows)
+    """Times all imports and saves the results."""
+    save("imports", [time_import(case, code, rounds) for case, code in IMPORTS.items()])
 
 
-def frameworks(code: str) -> str:
-    """Which frameworks are loaded after some code."""
-    ask = f"import sys\ntry:\n {code}\nfinally:\n print('loaded:', *sorted(set(sys.modules) & set({FRAMEWORKS!r})))"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+def time_import(case: str, code: str, rounds: int) -> Result:
+    """Checks which frameworks are loaded, then times processes that run the code."""
+    loaded = loaded_frameworks(code)
+    assert not loaded, f"{case} loads {loaded}"
+    pairs = [(_start(code), _start(BASELINE)) for _ in range(rounds)]
+    return result(case, BASELINE, timing(pairs), "seconds_at_most", TARGET)
+
+
+def loaded_frameworks(code: str) -> str:
+    """Names of the frameworks that are loaded after running the code in a new process."""
+    show = f"print('loaded:', *sorted(set(sys.modules) & set({FRAMEWORKS!r})))"
+    program = f"import sys\ntry:\n {code}\nfinally:\n {show}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return done.stdout.rsplit("loaded:", 1)[1].strip()
 
 

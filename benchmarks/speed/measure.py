@@ -1,126 +1,154 @@
-"""Two ways of doing one thing, timed in turn, and the tables that the figures go to."""
+"""Times a case and its baseline in turn, and keeps the results in CSV files.
+
+Columns of `benchmarks/results/speed/*.csv`:
+
+    case, baseline              what was timed, and what it was compared with
+    time, baseline_time         median seconds
+    ratio                       baseline_time / time; with a bound "…at_most" time / baseline_time
+    target, bound, met          "at_least": ratio >= target; "at_most": ratio <= target; "seconds_at_most":
+                                time <= target; all three empty where there is no target
+    memory, baseline_memory     bytes at the peak beyond those before the call; empty where not measured
+    machine, commit, date       see `benchmarks.provenance`
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.provenance import provenance
+
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
-KEYS = ["what", "against"]
+KEYS = ["case", "baseline"]
+Bound = Literal["at_least", "at_most", "seconds_at_most"]
+
+
+class Timing(NamedTuple):
+    """Median seconds of case and baseline, median of the rounds' baseline_time / time, and peak memory in bytes."""
+
+    time: float
+    baseline_time: float
+    speedup: float
+    memory: int | None = None
+    baseline_memory: int | None = None
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Median seconds of ours and of the other, the median of the rounds' ratios other : ours, and the memory that each
-    took at its peak beyond what was there before, in bytes."""
+class Result:
+    """One row of a CSV file, without its provenance."""
 
-    ours: float
-    other: float
+    case: str
+    baseline: str
+    time: float
+    baseline_time: float
     ratio: float
-    ours_memory: int
-    other_memory: int
+    target: float | None
+    bound: Bound | None
+    met: bool | None
+    memory: int | None
+    baseline_memory: int | None
 
 
-def compare(ours: Callable[[], object], other: Callable[[], object], rounds: int = 7, repeat: int = 1) -> Pair:
-    """Times both in turn, after a call of each that warms up and shows its peak of memory.
+def compare(case: Callable[[], object], baseline: Callable[[], object], rounds: int = 7, repeat: int = 1) -> Timing:
+    """Times both in turn, after a call of each that warms up and measures its peak memory.
 
-    `repeat` calls of `ours` count as one, for what is too short to time.
+    `repeat` calls of `case` are timed as one, for what is too short to time.
     """
-    memory = peak_memory(ours), peak_memory(other)
-    times = np.array([(seconds(ours, repeat), seconds(other)) for _ in range(rounds)])
-    return Pair(*np.median(times, axis=0), float(np.median(times[:, 1] / times[:, 0])), *memory)
+    memory, baseline_memory = peak_memory(case), peak_memory(baseline)
+    pairs = [(seconds(case, repeat), seconds(baseline)) for _ in range(rounds)]
+    return timing(pairs, memory, baseline_memory)
+
+
+def timing(
+    pairs: Sequence[tuple[float, float]], memory: int | None = None, baseline_memory: int | None = None
+) -> Timing:
+    """Medians over rounds of (time, baseline_time) in seconds."""
+    times = np.array(pairs)
+    case, baseline = np.median(times, axis=0).tolist()
+    return Timing(case, baseline, float(np.median(times[:, 1] / times[:, 0])), memory, baseline_memory)
 
 
 def seconds(function: Callable[[], object], repeat: int = 1) -> float:
-    """Wall time of a call, averaged over `repeat` of them."""
+    """Wall time of a call, averaged over `repeat` calls."""
     started = time.perf_counter()
     for _ in range(repeat):
         function()
     return (time.perf_counter() - started) / repeat
 
 
-def peak_memory(function: Callable[[], object]) -> int:
-    """Bytes that a call adds to the resident memory of this process at its peak; 0 where Linux's /proc is missing."""
+def peak_memory(function: Callable[[], object]) -> int | None:
+    """Bytes that a call adds to this process's resident memory at its peak; None where Linux's /proc is missing."""
     if not Path("/proc/self/clear_refs").exists():
         function()
-        return 0
-    before = status("VmRSS")
+        return None
+    before = memory_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     function()
-    return max(status("VmHWM") - before, 0)
+    return max(memory_status("VmHWM") - before, 0)
 
 
-def row(
-    what: str, against: str, pair: Pair, *, at_least: float | None = None, at_most: float | None = None
-) -> dict[str, str]:
-    """A line of a table. `at_least` is reached where ours is so many times as fast, `at_most` where it takes no more
-    than so many times as long; without either the figure is shown and nothing promised."""
-    slower = at_most is not None
-    ratio = 1 / pair.ratio if slower else pair.ratio
-    bound = at_most if slower else at_least
-    reached = bound is None or (ratio <= bound if slower else ratio >= bound)
-    return {
-        "what": what,
-        "against": against,
-        "ours": _time(pair.ours),
-        "other": _time(pair.other),
-        "ratio": _number(ratio) + ("× its time" if slower else "× as fast"),
-        "reach": "" if bound is None else ("≤ " if slower else "≥ ") + f"{bound:,g}×",
-        "reached": "" if bound is None else "yes" if reached else "no",
-        "memory": f"{pair.ours_memory / 1e6:,.0f} : {pair.other_memory / 1e6:,.0f} MB",
-    }
+def result(case: str, baseline: str, timing: Timing, bound: Bound | None = None, target: float | None = None) -> Result:
+    """A row of a CSV file, with `met` where there is a target."""
+    ratio = timing.speedup if bound in (None, "at_least") else 1 / timing.speedup
+    met = None
+    if bound is not None and target is not None:
+        met = {"at_least": ratio >= target, "at_most": ratio <= target, "seconds_at_most": timing.time <= target}[bound]
+    times = timing.time, timing.baseline_time, ratio
+    return Result(case, baseline, *times, target, bound, met, timing.memory, timing.baseline_memory)
 
 
-def keep(name: str, rows: Sequence[dict[str, str]]) -> None:
-    """Prints the rows and puts them into `results/speed/<name>.csv`, in the place of older ones of the same case."""
+def save(name: str, results: Iterable[Result]) -> None:
+    """Prints results and writes them to `results/speed/<name>.csv`, replacing rows of the same case and baseline."""
     file = RESULTS / f"{name}.csv"
-    table = pd.DataFrame(rows, dtype=str)
-    print(table.to_string(index=False), flush=True)
+    rows = pd.DataFrame([asdict(one) | provenance() for one in results])
+    for column in ("time", "baseline_time", "ratio", "target"):
+        rows[column] = [np.nan if value is None else float(f"{value:.5g}") for value in rows[column]]
+    rows["met"] = rows["met"].map({True: "true", False: "false"})
+    rows = rows.astype({"memory": "Int64", "baseline_memory": "Int64"})
+    print(rows.drop(columns=["machine", "commit", "date"]).to_string(index=False), flush=True)
     if file.is_file():
-        before = pd.read_csv(file, dtype=str, keep_default_na=False)
-        merged = before.set_index(KEYS)
-        fresh = table.set_index(KEYS)
-        merged = pd.concat([fresh.reindex(merged.index.intersection(fresh.index)), merged, fresh])
-        order = list(dict.fromkeys([*before.set_index(KEYS).index, *fresh.index]))
-        table = merged[~merged.index.duplicated()].reindex(order).reset_index()
+        rows = merge_rows(pd.read_csv(file, dtype=str, keep_default_na=False), rows, KEYS)
     file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False)
+    rows.to_csv(file, index=False)
 
 
-def files_of(*folders: Path) -> list[Path]:
-    """All files below some folders, by name."""
+def merge_rows(before: pd.DataFrame, rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Both tables' rows in the order of `before`, then of `rows`; of two with the same keys the one of `rows`."""
+    order = list(dict.fromkeys([*before.set_index(keys).index, *rows.set_index(keys).index]))
+    merged = pd.concat([rows.astype(object), before.astype(object)]).drop_duplicates(keys)
+    return merged.set_index(keys).loc[order].reset_index()[list(rows.columns)]
+
+
+def list_files(*folders: Path) -> list[Path]:
+    """All files below some folders, sorted by name."""
     return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
-def drop(files: Sequence[Path]) -> None:
-    """Takes files out of the system's page cache."""
+def drop_page_cache(files: Iterable[Path]) -> None:
+    """Evicts files from the system's page cache."""
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def bytes_from_disk() -> int:
-    """Bytes that this process has had from the disk."""
+def disk_bytes_read() -> int:
+    """Bytes that this process has read from the disk."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
-def status(field: str) -> int:
-    """A size of /proc/self/status in bytes: VmRSS, the resident memory, or VmHWM, its peak."""
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-def _time(value: float) -> str:
-    return f"{value * 1e3:,.3g} ms" if value < 1 else f"{value:,.1f} s"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def memory_status(field: Literal["VmRSS", "VmHWM"]) -> int:
+    """Resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM)."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError(f"/proc/self/status: has no field {field}")
+    return int(found[1]) * 1024

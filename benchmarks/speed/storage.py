@@ -1,10 +1,10 @@
-"""RoI caches on disk: read, iterated, sampled, written and opened.
-
-Reading is measured against `numpy.fromfile` of the same files, one after the other: bytes asked for per second, with
-the files in the system's memory (warm) and dropped from it before each call (cold). Writing a block is measured
-against `ndarray.tofile` of its features. Everything lies in a temporary folder, some 1 GB at a time.
+"""RoI caches on disk: writing, reading, sampling and opening.
 
     python -m benchmarks.speed.storage [--folder DIR]
+
+Baseline of reading is `numpy.fromfile` of the same files one after the other, for as many bytes, with the files in the
+system's page cache (warm) or evicted from it before each call (cold). Baseline of writing a block is `ndarray.tofile`
+of its features. Everything is in a temporary folder, about 1 GB at a time.
 """
 
 from __future__ import annotations
@@ -14,201 +14,219 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import zarr
 
-from benchmarks.speed import inputs, measure
+from benchmarks.speed import inputs
+from benchmarks.speed.measure import (
+    Result,
+    compare,
+    disk_bytes_read,
+    drop_page_cache,
+    list_files,
+    peak_memory,
+    result,
+    save,
+    seconds,
+    timing,
+)
 from extract import RoICache, RoIs, open_cache, write_cache
 from extract.cache.format import IMAGES_PER_BLOCK, Header
 from extract.cache.writer import create_cache
 
-TABLE = ["image_id", "height", "width", "flipped"]
-REACH = 1.25
-"""Times as long as `numpy.fromfile` for as many bytes: four fifths of its speed."""
-ROUNDS = 7
-FEATURE = (1, 256, 7, 7)
+READ_TARGET = 1.25
+"""Reading takes at most so many times as long as `numpy.fromfile`: four fifths of its speed."""
+COLD_ROUNDS, ROUNDS = 3, 7
+FEATURE_SHAPE = (1, 256, 7, 7)
 
 
 def main() -> None:
+    """Times all cases, each in a folder of its own, and saves the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where the temporary files go; the disk that is measured")
-    rows = []
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as folder:
-        for case in (writing, reading_val, reading_logits, sampling, opening):
-            rows += case(Path(folder) / case.__name__)
-            shutil.rmtree(Path(folder) / case.__name__)
-    measure.keep("storage", rows)
+    parser.add_argument("--folder", help="where temporary files are written; decides which disk is measured")
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as name:
+        folder = Path(name) / "case"
+        for case in (time_writing, time_reading_features, time_reading_logits, time_sampling, time_opening):
+            results += case(folder)
+            shutil.rmtree(folder)
+    save("storage", results)
 
 
-def writing(folder: Path) -> list[dict[str, str]]:
-    """A block of a val cache and one of a train cache, written again and again."""
+def time_writing(folder: Path) -> list[Result]:
+    """A block of a val cache and a block of a train cache, written again and again."""
     folder.mkdir()
-    rows = []
-    for name, rois in {"val block, 16 × 1,000 RoIs": 1000, "train block, 16 × 150 RoIs": 150}.items():
-        images = [_image(i, rois, features=True) for i in range(IMAGES_PER_BLOCK)]
-        table = pd.DataFrame([(i, 800, 1216, False) for i in range(IMAGES_PER_BLOCK)], columns=TABLE)
+    results = []
+    for block, rois in {"val block, 16 × 1,000 RoIs": 1000, "train block, 16 × 150 RoIs": 150}.items():
+        images = [make_image(i, rois, features=True) for i in range(IMAGES_PER_BLOCK)]
+        columns = ["image_id", "height", "width", "flipped"]
+        table = pd.DataFrame([(i, *inputs.SIZE, False) for i in range(IMAGES_PER_BLOCK)], columns=columns)
         header = Header("val", "pooled", (0.5,), {}, {})
-        url = str(folder / f"{rois}.zarr")
-        writer = create_cache(url, images[0], header, inputs.lvis_classes(), table, rois)
-
-        def plain(images: Sequence[RoIs] = images) -> None:
-            with (folder / "plain").open("wb") as file:
-                for image in images:
-                    image.features.tofile(file)
-
-        pair = measure.compare(lambda w=writer, i=images: w.write_block(0, i), plain, ROUNDS)
-        rows.append(measure.row(f"write_block, pooled {name}", "ndarray.tofile of the features", pair))
-    return rows
+        writer = create_cache(str(folder / f"{rois}.zarr"), images[0], header, inputs.lvis_classes(), table, rois)
+        timed = compare(partial(writer.write_block, 0, images), partial(_tofile, folder / "plain", images), ROUNDS)
+        results.append(result(f"write_block, pooled {block}", "ndarray.tofile of the features", timed))
+    return results
 
 
-def reading_val(folder: Path) -> list[dict[str, str]]:
-    """A pooled val cache: all features, and image by image."""
-    images = _Images(40, 1000, features=True)
-    cache = write_cache(folder, images, inputs.lvis_classes(), split="val", level="pooled")
-    _check(cache, images)
+def time_reading_features(folder: Path) -> list[Result]:
+    """A pooled val cache: all features at once, and image by image."""
+    cache = _write(folder, Images(40, 1000, features=True), "val")
+    read, files = partial(cache.read, "features"), list_files(folder / "feature")
     return [
-        *_both('read("features"), pooled', lambda: cache.read("features"), [folder / "feature"], keep=True),
-        *_both("for rois in cache, pooled", lambda: _visit(cache), [folder]),
+        *time_reading('read("features"), pooled', read, files, baseline_keeps=True),
+        *time_reading("for rois in cache, pooled", partial(_iterate, cache), list_files(folder)),
     ]
 
 
-def reading_logits(folder: Path) -> list[dict[str, str]]:
-    """A val cache of logits alone."""
-    images = _Images(256, 1000, features=False)
-    cache = write_cache(folder, images, inputs.lvis_classes(), split="val", level="logits")
-    _check(cache, images)
+def time_reading_logits(folder: Path) -> list[Result]:
+    """A val cache without features: all logits at once, and image by image."""
+    cache = _write(folder, Images(256, 1000, features=False), "val")
+    read, files = partial(cache.read, "logits"), list_files(folder / "logit")
     return [
-        *_both('read("logits"), 1,230 classes', lambda: cache.read("logits"), [folder / "logit"], keep=True),
-        *_both("for rois in cache, logits", lambda: _visit(cache), [folder]),
+        *time_reading('read("logits"), 1,230 classes', read, files, baseline_keeps=True),
+        *time_reading("for rois in cache, logits", partial(_iterate, cache), list_files(folder)),
     ]
 
 
-def sampling(folder: Path) -> list[dict[str, str]]:
-    """What training steps take: half of the RoIs of 16 images, in no order."""
-    images = _Images(400, 100, features=True)
-    cache = write_cache(folder, images, inputs.lvis_classes(), split="train", level="pooled")
-    _check(cache, images)
+def time_sampling(folder: Path) -> list[Result]:
+    """The features that training steps take: half of the RoIs of 16 images, in random order."""
+    cache = _write(folder, Images(400, 100, features=True), "train")
     rng = np.random.default_rng(0)
-
-    def step() -> np.ndarray:
-        drawn = rng.choice(len(cache), 16, replace=False)
-        return rng.permutation(np.concatenate([100 * i + rng.choice(100, 50, replace=False) for i in drawn]))
-
-    steps = [step() for _ in range(8)]
+    steps = []
+    for _ in range(8):
+        images = rng.choice(len(cache), 16, replace=False)
+        steps.append(rng.permutation(np.concatenate([100 * i + rng.choice(100, 50, replace=False) for i in images])))
 
     def take() -> None:
         for rows in steps:
             cache.take("features", rows)
 
-    asked = sum(map(len, steps)) * int(np.prod(FEATURE)) * 2
-    measure.drop(measure.files_of(folder))
-    before = measure.bytes_from_disk()
+    taken_bytes = sum(map(len, steps)) * int(np.prod(FEATURE_SHAPE)) * 2
+    drop_page_cache(list_files(folder))
+    before = disk_bytes_read()
     take()
-    print(
-        f"take: {(measure.bytes_from_disk() - before) / asked:.2f} bytes read from the disk for each that is asked for"
-    )
-    return _both('take("features"), 16 images', take, [folder / "feature"], asked)
+    print(f"take: {(disk_bytes_read() - before) / taken_bytes:.2f} bytes read from the disk per byte taken")
+    return time_reading('take("features"), 16 images', take, list_files(folder / "feature"), taken_bytes)
 
 
-def opening(folder: Path) -> list[dict[str, str]]:
-    """Many images of little: what costs are tables and lists of files."""
-    images = _Images(29_992, 4, features=False, classes=4)
-    write_cache(folder, images, inputs.lvis_classes()[:4], split="train", level="logits")
+def time_opening(folder: Path) -> list[Result]:
+    """Many images with few RoIs: the cost is in tables and file lists."""
+    images = Images(29_992, 4, features=False, classes=4)
+    classes = inputs.lvis_classes()[:4]
+    cache = write_cache(str(folder), images, classes, split="train", level="logits")
+    group = zarr.open_group(folder, mode="r")
+    labels = group["label"]
+    assert np.array_equal(cache.read("labels"), labels[:][group["image"][:] >= 0])
 
-    def zarrs() -> list[int]:
+    def count_chunks() -> list[int]:
         group = zarr.open_group(folder, mode="r")
         return [array.nchunks_initialized for _, array in group.arrays()]
 
-    cache = open_cache(folder)
-    labels = zarr.open_group(folder, mode="r")["label"]
-    owned = zarr.open_group(folder, mode="r")["image"][:] >= 0
-    assert np.array_equal(cache.read("labels"), labels[:][owned])
-    opened = measure.compare(lambda: open_cache(folder), zarrs, 3)
-    shown = measure.compare(lambda: repr(cache), lambda: labels[:], 3)
+    opened = compare(lambda: open_cache(str(folder)), count_chunks, 3)
+    shown = compare(lambda: repr(cache), lambda: labels[:], 3)
     return [
-        measure.row("open_cache, 29,992 images", "Zarr, counting the chunks", opened),
-        measure.row("repr(cache), 29,992 images", "Zarr, reading the labels", shown),
+        result("open_cache, 29,992 images", "Zarr, counting the chunks", opened),
+        result("repr(cache), 29,992 images", "Zarr, reading the labels", shown),
     ]
 
 
-def _both(
-    what: str, ours: Callable[[], object], folders: Sequence[Path], asked: int | None = None, keep: bool = False
-) -> list[dict[str, str]]:
-    """Rows for cold and for warm files. `asked` bytes are ours, where that is not all of them; `keep` holds all in
-    memory at once, as ours does."""
-    files = measure.files_of(*folders)
-    share = 1 if asked is None else asked / sum(file.stat().st_size for file in files)
+def time_reading(
+    case: str,
+    read: Callable[[], object],
+    files: Sequence[Path],
+    read_bytes: int | None = None,
+    baseline_keeps: bool = False,
+) -> list[Result]:
+    """Results for cold and for warm files.
 
-    def plain() -> object:
-        return [np.fromfile(f, np.uint8) for f in files] if keep else [len(np.fromfile(f, np.uint8)) for f in files]
+    Args:
+        case: name, to which the state is added.
+        read: reads from the cache.
+        files: what the baseline reads.
+        read_bytes: bytes that `read` takes where that is not all of the files; the baseline counts for that share.
+        baseline_keeps: the baseline holds all files in memory at once, as `read` does.
+    """
+    share = 1 if read_bytes is None else read_bytes / sum(file.stat().st_size for file in files)
 
-    rows = []
-    for state, rounds in {"cold": 3, "warm": ROUNDS}.items():
-        memory = measure.peak_memory(ours), measure.peak_memory(plain)
-        times = []
-        for _ in range(rounds):
-            if state == "cold":
-                measure.drop(files)
-            own = measure.seconds(ours)
-            if state == "cold":
-                measure.drop(files)
-            times.append((own, measure.seconds(plain) * share))
-        times = np.array(times)
-        pair = measure.Pair(*np.median(times, axis=0), float(np.median(times[:, 1] / times[:, 0])), *memory)
-        rows.append(measure.row(f"{what}, {state}", "numpy.fromfile of as many bytes", pair, at_most=REACH))
-    return rows
+    def fromfile() -> object:
+        if baseline_keeps:
+            return [np.fromfile(file, np.uint8) for file in files]
+        return [len(np.fromfile(file, np.uint8)) for file in files]
 
-
-def _visit(cache: RoICache) -> None:
-    for rois in cache:
-        assert len(rois)
-
-
-def _check(cache: RoICache, images: Sequence[RoIs]) -> None:
-    for position in (0, len(cache) // 2, len(cache) - 1):
-        for field in cache.fields:
-            assert np.array_equal(getattr(cache[position], field), getattr(images[position], field)), field
+    results = []
+    for state, rounds in {"cold": COLD_ROUNDS, "warm": ROUNDS}.items():
+        memory, baseline_memory = peak_memory(read), peak_memory(fromfile)
+        evicted = files if state == "cold" else ()
+        pairs = [(_seconds(read, evicted), _seconds(fromfile, evicted) * share) for _ in range(rounds)]
+        timed = timing(pairs, memory, baseline_memory)
+        baseline = "numpy.fromfile of as many bytes"
+        results.append(result(f"{case}, {state}", baseline, timed, "at_most", READ_TARGET))
+    return results
 
 
-class _Images(Sequence):
-    """Images made when asked for."""
+class Images(Sequence[RoIs]):
+    """Made-up images that repeat every four."""
 
-    def __init__(self, count: int, rois: int, features: bool, classes: int = 1230):
-        self._count, self._made = count, [_image(i, rois, features, classes) for i in range(4)]
+    def __init__(self, count: int, rois: int, features: bool, classes: int = 1230) -> None:
+        self._count, self._made = count, [make_image(i, rois, features, classes) for i in range(4)]
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, position: int) -> RoIs:
+    def __getitem__(self, position: int) -> RoIs:  # type: ignore[override]  # no slices
         if position >= self._count:
-            raise IndexError
+            raise IndexError(position)
         return replace(self._made[position % len(self._made)], image_id=position)
 
 
-def _image(seed: int, rois: int, features: bool, classes: int = 1230) -> RoIs:
+def make_image(seed: int, rois: int, features: bool, classes: int = 1230) -> RoIs:
+    """RoIs whose values are as random as a detector's, so that they compress no better."""
     rng = np.random.default_rng(seed)
-    boxes = inputs.proposals(rois, seed)
-    return RoIs(
-        image_id=seed,
-        height=800,
-        width=1216,
-        proposals=boxes[:, None],
-        boxes=boxes,
-        logits=_halves(rng, (rois, 1, classes + 1)),
+    return inputs.make_rois(
+        seed,
+        inputs.proposals(rois, seed),
+        _random_halves(rng, (rois, classes + 1)),
         objectness=rng.random(rois, np.float32),
-        features=_halves(rng, (rois, *FEATURE)) if features else None,
+        features=_random_halves(rng, (rois, *FEATURE_SHAPE)) if features else None,
         labels=rng.integers(0, classes + 1, (rois, 1)).astype(np.int32),
         ious=rng.random((rois, 1), np.float32),
         gt_ids=rng.integers(0, 10**6, (rois, 1)),
-        is_gt=np.zeros(rois, bool),
     )
 
 
-def _halves(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Half floats from 0 to 2, whose bits are as random as those of features."""
+def _write(folder: Path, images: Images, split: str) -> RoICache:
+    """Writes a cache and checks three of its images."""
+    level = "logits" if images[0].features is None else "pooled"
+    cache = write_cache(str(folder), images, inputs.lvis_classes(), split=split, level=level)
+    for position in (0, len(cache) // 2, len(cache) - 1):
+        for field in cache.fields:
+            assert np.array_equal(getattr(cache[position], field), getattr(images[position], field)), field
+    return cache
+
+
+def _tofile(path: Path, images: Sequence[RoIs]) -> None:
+    with path.open("wb") as file:
+        for image in images:
+            image.features.tofile(file)
+
+
+def _iterate(cache: RoICache) -> None:
+    for rois in cache:
+        assert len(rois)
+
+
+def _seconds(function: Callable[[], object], evicted: Sequence[Path]) -> float:
+    """Seconds of a call after these files have left the page cache."""
+    drop_page_cache(evicted)
+    return seconds(function)
+
+
+def _random_halves(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """float16 from 0 to 2 with random bits."""
     bits = np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.uint16)
     return (bits & 0x3FFF).view(np.float16).reshape(shape)
 

@@ -1,17 +1,17 @@
-"""Training from a cache four times as big as the memory that it may use.
+"""Training from a cache four times as big as the memory that the process may use.
 
     python -m benchmarks.speed.streaming
 
-Two caches on disk (`benchmarks.speed.traincache`): pooled features for `2fc_rand`, embeddings for `linear`. For each a
-process is confined to a quarter of the features' size, page cache included, by a memory cgroup; where none can be made,
-by RLIMIT_DATA, which leaves the page cache out. In it
+There are two caches on disk (`benchmarks.speed.traincache`): pooled features for `2fc_rand`, embeddings for `linear`.
+For each, a child process is limited to a quarter of the features' size by a memory cgroup, page cache included; where
+no cgroup can be made, by RLIMIT_DATA, which leaves the page cache out. The child process times
 
-* the trainer's steps are timed against the same steps from memory, from a stand-in of the same structure with fewer
-  images: what reading costs a run;
-* the steps' features are read ahead without being trained on, against a sequential read of the same files, in bytes
-  from the disk per second (/proc/self/io): what reading could feed.
+* training steps; baseline are the same steps from memory, on a stand-in of the same structure with fewer images;
+* prefetching the features of steps without training on them, in seconds per GB read from the disk (/proc/self/io);
+  baseline is a sequential read of the same files.
 
-Files are dropped from the page cache beforehand. `memory` is the process's peak after a half and after all steps.
+Files are evicted from the page cache beforehand. `memory` is the child's peak after half of the steps,
+`baseline_memory` its peak after all steps.
 """
 
 from __future__ import annotations
@@ -25,132 +25,177 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple, cast
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.speed import measure
+from benchmarks.speed.measure import (
+    Result,
+    Timing,
+    disk_bytes_read,
+    drop_page_cache,
+    list_files,
+    memory_status,
+    result,
+    save,
+)
 from benchmarks.speed.traincache import TrainCache
-from benchmarks.speed.training import WARM_UP, _Clock, run
+from benchmarks.speed.training import WARM_UP, StepClock, run_training
 from calib.features import Features
 from calib.loader import batches
 from calib.sampler import BiLevelSampler
 from extract.cache.reader import RoICache, open_cache
 
-CASES = {"2fc_rand": ("pooled", 1, 16), "linear": ("embedding", 8, 120)}
-"""Level, images per class (6 and 3 GB of features) and timed steps. The quarter holds interpreter and network, too."""
-FROM_MEMORY = 200
-"""Images."""
+
+class Case(NamedTuple):
+    """A head to train, on a cache with `images_per_class` images of every class, for `steps` timed steps."""
+
+    head_type: str
+    level: str
+    images_per_class: int
+    steps: int
+
+
+class Streamed(NamedTuple):
+    """What the child process measures: seconds per GB or per RoI, and peak memory in bytes half-way and at the end."""
+
+    limited_by: str
+    sequential: float
+    prefetch: float
+    training: float
+    memory_half: int
+    memory_end: int
+
+
+CASES = (Case("2fc_rand", "pooled", 1, 16), Case("linear", "embedding", 8, 120))
+"""6 and 3 GB of features. A quarter of them holds interpreter and network, too."""
+IN_MEMORY_IMAGES = 200
 ROUNDS = 3
-GROUPS = Path("/sys/fs/cgroup/memory")
+TARGET = 0.8
+"""Speed relative to the baseline."""
+CGROUP = Path("/sys/fs/cgroup/memory/tailcal-streaming")
 
 
 def main() -> None:
-    """Prints the table and keeps it."""
-    rows = []
-    for kind, (level, per_class, steps) in CASES.items():
-        folder = Path(tempfile.mkdtemp(prefix="streaming"))
-        try:
-            TrainCache(level, images_per_class=per_class).write(folder / "train.zarr")
-            size = sum(file.stat().st_size for file in measure.files_of(folder / "train.zarr" / "feature"))
-            found = confined(folder, size // 4, kind, steps)
-        finally:
-            shutil.rmtree(folder)
-        memory, clock = TrainCache(level, FROM_MEMORY), _Clock("cpu")
-        run(memory, kind, "cpu", WARM_UP + steps, clock)
-        # The two caches' steps differ in size: they compare by the RoI.
-        ours, other = found["train"], sum(clock.seconds[WARM_UP:]) / _rois(memory, steps)
-        name = f"training {kind} from {size / 1e9:.1f} GB within {size / 4e9:.1f} GB ({found['means']}), a RoI"
-        pair = measure.Pair(ours, other, other / ours, *found["memory"])
-        rows.append(measure.row(name, "from memory", pair, at_least=0.8))
-        pair = measure.Pair(
-            found["prefetch"], found["sequential"], found["sequential"] / found["prefetch"], *found["memory"]
-        )
-        rows.append(measure.row(f"{level} features of steps read ahead, a GB", "a sequential read", pair, at_least=0.8))
-    measure.keep("streaming", rows)
+    """Times both caches and saves the results."""
+    save("streaming", [row for case in CASES for row in time_case(case)])
 
 
-def confined(folder: Path, limit: int, kind: str, steps: int) -> dict:
-    """What `_child` prints, from a process that may use `limit` bytes."""
-    command = [sys.executable, "-m", "benchmarks.speed.streaming", str(folder), str(limit), kind, str(steps)]
-    group = GROUPS / "tailcal-streaming"
+def time_case(case: Case) -> list[Result]:
+    """Training and prefetching from one cache."""
+    folder = Path(tempfile.mkdtemp(prefix="streaming"))
     try:
-        group.mkdir(exist_ok=True)
-        (group / "memory.limit_in_bytes").write_text(str(limit))
+        TrainCache(case.level, images_per_class=case.images_per_class).write(folder / "train.zarr")
+        size = sum(file.stat().st_size for file in list_files(folder / "train.zarr" / "feature"))
+        streamed = run_limited(folder, size // 4, case)
+    finally:
+        shutil.rmtree(folder)
+    cache, clock = TrainCache(case.level, IN_MEMORY_IMAGES), StepClock("cpu")
+    run_training(cache, case.head_type, "cpu", WARM_UP + case.steps, clock)
+    # Steps of the two caches differ in size, so times are per RoI.
+    in_memory = sum(clock.step_times[WARM_UP:]) / count_rois(cache, case.steps)
+    limit = f"{size / 1e9:.1f} GB within {size / 4e9:.1f} GB ({streamed.limited_by})"
+    memory = streamed.memory_half, streamed.memory_end
+    training = Timing(streamed.training, in_memory, in_memory / streamed.training, *memory)
+    prefetch = Timing(streamed.prefetch, streamed.sequential, streamed.sequential / streamed.prefetch, *memory)
+    name = f"{case.level} features of steps, prefetched, per GB"
+    return [
+        result(f"training {case.head_type} from {limit}, per RoI", "from memory", training, "at_least", TARGET),
+        result(name, "a sequential read", prefetch, "at_least", TARGET),
+    ]
+
+
+def run_limited(folder: Path, limit: int, case: Case) -> Streamed:
+    """Runs `measure_streaming` in a child process that may use `limit` bytes of memory."""
+    group: Path | None = CGROUP
+    try:
+        CGROUP.mkdir(exist_ok=True)
+        (CGROUP / "memory.limit_in_bytes").write_text(str(limit))
     except OSError:
         group = None
+    arguments = json.dumps([str(folder / "train.zarr"), limit, case, str(group or "")])
+    command = [sys.executable, "-m", "benchmarks.speed.streaming", arguments]
     try:
-        environment = os.environ | {"STREAMING_GROUP": str(group or "")}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     finally:
         if group:
             group.rmdir()
-    return json.loads(done.stdout)
+    return Streamed(*json.loads(done.stdout))
 
 
-def _child(folder: str, limit: str, kind: str, steps: str) -> None:
-    group = os.environ["STREAMING_GROUP"]
+def measure_streaming(url: str, limit: int, case: Case, group: str) -> Streamed:
+    """The child process: joins the cgroup or limits itself, then reads and trains."""
     if group:
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
     else:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
-    url, steps = Path(folder, "train.zarr"), int(steps)
-    cache = open_cache(str(url))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    cache, files = open_cache(url), list_files(Path(url))
     rounds = []
-    for first in range(WARM_UP + steps, WARM_UP + (ROUNDS + 1) * steps, steps):
-        measure.drop(measure.files_of(url))
-        rounds.append([_sequential(url)])
-        measure.drop(measure.files_of(url))
-        rounds[-1].append(_ahead(cache, range(first, first + steps)))
-    sequential, prefetch = np.median(rounds, axis=0)
-    measure.drop(measure.files_of(url))
-    clock, memory = _Clock("cpu"), []
-    clock.set_postfix_str = lambda text: memory.append(measure.status("VmHWM"))
-    import calib.train as trainer
-
-    trainer.LOG_EVERY = (WARM_UP + steps) // 2
-    run(cache, kind, "cpu", WARM_UP + steps, clock)
-    rois = _rois(cache, steps)
-    print(
-        json.dumps(
-            {
-                "means": "cgroup" if group else "RLIMIT_DATA",
-                "sequential": sequential,
-                "prefetch": prefetch,
-                "train": sum(clock.seconds[WARM_UP:]) / rois,
-                "memory": [memory[0], memory[-1]],
-            }
-        )
-    )
+    for first in range(WARM_UP + case.steps, WARM_UP + (ROUNDS + 1) * case.steps, case.steps):
+        drop_page_cache(files)
+        sequential = read_sequentially(Path(url))
+        drop_page_cache(files)
+        rounds.append((sequential, prefetch_steps(cache, range(first, first + case.steps))))
+    drop_page_cache(files)
+    clock, steps = MemoryClock("cpu"), WARM_UP + case.steps
+    with patch("calib.train.LOG_EVERY", steps // 2):
+        run_training(cache, case.head_type, "cpu", steps, clock)
+    sequential, prefetch = np.median(rounds, axis=0).tolist()
+    training = sum(clock.step_times[WARM_UP:]) / count_rois(cache, case.steps)
+    limited_by = "cgroup" if group else "RLIMIT_DATA"
+    return Streamed(limited_by, sequential, prefetch, training, clock.peaks[0], clock.peaks[-1])
 
 
-def _rois(cache: RoICache | TrainCache, steps: int) -> int:
-    sampler = BiLevelSampler(cache)
+class MemoryClock(StepClock):
+    """Also records the peak memory whenever the loss is logged.
+
+    Attributes:
+        peaks: bytes, one entry per log record.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self.peaks: list[int] = []
+
+    def set_postfix_str(self, text: str) -> None:
+        """Called when the loss is logged."""
+        self.peaks.append(memory_status("VmHWM"))
+
+
+def count_rois(cache: RoICache | TrainCache, steps: int) -> int:
+    """RoIs of the timed steps."""
+    sampler = BiLevelSampler(cast(RoICache, cache))
     return sum(len(sampler.step(step).rows) for step in range(WARM_UP, WARM_UP + steps))
 
 
-def _ahead(cache: RoICache, steps: range) -> float:
+def prefetch_steps(cache: RoICache, steps: range) -> float:
     """Seconds per GB from the disk of the trainer's reading without the training."""
     features = Features(cache, torch.device("cpu"))
     if features.in_memory:
         raise RuntimeError("the features fit in memory, nothing would be streamed")
     sampler = BiLevelSampler(cache)
-    before, started = measure.bytes_from_disk(), time.perf_counter()
+    before, started = disk_bytes_read(), time.perf_counter()
     for _ in batches(sampler, features, 1, steps):
         pass
-    return (time.perf_counter() - started) / (measure.bytes_from_disk() - before) * 1e9
+    return (time.perf_counter() - started) / (disk_bytes_read() - before) * 1e9
 
 
-def _sequential(url: Path) -> float:
-    """Seconds per GB of reading the features' files one after the other."""
-    before, started = measure.bytes_from_disk(), time.perf_counter()
+def read_sequentially(url: Path) -> float:
+    """Seconds per GB from the disk of reading the features' files one after the other."""
+    before, started = disk_bytes_read(), time.perf_counter()
     buffer = np.empty(1 << 23, np.uint8)
-    for file in measure.files_of(url / "feature"):
+    for file in list_files(url / "feature"):
         with file.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
-    return (time.perf_counter() - started) / (measure.bytes_from_disk() - before) * 1e9
+    return (time.perf_counter() - started) / (disk_bytes_read() - before) * 1e9
 
 
 if __name__ == "__main__":
-    _child(*sys.argv[1:]) if sys.argv[1:] else main()
+    if sys.argv[1:]:
+        url, limit, case, group = json.loads(sys.argv[1])
+        print(json.dumps(measure_streaming(url, limit, Case(*case), group)))
+    else:
+        main()

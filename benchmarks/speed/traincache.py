@@ -1,9 +1,9 @@
 """Train caches with the label structure of LVIS v0.5: as a stand-in in memory, and on disk.
 
-What an image of such a cache holds: of every class that LVIS annotates there, 1 + Poisson instances with the mean that
-the class table gives; of every instance `ROIS_PER_INSTANCE` foreground RoIs; 64 background RoIs.
+An image of such a cache has, for every class that LVIS annotates there, 1 + Poisson instances with the mean of the
+class table; for every instance `ROIS_PER_INSTANCE` foreground RoIs; and `BACKGROUND` background RoIs.
 
-`ROIS_PER_INSTANCE` is that of Mini-LVIS's train cache, ground-truth boxes included, 1,000 proposals an image:
+`ROIS_PER_INSTANCE` is that of Mini-LVIS's train cache, ground-truth boxes included, with 1,000 proposals per image:
 
     labels = extract.open_cache("data/plain/train.zarr").read("labels")
     ((labels >= 0) & (labels < 240)).sum() / extract.open_cache("data/plain/train.zarr").read("is_gt").sum()
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.speed.inputs import lvis_classes, lvis_pairs
+from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs, make_rois
 from extract.cache.format import IMAGES_PER_BLOCK, Header, Layers
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import create_cache
@@ -27,20 +27,25 @@ from extract.rois import RoIs
 ROIS_PER_INSTANCE = 15.6
 BACKGROUND = 64
 WIDTHS = {"pooled": (256 * 49, 1024, 1024, 1231), "embedding": (1024, 1231)}
+"""Inputs and outputs of the detector's fully connected layers, by feature level."""
 SHAPES = {"pooled": (256, 7, 7), "embedding": (1024,)}
-POOL = 4096
+NOISE_ROWS = 4096
 
 
 class TrainCache:
-    """As much of a `RoICache` as the trainer uses. Features are finite noise that repeats every 4,096 rows."""
+    """The part of the `RoICache` interface that the trainer uses. Features are noise that repeats every 4,096 rows."""
 
-    url, split, stages, fingerprint = "memory", "train", (0.5,), "none"
+    url = "memory"
+    split = "train"
+    stages = (0.5,)
+    fingerprint = "none"
 
     def __init__(self, level: str, images: int | None = None, images_per_class: int = 1) -> None:
-        """A class-balanced plan, or so many images of it."""
+        """Images that give every class `images_per_class` of them, or a random subset of `images` of these."""
         rng = np.random.default_rng(0)
         classes, owners, _ = lvis_pairs("train")
-        self.classes, self.level, self.detector = lvis_classes(), level, {}
+        self.classes, self.level = lvis_classes(), level
+        self.detector: dict[str, object] = {}
         self.num_classes = len(self.classes)
         chosen = np.sort(rng.permutation(cover(classes, owners, images_per_class, rng))[:images])
         kept = np.isin(owners, chosen)
@@ -49,23 +54,26 @@ class TrainCache:
         rois = np.round(ROIS_PER_INSTANCE * (1 + rng.poisson(rate[classes] - 1))).astype(int)
         labels = np.concatenate([np.repeat(classes, rois), np.full(BACKGROUND * len(chosen), self.num_classes)])
         owners = np.concatenate([np.repeat(owners, rois), np.repeat(np.arange(len(chosen)), BACKGROUND)])
-        # Proposals come best first, whatever their class.
+        # Proposals are sorted by objectness, so classes are mixed within an image.
         order = np.lexsort((rng.random(len(labels)), owners))
         self.labels = labels[order].astype(np.int32)[:, None]
         self.ious = np.where(self.labels == self.num_classes, 0.3, 0.9).astype(np.float32)
         self.offsets = np.concatenate([[0], np.cumsum(np.bincount(owners))])
-        self.images = pd.DataFrame({"image_id": chosen, "height": 800, "width": 1216, "flipped": False})
+        self.images = pd.DataFrame({"image_id": chosen, "height": SIZE[0], "width": SIZE[1], "flipped": False})
         self.fields = {"features": (1, *SHAPES[level])}
-        noise = rng.integers(0, 15_000, (POOL, 1, *SHAPES[level]), np.int16)  # below 15,360: a half float from 0 to 1
-        self._pool = noise.view(np.float16)
+        noise = rng.integers(0, 15_000, (NOISE_ROWS, 1, *SHAPES[level]), np.int16)  # as float16 from 0 to 1
+        self._noise = noise.view(np.float16)
 
     def read(self, field: str) -> np.ndarray:
+        """See `RoICache.read`."""
         return {"labels": self.labels, "ious": self.ious}[field]
 
     def take(self, field: str, rows: np.ndarray) -> np.ndarray:
-        return self._pool[rows % POOL]
+        """See `RoICache.take`."""
+        return self._noise[rows % NOISE_ROWS]
 
     def fc_layers(self, stage: int = 0) -> Layers:
+        """See `RoICache.fc_layers`; random weights."""
         rng = np.random.default_rng(1)
         return [
             (rng.standard_normal((o, i), np.float32) / np.float32(i) ** 0.5, np.zeros(o, np.float32))
@@ -73,7 +81,7 @@ class TrainCache:
         ]
 
     def write(self, url: Path) -> RoICache:
-        """The same cache on disk; the columns that the trainer does not read are empty or small."""
+        """Writes the same cache to disk; columns that the trainer does not read are zero."""
         sizes = np.diff(self.offsets)
         header = Header("train", self.level, self.stages, {}, {})
         writer = create_cache(
@@ -87,17 +95,11 @@ class TrainCache:
 
     def _rois(self, image: int) -> RoIs:
         rows = np.arange(*self.offsets[image : image + 2])
-        return RoIs(
-            image_id=int(self.images["image_id"][image]),
-            height=800,
-            width=1216,
-            proposals=np.zeros((len(rows), 1, 4), np.float32),
-            boxes=np.zeros((len(rows), 4), np.float32),
-            logits=np.zeros((len(rows), 1, self.num_classes + 1), np.float16),
-            objectness=np.ones(len(rows), np.float32),
+        return make_rois(
+            int(self.images["image_id"][image]),
+            np.zeros((len(rows), 4), np.float32),
+            np.zeros((len(rows), self.num_classes + 1), np.float16),
             features=self.take("features", rows),
             labels=self.labels[rows],
             ious=self.ious[rows],
-            gt_ids=np.zeros((len(rows), 1), np.int64),
-            is_gt=np.zeros(len(rows), bool),
         )

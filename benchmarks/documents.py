@@ -1,0 +1,93 @@
+"""Fills the tables of README.md and docs from the CSV files in `benchmarks/results`.
+
+    python -m benchmarks.documents                            # all tables, from the CSV files as they are
+    python -m benchmarks.documents plain=data/plain/sweep     # first keep the metrics of a finished sweep as plain.csv
+    python -m benchmarks.documents recall=data/plain/proposals.zarr     # or the proposal recall of a val cache
+
+A table stands between the lines `<!-- results:NAME -->` and `<!-- /results -->` of a document.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.tables import accuracy_table, live_table, recall_table, speed_table, targets_table
+from extract import open_cache
+from extract.data.annotations import read_annotations
+from extract.recall import proposal_recall
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+VAL = ROOT / "data" / "minilvis" / "val.json"
+SWEEPS = ("plain", "rfs", "cascade", "htc")
+SPEED = ("nms", "detection", "training", "streaming", "storage", "extraction", "evaluation", "imports")
+README_ROWS = ["original@0.0", "rhead-only", "rhead-cat", "props-gt"]
+
+
+def main(arguments: list[str]) -> None:
+    """Keeps the metrics of NAME=SOURCE arguments, then fills all tables."""
+    for argument in arguments:
+        name, source = argument.split("=")
+        keep_metrics(name, Path(source))
+    fill(ROOT / "README.md", {"readme": readme_table}, optional=True)
+    accuracy = {name: partial(sweep_table, name) for name in SWEEPS}
+    others = {"recall": recall_table, "folding": partial(accuracy_table, bins_only=True), "live": live_table}
+    tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
+    fill(ROOT / "docs" / "results.md", {**accuracy, **tables})
+    speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
+    fill(ROOT / "docs" / "performance.md", {"targets": speed_targets, **speed})
+
+
+def keep_metrics(name: str, source: Path) -> None:
+    """Writes `results/<name>.csv`: the metrics of a sweep's folder, or the proposal recall of Mini-LVIS's val cache."""
+    if source.suffix == ".zarr":
+        recall = proposal_recall(open_cache(str(source)), read_annotations(VAL)).astype({"objects": "int64"})
+        recall.round(4).to_csv(RESULTS / f"{name}.csv", index_label="bin")
+    else:
+        metrics = pd.read_csv(source / "metrics.csv")
+        metrics.round(4).to_csv(RESULTS / f"{name}.csv", index=False)
+
+
+def fill(document: Path, tables: dict[str, Callable[[], str]], optional: bool = False) -> None:
+    """Replaces the blocks of a document. Raises ValueError for a block that is missing unless they are optional."""
+    text = document.read_text()
+    for name, table in tables.items():
+        pattern = rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)"
+        if not re.search(pattern, text, flags=re.S):
+            if optional:
+                continue
+            raise ValueError(f"{document}: has no block results:{name}")
+        block = table()
+        text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.S)
+    document.write_text(text)
+
+
+def readme_table() -> str:
+    """The four rows that show what calibration does to the plain detector."""
+    return sweep_table("plain", README_ROWS)
+
+
+def sweep_table(name: str, rows: list[str] | None = None) -> str:
+    """Mask AP of a sweep's rows, all by default."""
+    metrics = pd.read_csv(RESULTS / f"{name}.csv")
+    metrics = metrics[metrics["iou_type"] == "segm"].drop(columns="iou_type")
+    return accuracy_table(metrics if rows is None else metrics.set_index("row").loc[rows].reset_index())
+
+
+def speed_targets() -> str:
+    """How many targets of each benchmark are met."""
+    return targets_table({name: pd.read_csv(RESULTS / "speed" / f"{name}.csv") for name in SPEED})
+
+
+def _from_csv(table: Callable[[pd.DataFrame], str], file: Path) -> str:
+    return table(pd.read_csv(file))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,49 @@
+"""Where, from what and when a figure was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ("benchmarks/results", "docs", "README.md")
+"""What benchmarks write themselves: a change here leaves the commit clean."""
+
+
+def provenance() -> dict[str, str]:
+    """The columns `machine`, `commit` and `date` of a result."""
+    return {"machine": machine(), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}
+
+
+def machine() -> str:
+    """CPU model, number of CPUs of this process and, where PyTorch sees one, the GPU. Never a host name."""
+    parts = [_cpu_model(), f"{len(os.sched_getaffinity(0))} CPUs"]
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def commit() -> str:
+    """Short hash of the checked-out commit, with "-dirty" where other tracked files differ; "unknown" without git."""
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in MEASURED))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}-dirty" if changes else head
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

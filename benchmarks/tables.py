@@ -1,0 +1,108 @@
+"""Markdown tables of benchmark results: numbers formatted for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+
+BINS = ["AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP[1000,-)", "AP", "bAP"]
+FREQUENCIES = ["APr", "APc", "APf"]
+PROVENANCE = ["machine", "commit", "date"]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is aligned left, the others right."""
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def accuracy_table(metrics: pd.DataFrame, bins_only: bool = False) -> str:
+    """AP in points of every `row`: by bin of training instances, of all classes, and by LVIS's frequency tag."""
+    columns = BINS if bins_only else BINS + FREQUENCIES
+    values = metrics[columns].map("{:.1f}".format)
+    return markdown(["row", *columns], ([name, *row] for name, row in zip(metrics["row"], values.values, strict=True)))
+
+
+def recall_table(recall: pd.DataFrame) -> str:
+    """Number of objects and average recall by bin of training instances."""
+    limits = [column for column in recall.columns if column.startswith("AR@")]
+    rows = ([r["bin"], f"{r['objects']:,}", *(f"{r[n]:.1f}" for n in limits)] for r in recall.to_dict("records"))
+    return markdown(["training instances", "objects", *limits], rows)
+
+
+def live_table(results: pd.DataFrame) -> str:
+    """Live inference: the framework's own against the calibrated detector."""
+    rows = (
+        [
+            f"{r['framework']}, {r['head_type']}",
+            f"{r['score_threshold']:g}",
+            f"{r['baseline_time']:.2f} s",
+            f"{r['time']:.2f} s",
+            f"{r['relative_time']:.2f}×",
+        ]
+        for r in results.to_dict("records")
+    )
+    header = ["framework, head type", "score threshold", "framework alone", "calibrated", "relative time"]
+    return markdown(header, rows) + "\n\n" + provenance_line(results)
+
+
+def speed_table(results: pd.DataFrame) -> str:
+    """All columns of a speed benchmark; see `benchmarks.speed.measure`."""
+    header = ["case", "baseline", "time", "baseline time", "ratio", "target", "met", "memory", "baseline memory"]
+    rows = (
+        [
+            r["case"],
+            r["baseline"],
+            format_time(r["time"]),
+            format_time(r["baseline_time"]),
+            format_ratio(r["ratio"], r["bound"]),
+            format_target(r["target"], r["bound"]),
+            {True: "yes", False: "not met"}.get(r["met"], ""),
+            format_memory(r["memory"]),
+            format_memory(r["baseline_memory"]),
+        ]
+        for r in results.to_dict("records")
+    )
+    return markdown(header, rows) + "\n\n" + provenance_line(results)
+
+
+def targets_table(results: Mapping[str, pd.DataFrame]) -> str:
+    """By benchmark, how many targets are met and which are not."""
+    rows = []
+    for name, table in results.items():
+        targets = table.dropna(subset="target")
+        missed = [
+            f"{r['case']}: {format_ratio(r['ratio'], r['bound'])}, target {format_target(r['target'], r['bound'])}"
+            for r in targets[targets["met"] == False].to_dict("records")  # noqa: E712  objects, with NaN among them
+        ]
+        rows.append([name, f"{len(targets) - len(missed)} of {len(targets)}", "<br>".join(missed)])
+    return markdown(["benchmark", "met", "not met"], rows)
+
+
+def provenance_line(results: pd.DataFrame) -> str:
+    """Where, from which commits and when the results were measured."""
+    measured = results[PROVENANCE].drop_duplicates().itertuples(index=False)
+    return "Measured on " + "; ".join(f"{machine}, commit {commit}, {date}" for machine, commit, date in measured) + "."
+
+
+def format_time(seconds: float) -> str:
+    """Three digits in milliseconds below a second, else a decimal in seconds."""
+    return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds:,.1f} s"
+
+
+def format_ratio(ratio: float, bound: object) -> str:
+    """A speed-up, or with an upper bound the time relative to the baseline's."""
+    number = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+    return f"{number}× its time" if bound in ("at_most", "seconds_at_most") else f"{number}× as fast"
+
+
+def format_target(target: float, bound: object) -> str:
+    """A bound of the ratio or of the time; empty where there is none."""
+    formats = {"at_least": "≥ {:,g}×", "at_most": "≤ {:,g}×", "seconds_at_most": "≤ {:,g} s"}
+    return formats[bound].format(target) if isinstance(bound, str) else ""
+
+
+def format_memory(count: float) -> str:
+    """Megabytes; empty where not measured."""
+    return "" if pd.isna(count) else f"{count / 1e6:,.0f} MB"
