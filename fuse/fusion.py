@@ -15,7 +15,8 @@ from fuse.config import FusionConfig
 from fuse.defaults import IOU_THRESHOLD
 from fuse.ops.nms import NMSResult, class_nms
 from fuse.scores import (
-    FUSION_MODES,
+    COMBINATIONS,
+    IMAGE_MODES,
     UNCALIBRATED_MODES,
     fuse_scores,
     mask_empty_boxes,
@@ -66,8 +67,8 @@ class Fusion:
 
         Raises ValueError for an unknown mode, and for a mode that needs a calibrated scorer where there is none.
         """
-        if config.mode not in FUSION_MODES:
-            raise ValueError(f"mode is {config.mode!r}, expected one of {', '.join(FUSION_MODES)}")
+        if config.mode not in (modes := (*COMBINATIONS, *IMAGE_MODES)):
+            raise ValueError(f"mode is {config.mode!r}, expected one of {', '.join(modes)}")
         if calibrated is None and config.mode not in UNCALIBRATED_MODES:
             raise ValueError(f"mode is {config.mode!r}, which needs a calibrated scorer")
         mask = tail_classes(np.asarray(instance_counts), config.tail)

@@ -5,6 +5,7 @@ Letters in shapes: `R` RoIs, `K` classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,8 @@ FusionMode = Literal[ScoreMode, "det", "props-gt"]
 """How `fuse.detect` combines two classifiers; see `fuse.config.FusionConfig`."""
 SCORE_MODES: tuple[str, ...] = get_args(ScoreMode)
 FUSION_MODES: tuple[str, ...] = get_args(FusionMode)
+IMAGE_MODES = ("det", "props-gt")
+"""Modes that are no combination of scores: `fuse.fusion` implements them."""
 UNCALIBRATED_MODES = ("original", "props-gt")
 """Modes that need no calibrated classifier."""
 
@@ -62,20 +65,62 @@ def fuse_scores(
     original, calibrated = (np.ascontiguousarray(scores, np.float32) for scores in (original, calibrated))
     tail_mask = np.asarray(tail_mask)
     _check_arguments(original, calibrated, tail_mask, mode)
-    if mode in ("original", "calibrated"):
-        return (original if mode == "original" else calibrated).copy()
-    if mode == "avg":
-        fused = original + calibrated
-        fused /= 2
-        fused[:, -1] = original[:, -1]
-        return fused
+    return COMBINATIONS[mode](original, calibrated, tail_mask, cat_threshold, cat_scale)
+
+
+def _original(original: np.ndarray, *_: object) -> np.ndarray:
+    return original.copy()
+
+
+def _calibrated(original: np.ndarray, calibrated: np.ndarray, *_: object) -> np.ndarray:
+    return calibrated.copy()
+
+
+def _avg(original: np.ndarray, calibrated: np.ndarray, *_: object) -> np.ndarray:
+    fused = original + calibrated
+    fused /= 2
+    fused[:, -1] = original[:, -1]
+    return fused
+
+
+def _cat(original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, *_: object) -> np.ndarray:
+    return _replace_tail(original, calibrated, tail_mask)
+
+
+def _cat_thr(
+    original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, threshold: float, _: object
+) -> np.ndarray:
+    return _replace_tail(original, calibrated, tail_mask, threshold=threshold)
+
+
+def _cat_scale(
+    original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, _: object, scale: float | None
+) -> np.ndarray:
+    scale = background_ratio(original, calibrated) if scale is None else scale
+    return _replace_tail(original, calibrated, tail_mask, scale=scale)
+
+
+COMBINATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "original": _original,
+    "calibrated": _calibrated,
+    "avg": _avg,
+    "cat": _cat,
+    "cat-thr": _cat_thr,
+    "cat-scale": _cat_scale,
+}
+"""Mode → (original, calibrated, tail_mask, cat_threshold, cat_scale) → scores (R, K+1), a new array."""
+
+
+def _replace_tail(
+    original: np.ndarray,
+    calibrated: np.ndarray,
+    tail_mask: np.ndarray,
+    threshold: float = -np.inf,
+    scale: float = 1.0,
+) -> np.ndarray:
     # Importing the kernel takes a second; the command line needs the modes' names only.
     from fuse.ops.score_kernels import replace_columns
 
-    threshold = cat_threshold if mode == "cat-thr" else -np.inf
-    scale = 1.0
-    if mode == "cat-scale":
-        scale = background_ratio(original, calibrated) if cat_scale is None else cat_scale
     return replace_columns(original, calibrated, tail_mask, np.float32(threshold), np.float32(scale))
 
 
@@ -131,8 +176,8 @@ def oracle_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _check_arguments(original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, mode: str) -> None:
-    if mode not in SCORE_MODES:
-        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(SCORE_MODES)}")
+    if mode not in COMBINATIONS:
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(COMBINATIONS)}")
     if original.ndim != 2 or original.shape != calibrated.shape:
         raise ValueError(f"scores have shapes {original.shape} and {calibrated.shape}, expected (R, K+1) twice")
     if tail_mask.dtype != bool or tail_mask.shape != (original.shape[1] - 1,):

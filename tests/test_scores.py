@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.data.bins import BINS, bin_counts, bin_index, bin_names, edges
-from fuse.scores import FUSION_MODES, SCORE_MODES, background_ratio, fuse_scores, oracle_scores, tail_classes
+from fuse.scores import (
+    COMBINATIONS,
+    FUSION_MODES,
+    IMAGE_MODES,
+    SCORE_MODES,
+    background_ratio,
+    fuse_scores,
+    oracle_scores,
+    tail_classes,
+)
 from tests.equivalents import EQUIVALENTS
 
 REPLACE = EQUIVALENTS["replace_columns"]
@@ -137,7 +146,7 @@ def test_inner_edges_get_their_ends():
 
 
 def test_fusion_modes_are_those_of_scores_and_two_more():
-    assert FUSION_MODES == (*SCORE_MODES, "det", "props-gt")
+    assert (*COMBINATIONS,) == SCORE_MODES and FUSION_MODES == (*SCORE_MODES, *IMAGE_MODES)
 
 
 def test_table_1_of_the_paper():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import calib
 import fuse
 from extract.cache.reader import open_cache
 from fuse.__main__ import main
@@ -101,14 +102,49 @@ def test_the_same_command_again_and_another_one(arguments, tmp_path, capsys):
     assert (out / "detections.json").read_bytes() == first
     assert main([*arguments, "--out", str(out), "--tail", "10"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "tail 100 → 10" in error and "--overwrite" in error
+    assert error.startswith("error: ") and "tail ('100' there, '10' now)" in error and "--overwrite" in error
     assert main([*arguments, "--out", str(out), "--tail", "10", "--overwrite"]) == 0
 
 
 def test_fixed_ap(arguments, tmp_path, capsys):
-    assert main([*arguments, "--out", str(tmp_path / "o"), "--fixed"]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "o"), "--fixed-ap"]) == 0
     assert "fixed AP" in capsys.readouterr().out
     assert len(Detections.from_json(tmp_path / "o" / "detections.json")) > 0
+
+
+def test_a_method_is_given_by_name_with_its_hyperparameters(files, tmp_path):
+    _, annotation_file, url, _ = files
+    command = ["--annotations", str(annotation_file), "--cache", str(url), "--method", "norcal", "--gamma", "0.6"]
+    assert main([*command, "--mode", "calibrated", "--out", str(tmp_path / "o")]) == 0
+    cache = open_cache(url)
+    expected = fuse.detect(cache, calib.posthoc.NorCal(gamma=0.6).fit(cache), mode="calibrated")
+    found = Detections.from_json(tmp_path / "o" / "detections.json")
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.category_ids, expected.category_ids)
+    assert main(["sweep", *command, "--out", str(tmp_path / "sweep")]) == 0
+    rows = pd.read_csv(tmp_path / "sweep" / "metrics.csv", index_col=["iou_type", "row"]).loc["segm"].index
+    assert "rhead-cat" in rows
+    train = tiny_cache(tmp_path / "train.zarr", annotations(), split="train")
+    command[4:] = ["--method", "logn", "--fit-cache", train.url]
+    assert main([*command, "--out", str(tmp_path / "logn")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("--method norcal --tau 1", 1, "tau is 1.0: method norcal has no tau"),
+        ("--method dog", 1, "method is 'dog', expected one of norcal"),
+        ("--method norcal --head head", 2, "give one of them"),
+        ("--gamma 0.6", 2, "gamma is given without --method"),
+        ("--method norcal --fit-cache other.zarr", 1, "detector name is 'another'"),
+    ],
+)
+def test_methods_that_cannot_be_used_are_refused(files, tmp_path, capsys, monkeypatch, options, code, message):
+    monkeypatch.chdir(tmp_path)
+    tiny_cache(tmp_path / "other.zarr", annotations(), detector="another")
+    command = ["--annotations", str(files[1]), "--cache", str(files[2]), *options.split()]
+    assert main([*command, "--out", "o"]) == code
+    assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "o").exists()
 
 
 def test_a_cache_of_fewer_images_says_so(files, tmp_path, capsys):

@@ -46,6 +46,7 @@ class Config(CacheConfig):
 
     Example: python -m fuse --cache val.zarr --head head --annotations val.json --out runs/cat --mode cat
         --tail 100
+
     Example: python -m fuse --cache val.zarr --method norcal --gamma 0.6 --annotations val.json --out runs/norcal
         --mode calibrated
 
