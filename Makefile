@@ -16,7 +16,7 @@ SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
 EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
 NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables live bench test test-slow lint
+.PHONY: demo tables live bench test test-slow lint docs
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
@@ -62,6 +62,13 @@ test-slow: $(VENV)/frameworks
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The API reference: public names, and the interfaces of docs/extending.md. pdoc warns of annotations that a dataclass
+# inherits from another module, and shows them as they are written.
+API = extract extract.detectors.base calib calib.scoring calib.head_types fuse fuse.scores
+docs: $(VENV)/dev
+	$(BIN)/python -W error -W "ignore:Error parsing type annotation" -m pdoc --docformat google \
+	    --output-directory build/api $(API)
 
 # detectron2 is not on PyPI. Its tests run against a pure-Python wheel of a fork, which is made for no Python in
 # particular but declares an old one; mmdetection's against the edition of mmcv that has no compiled operators.
