@@ -1,4 +1,4 @@
-"""`python -m calib`, also installed as `tailcal-train`: the package's one job, training a head."""
+"""Command line `python -m calib`, installed as `tailcal-train`: trains a head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAIN = cli.Command(Config, "calib.train:main")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line, with or without the word `train` before the flags; returns the exit code."""
+    """Runs the command line, with or without `train` before the flags; returns the exit code."""
     return cli.run("python -m calib", {"": TRAIN, "train": TRAIN}, argv)
 
 

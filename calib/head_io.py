@@ -1,4 +1,4 @@
-"""Heads on disk: a folder with `head.safetensors` (weights) and `config.json` (what they are made for)."""
+"""Heads on disk: a folder with `head.safetensors` (weights) and `config.json` (the description, `HeadInfo`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INFO_FILE = "config.json"
 
 
 def save_head(head: Head, path: str | Path) -> None:
-    """Writes the folder of a head. `config.json` comes last: it marks the head as complete."""
+    """Writes the folder of a head. `config.json` is written last: it marks the head as complete."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     (path / INFO_FILE).unlink(missing_ok=True)
@@ -32,7 +32,7 @@ def save_head(head: Head, path: str | Path) -> None:
 
 
 def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
-    """The head that `save_head` or `python -m calib.train` left in a folder.
+    """Loads the head that `save_head` or `python -m calib.train` wrote to a folder.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
@@ -57,7 +57,7 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
 
 
 def load_info(path: str | Path) -> HeadInfo:
-    """The checked `config.json` of a head's folder. Raises FileNotFoundError or ValueError."""
+    """Reads and checks the `config.json` of a head's folder. Raises FileNotFoundError or ValueError."""
     file = Path(path) / INFO_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no finished head there; calib.train makes one, and finishes one it began")

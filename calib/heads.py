@@ -1,14 +1,12 @@
-"""Calibrated heads: one small network per stage on cached features.
+"""Calibrated heads: one multilayer perceptron per stage, on cached features; `calib.head_types` builds new ones.
 
-A head is a chain of fully connected layers with ReLU between them; the kinds differ in where the layers
-come from. Letters in shapes: `R` RoIs, `S` stages, `K` classes, `D` axes of a feature.
+Letters in shapes: `R` RoIs, `S` stages, `K` classes, `D` axes of a feature.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calib.config import HEAD_TYPES
-from calib.scoring import Level, check_average, stage_scores
+from calib.scoring import Average, Level, check_average, stage_scores
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -28,23 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """What a head is made for; stored beside its weights.
+    """Description of a head, stored beside its weights.
 
     Attributes:
-        kind: one of `calib.config.HEAD_TYPES`.
-        level: level of the features it takes, "pooled" or "embedding".
-        feature_shape: one RoI's features, (C, 7, 7) or (C,).
-        widths: sizes of the layers, from the flattened feature to K+1.
-        frozen_layers: how many layers at the bottom are the detector's own and not trained.
-        category_ids: the annotation file's ids of classes 0…K-1.
-        names: of these classes.
+        kind: head type, one of `calib.config.HEAD_TYPES`.
+        level: feature level of its input, "pooled" or "embedding".
+        feature_shape: shape of one RoI's features, (C, 7, 7) or (C,).
+        widths: layer sizes, from the flattened feature to K+1.
+        frozen_layers: number of layers at the bottom that are the detector's own and not trained.
+        category_ids: category ids of the classes 0…K-1 in the annotation file.
+        names: names of these classes.
         instance_counts: training instances of these classes; they decide which columns a fusion replaces.
         stages: matching IoU of each stage.
-        stage_average: what is averaged over the stages, "scores" or "logits".
-        detector: name of the detector that made the features.
-        weights_sha256: of that detector's weights; empty where it is not known.
-        cache_fingerprint: fingerprint of the cache it was trained on.
-        config: the training's configuration.
+        stage_average: what is averaged over stages, "scores" or "logits".
+        detector: name of the detector that the features come from.
+        weights_sha256: sha256 of that detector's weights; empty if unknown.
+        cache_fingerprint: fingerprint of the cache that the head was trained on.
+        config: configuration of the training.
     """
 
     kind: str
@@ -56,7 +53,7 @@ class HeadInfo:
     names: tuple[str, ...]
     instance_counts: tuple[int, ...]
     stages: tuple[float, ...]
-    stage_average: str = "scores"
+    stage_average: Average = "scores"
     detector: str = ""
     weights_sha256: str = ""
     cache_fingerprint: str = ""
@@ -67,8 +64,8 @@ class Head(nn.Module):
     """One network per stage; a scorer.
 
     Attributes:
-        info: what it is made for.
-        name: its kind, as a scorer's name.
+        info: description of the head.
+        name: head type, the scorer's name.
         stages: ModuleList of S Sequentials of Linear and ReLU.
     """
 
@@ -76,9 +73,9 @@ class Head(nn.Module):
         super().__init__()
         self.info = info
         self.name = info.kind
-        self.stages = nn.ModuleList(_mlp(info.widths) for _ in info.stages)
+        self.stages = nn.ModuleList(_build_mlp(info.widths) for _ in info.stages)
         for stage in self.stages:
-            for layer in _linears(stage)[: info.frozen_layers]:
+            for layer in linear_layers(stage)[: info.frozen_layers]:
                 layer.requires_grad_(False)
 
     @property
@@ -97,70 +94,57 @@ class Head(nn.Module):
         return self.info.instance_counts
 
     def averaged(self, average: str) -> Head:
-        """The same networks with their stages averaged otherwise, "scores" or "logits"."""
+        """Returns a head with the same networks that averages its stages by "scores" or "logits"."""
         other = copy.copy(self)
         other.info = replace(self.info, stage_average=check_average(average))
         return other
 
     def forward(self, features: torch.Tensor, stage: int = 0) -> torch.Tensor:
-        """Logits (n, K+1) of float32 features (n, *D) or (n, prod(D)) of one stage."""
+        """Returns logits (n, K+1) of one stage from float32 features (n, *D) or (n, prod(D))."""
         return self.stages[stage](features.flatten(1))
 
     @torch.inference_mode()
     def logits(self, rois: RoIs) -> np.ndarray:
-        """(R, S, K+1) float32. Raises ValueError for features of another level or shape."""
-        every = self._checked_features(rois)
+        """Returns (R, S, K+1) float32 logits. Raises ValueError for features of another level or shape."""
+        all_features = self._checked_features(rois)
         device = next(self.parameters()).device
         logits = np.empty((len(rois), len(self.stages), self.num_classes + 1), np.float32)
         for stage in range(len(self.stages)):
-            features = torch.as_tensor(every[:, stage]).to(device).float()
+            features = torch.as_tensor(all_features[:, stage]).to(device).float()
             logits[:, stage] = self(features, stage).float().cpu().numpy()
         return logits
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """(R, K+1) float32 class scores, background last; rows sum to 1. Raises as `logits` does."""
+        """Returns (R, K+1) float32 class scores; rows sum to 1. Raises as `logits` does."""
         return stage_scores(self.logits(rois), self.info.stage_average)
 
     def check_cache(self, cache: RoICache) -> None:
         """Raises ValueError, naming the field, if the head cannot score this cache."""
-        feature_shape = tuple(cache.fields.get("features", (0,))[1:])
-        self._check_origin(cache.url, cache.detector)
-        for name, own, other in (
-            ("level", self.info.level, cache.level),
-            ("feature shape", self.info.feature_shape, feature_shape),
-            ("stages", self.info.stages, tuple(cache.stages)),
-            ("number of classes", self.num_classes, cache.num_classes),
-            ("category ids", self.info.category_ids, tuple(cache.classes["category_id"].tolist())),
-        ):
-            if own != other:
-                raise ValueError(f"{cache.url}: {name} {_short(other)}, the head was trained for {_short(own)}")
-        for index, (own, other) in enumerate(zip(self.info.instance_counts, _instance_counts(cache), strict=True)):
+        url, info = cache.url, self.info
+        self._check_origin(url, cache.detector)
+        _check_same(url, "level", info.level, cache.level)
+        _check_same(url, "feature shape", info.feature_shape, tuple(cache.fields.get("features", (0,))[1:]))
+        _check_same(url, "stages", info.stages, tuple(cache.stages))
+        _check_same(url, "number of classes", self.num_classes, cache.num_classes)
+        _check_same(url, "category ids", info.category_ids, tuple(cache.classes["category_id"].tolist()))
+        for index, (own, other) in enumerate(zip(info.instance_counts, instance_counts_of(cache), strict=True)):
             if own != other:
                 raise ValueError(
-                    f"{cache.url}: class {cache.classes['name'][index]} has {other} training instances, "
-                    f"the head was trained with {own}; extract the cache with the train file's counts "
-                    "(--train-annotations)"
+                    f"{url}: class {cache.classes['name'][index]} has {other} training instances, the head was "
+                    f"trained with {own}; extract the cache with the train file's counts (--train-annotations)"
                 )
 
     def check_detector(self, detector: Detector) -> None:
         """Raises ValueError, naming the field, if the head was trained for another detector."""
         name = f"detector {detector.description['name']}"
         self._check_origin(name, detector.description)
-        for part, own, other in (
-            ("stages", self.info.stages, tuple(detector.stages)),
-            ("number of classes", self.num_classes, detector.num_classes),
-        ):
-            if own != other:
-                raise ValueError(f"{name}: {part} {_short(other)}, the head was trained for {_short(own)}")
+        _check_same(name, "stages", self.info.stages, tuple(detector.stages))
+        _check_same(name, "number of classes", self.num_classes, detector.num_classes)
 
     def _check_origin(self, source: str, description: Mapping[str, object]) -> None:
-        for part, own, key in (
-            ("detector", self.info.detector, "name"),
-            ("detector weights", self.info.weights_sha256, "weights_sha256"),
-        ):
-            other = str(description.get(key, ""))
-            if own != other:
-                raise ValueError(f"{source}: {part} {_short(other)}, the head was trained for {_short(own)}")
+        _check_same(source, "detector", self.info.detector, str(description.get("name", "")))
+        sha256 = str(description.get("weights_sha256", ""))
+        _check_same(source, "detector weights", self.info.weights_sha256, sha256)
 
     def _checked_features(self, rois: RoIs) -> np.ndarray | torch.Tensor:
         expected = (len(self.stages), *self.info.feature_shape)
@@ -173,108 +157,27 @@ class Head(nn.Module):
         return rois.features
 
 
-class Stages(nn.Module):
-    """All networks of a head in one call, which is what DistributedDataParallel takes a step for."""
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Logits (n, K+1) of every stage's float32 features (n, prod(D))."""
-        return [self.head(inputs, stage) for stage, inputs in enumerate(features)]
+def linear_layers(stage: nn.Module) -> list[nn.Linear]:
+    """Returns the fully connected layers of one stage's network, in order."""
+    return [layer for layer in stage.children() if isinstance(layer, nn.Linear)]
 
 
-def build_head(cache: RoICache, kind: str, hidden: int, seed: int, config: dict[str, Any]) -> Head:
-    """An untrained head for the features of a cache.
-
-    `linear` puts a new classifier on the detector's own embedding; on a cache of level "pooled" the
-    detector's fully connected layers come along, frozen. `2fc_rand` and `3fc_rand` are new altogether.
-    `3fc_ft` begins as the detector's own layers, classifier included. New hidden layers are initialised as
-    in Glorot and Bengio (2010), new classifiers from a normal distribution of deviation 0.01, biases 0.
-
-    Raises:
-        ValueError: the cache's level does not suit the kind, or it lacks the detector's layers.
-    """
-    if kind not in HEAD_TYPES:
-        raise ValueError(f"head_type is {kind!r}, expected one of {', '.join(HEAD_TYPES)}")
-    if cache.level == "logits" or (cache.level == "embedding" and kind != "linear"):
-        needed = "'pooled' or 'embedding'" if kind == "linear" else "'pooled'"
-        raise ValueError(
-            f"{cache.url}: head {kind!r} needs features of level {needed}, the cache has {cache.level!r}"
-            + ("; --head-type linear supports it" if cache.level == "embedding" else "")
-        )
-    own = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
-    keep = {"3fc_ft": None, "linear": -1 if cache.level == "pooled" else 0}.get(kind, 0)
-    kept = [layers[:keep] for layers in own]
-    if keep != 0 and not all(own):
-        raise ValueError(
-            f"{cache.url}: head {kind!r} needs the detector's own layers, which the cache lacks; "
-            "2fc_rand and 3fc_rand do without"
-        )
-    feature_shape = tuple(cache.fields["features"][1:])
-    widths = (math.prod(feature_shape), *(len(bias) for _, bias in kept[0]))
-    if kind != "3fc_ft":
-        new_hidden = {"linear": (), "2fc_rand": (hidden,), "3fc_rand": (hidden, hidden)}[kind]
-        widths = (*widths, *new_hidden, cache.num_classes + 1)
-    if widths[-1] != cache.num_classes + 1:
-        raise ValueError(f"{cache.url}: its classifier has {widths[-1]} outputs, {cache.num_classes + 1} needed")
-    info = HeadInfo(
-        kind=kind,
-        level=cache.level,
-        feature_shape=feature_shape,
-        widths=widths,
-        frozen_layers=len(kept[0]) if kind == "linear" else 0,
-        category_ids=tuple(cache.classes["category_id"].tolist()),
-        names=tuple(cache.classes["name"].tolist()),
-        instance_counts=_instance_counts(cache),
-        stages=tuple(cache.stages),
-        stage_average=check_average(cache.detector.get("stage_average", "scores")),
-        detector=str(cache.detector.get("name", "")),
-        weights_sha256=str(cache.detector.get("weights_sha256", "")),
-        cache_fingerprint=cache.fingerprint,
-        config=config,
-    )
-    head = Head(info)
-    generator = torch.Generator().manual_seed(seed)
-    for stage, layers in enumerate(kept):
-        _initialise(_linears(head.stages[stage]), layers, generator, f"{cache.url}: detector/stage_{stage}")
-    return head
-
-
-def _instance_counts(cache: RoICache) -> tuple[int, ...]:
+def instance_counts_of(cache: RoICache) -> tuple[int, ...]:
+    """Returns the training instances of a cache's classes 0…K-1."""
     return tuple(cache.classes["instance_count"].tolist())
 
 
-def _mlp(widths: tuple[int, ...]) -> nn.Sequential:
-    # Skips torch's own initialisation: it would draw from the global generator and be overwritten anyway.
+def _build_mlp(widths: Sequence[int]) -> nn.Sequential:
+    # skip_init: torch's own initialisation would draw from the global generator and be overwritten anyway.
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.utils.skip_init(nn.Linear, inputs, outputs), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])
 
 
-def _linears(stage: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in stage.children() if isinstance(layer, nn.Linear)]
-
-
-@torch.no_grad()
-def _initialise(linears: list[nn.Linear], own: list, generator: torch.Generator, source: str) -> None:
-    """The detector's own layers first, as far as they go, then new ones."""
-    for depth, layer in enumerate(linears):
-        if depth < len(own):
-            for name, values in zip(("weight", "bias"), own[depth], strict=True):
-                parameter = getattr(layer, name)
-                if parameter.shape != values.shape:
-                    expected = tuple(parameter.shape)
-                    raise ValueError(f"{source}/{name}_{depth} is {values.shape}, expected {expected}")
-                parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
-        else:
-            layer.bias.zero_()
-            if layer is linears[-1]:
-                layer.weight.normal_(std=0.01, generator=generator)
-            else:
-                nn.init.xavier_uniform_(layer.weight, generator=generator)
+def _check_same(source: str, field: str, expected: object, found: object) -> None:
+    if found != expected:
+        raise ValueError(f"{source}: {field} {_short(found)}, the head was trained for {_short(expected)}")
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The steps' RoIs with their features, in order, made ready ahead where that does not take the trainer's own cores."""
+"""The batches of all steps, in order, loaded ahead by threads where that takes no core from training."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from calib.features import Features
 from calib.sampler import BiLevelSampler
 from extract.utils.prefetch import prefetch
 
-AHEAD = 4
-"""Steps ready or being read, besides the one that is trained on."""
+PREFETCH_STEPS = 4
+"""Steps that are loaded or being loaded besides the one that is trained on."""
 THREADS = 2
 
 
 class Batch(NamedTuple):
-    """One stage of one step, as far as it is this process's.
+    """This process's RoIs of one stage of one step.
 
     Attributes:
         inputs: (n, prod(D)) float32 on the device, valid until the next step.
         targets: (n,) int64 on the device.
-        num_rois: RoIs of the stage in all processes together.
+        num_rois: RoIs of the stage in all processes.
     """
 
     inputs: torch.Tensor
@@ -30,19 +30,28 @@ class Batch(NamedTuple):
     num_rois: int
 
 
-def batches(sampler: BiLevelSampler, features: Features, stages: int, steps: range) -> Iterator[list[Batch]]:
-    """Every step's batches, one a stage. Closing the iterator, or an error in it, ends the threads that read ahead."""
+class _Loaded(NamedTuple):
+    """One step per stage: features (n, prod(D)) float16, targets (n,) int64, and the RoIs in all processes."""
 
-    # A step is read for itself, in the order of images: class by class was no faster. Four steps at once were read by
-    # one thread up to a third faster, on a small cache whose images they share, but hold four times the memory.
-    def load(index: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[int]]:
+    halves: list[torch.Tensor]
+    targets: list[torch.Tensor]
+    num_rois: list[int]
+
+
+def batches(sampler: BiLevelSampler, features: Features, stages: int, steps: range) -> Iterator[list[Batch]]:
+    """Yields one batch per stage for every step. Closing the iterator, or an error in it, ends its threads."""
+
+    # Each step is read on its own, with its rows in image order; reading class by class was no faster. Reading four
+    # steps at once was up to a third faster with one thread, on a small cache whose steps share images, but takes four
+    # times the memory.
+    def load(index: int) -> _Loaded:
         drawn = [sampler.step(index, stage) for stage in range(stages)]
         own = [features.is_own(step.rows) for step in drawn]
         halves = features.fetch([step.rows[mask] for step, mask in zip(drawn, own, strict=True)])
         labels = [torch.from_numpy(step.labels[mask]).long() for step, mask in zip(drawn, own, strict=True)]
-        return halves, [features.send(values) for values in labels], [len(step.rows) for step in drawn]
+        return _Loaded(halves, [features.send(values) for values in labels], [len(step.rows) for step in drawn])
 
-    # From the CPU's memory there is nothing to wait for: a thread would only take a core from the matrix products.
-    loaded = map(load, steps) if features.immediate else prefetch(load, steps, threads=THREADS, depth=AHEAD)
-    for halves, targets, counts in loaded:
-        yield [Batch(*parts) for parts in zip(features.widen(halves), targets, counts, strict=True)]
+    # Features in the CPU's memory need no waiting: a thread would only take a core from the matrix products.
+    loaded = map(load, steps) if features.immediate else prefetch(load, steps, threads=THREADS, depth=PREFETCH_STEPS)
+    for step in loaded:
+        yield [Batch(*parts) for parts in zip(features.widen(step.halves), step.targets, step.num_rois, strict=True)]

@@ -1,9 +1,11 @@
-"""What a training run reports: JSON lines, TensorBoard where it is installed, and sums over a few steps."""
+"""Metrics of a training run: averages over a few steps, written as JSON lines and to TensorBoard if installed."""
 
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import msgspec
 import torch
@@ -11,23 +13,53 @@ import torch
 from extract.utils.distributed import all_reduce_sum, world_size
 from extract.utils.files import write_bytes
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
+class Record(NamedTuple):
+    """Averages over the steps since the last record, over all processes.
+
+    Attributes:
+        step: number of steps done.
+        lr: learning rate of the next step.
+        loss: mean loss over steps and stages.
+        fg_accuracy: accuracy on foreground RoIs.
+        bg_accuracy: accuracy on background RoIs.
+        rois_per_s: RoIs trained on per second.
+    """
+
+    step: int
+    lr: float
+    loss: float
+    fg_accuracy: float
+    bg_accuracy: float
+    rois_per_s: float
+
+    def summary(self) -> str:
+        """Returns one line for the progress bar."""
+        return (
+            f"loss {self.loss:.3f}, fg {self.fg_accuracy:.1%}, bg {self.bg_accuracy:.1%}, {self.rois_per_s:,.0f} RoIs/s"
+        )
+
+
 class Tally:
-    """Sums of loss and correct RoIs, kept on the device so that no step waits for the others."""
+    """Sums loss and correct RoIs on the device, so that no step waits for a copy to the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
         self._losses = 0
+        self._since = time.perf_counter()
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Takes one stage of one step: its mean loss, logits (n, K+1) and labels (n,).
+        """Adds one stage of one step: its mean loss, logits (n, K+1) and labels (n,).
 
-        Of several processes each gives its RoIs, and a loss whose mean over the processes is that of the step.
+        Under torchrun each process adds its own RoIs, and a loss whose mean over processes is that of the step.
         """
         foreground = labels < logits.shape[1] - 1
         correct = logits.argmax(1) == labels
@@ -35,27 +67,30 @@ class Tally:
         self._sums += torch.stack([part.detach().to(torch.float64) for part in parts])
         self._losses += 1
 
-    def take(self) -> dict[str, float]:
-        """Mean loss, accuracies of foreground and background, and the number of RoIs, of all processes together;
-        starts over at zero."""
-        loss, foreground, right, background, all_right = all_reduce_sum(self._sums).tolist()
-        values = {
-            "loss": loss / max(self._losses, 1) / world_size(),
-            "fg_accuracy": right / max(foreground, 1),
-            "bg_accuracy": (all_right - right) / max(background, 1),
-            "rois": foreground + background,
-        }
+    def take(self, step: int, lr: float) -> Record:
+        """Returns the record of what was added since the last call, and resets the sums. All processes call it."""
+        loss, foreground, correct_foreground, background, correct = all_reduce_sum(self._sums).tolist()
+        now = time.perf_counter()
+        record = Record(
+            step=step,
+            lr=lr,
+            loss=loss / max(self._losses, 1) / world_size(),
+            fg_accuracy=correct_foreground / max(foreground, 1),
+            bg_accuracy=(correct - correct_foreground) / max(background, 1),
+            rois_per_s=(foreground + background) / (now - self._since),
+        )
         self._sums.zero_()
-        self._losses = 0
-        return values
+        self._losses, self._since = 0, now
+        return record
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl` and to TensorBoard. An empty folder name keeps nothing."""
+    """Appends records to `metrics.jsonl` and to TensorBoard. With an empty folder name it writes nothing."""
 
     def __init__(self, out: str, step: int) -> None:
-        """Drops records after `step`, which a resumed run makes again."""
-        self._file = self._board = None
+        """Removes records after `step`, which a resumed run repeats."""
+        self._file: BinaryIO | None = None
+        self._board: SummaryWriter | None = None
         if not out:
             return
         path = Path(out) / METRICS_FILE
@@ -69,16 +104,18 @@ class MetricsLog:
         else:
             self._board = SummaryWriter(str(Path(out) / TENSORBOARD_FOLDER), purge_step=step + 1)
 
-    def write(self, record: dict[str, float]) -> None:
-        """Stores one record; its "step" is the number of steps done."""
+    def write(self, record: Record) -> None:
+        """Appends one record."""
+        values = record._asdict()
         if self._file is not None:
-            self._file.write(msgspec.json.encode(record) + b"\n")
+            self._file.write(msgspec.json.encode(values) + b"\n")
         if self._board is not None:
-            for name in record.keys() - {"step"}:
-                self._board.add_scalar(name, record[name], record["step"])
+            step = values.pop("step")
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes and closes what is open."""
+        """Closes the file and the TensorBoard writer."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -86,7 +123,7 @@ class MetricsLog:
 
 
 def is_metrics_file(path: Path) -> bool:
-    """Whether a file of this name was begun by a `MetricsLog`; it may still be empty."""
+    """Returns whether the file was written by a `MetricsLog`; it may be empty."""
     if not path.is_file():
         return False
     content = path.read_bytes()
@@ -94,7 +131,7 @@ def is_metrics_file(path: Path) -> bool:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a record; infinite for a line that an interruption cut short."""
+    """Returns the step of a record; infinity for an incomplete line."""
     try:
         return msgspec.json.decode(line, type=dict)["step"]
     except (msgspec.MsgspecError, KeyError):

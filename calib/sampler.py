@@ -1,11 +1,8 @@
-"""Bi-level sampling: classes first, then images of each class, then the RoIs to learn from.
+"""Bi-level sampling: classes first, then images of each class, then RoIs of these images.
 
-Source: Wang et al., "Classification Calibration for Long-tail Instance Segmentation" (2019): classes
-uniformly, one image per class, only the sampled class's RoIs of that image. The paper is silent on
-background: as many background RoIs as foreground ones, of IoU in [0.1, 0.5), is what the authors' released
-code draws.
-
-Everything is planned on flat arrays: class → (class, image) pairs → rows, and image → background rows.
+Source: Wang et al., "Classification Calibration for Long-tail Instance Segmentation" (2019): uniform classes, one image
+per class, only the sampled class's RoIs of that image. The paper does not describe how background is sampled. As in
+the authors' released code, a step has as many background RoIs as foreground ones, with IoU in [0.1, 0.5).
 """
 
 from __future__ import annotations
@@ -29,8 +26,8 @@ class Step(NamedTuple):
     """The RoIs of one training step.
 
     Attributes:
-        rows: (n,) int64 packed rows of the cache, foreground first; no row twice.
-        labels: (n,) int32, the cache's own labels of exactly these rows: 0…K-1 foreground, K background.
+        rows: (n,) int64 packed rows of the cache, distinct, foreground first.
+        labels: (n,) int32 labels of these rows in the cache: 0…K-1 foreground, K background.
     """
 
     rows: np.ndarray
@@ -38,34 +35,34 @@ class Step(NamedTuple):
 
 
 class BiLevelSampler:
-    """Class-balanced training steps over a RoI cache.
+    """Samples class-balanced training steps from a RoI cache.
 
-    A step draws `classes_per_step` classes (or all there are) uniformly, without replacement, among those
-    that have foreground RoIs, and for each of them `images_per_class` of its images. It keeps the
-    foreground RoIs of the image's sampled class, ground-truth boxes included, and as many background RoIs,
-    drawn from all of the step's images together. An image drawn for two classes gives the RoIs of both.
+    A step draws `classes_per_step` classes (or all, if there are fewer) uniformly without replacement among the classes
+    with foreground RoIs, and `images_per_class` images for each. It takes the image's foreground RoIs of the sampled
+    class, ground-truth boxes included, and as many background RoIs, drawn from all images of the step together. An
+    image drawn for two classes gives the RoIs of both.
 
-    Background of a stage are the RoIs labelled so there whose largest IoU with a ground-truth box is in
-    [0.1, m), m being the stage's matching IoU: 0.5 for a single stage, up to 0.7 in a cascade, whose last
+    The background of a stage are RoIs labelled as background in that stage whose largest IoU with a ground-truth box
+    is in [0.1, m), where m is the stage's matching IoU: 0.5 for a single stage, up to 0.7 in a cascade, whose last
     stage must learn to reject a RoI of IoU 0.6.
 
-    LVIS annotates only some classes of an image. As in the paper, background is nevertheless whatever no
-    annotated object overlaps by the matching IoU, also where it may show an object that nobody annotated.
-    Extraction can label doubtful background as unknown (-1, see docs/format.md); such RoIs are never drawn.
+    LVIS annotates only some classes of an image. As in the paper, RoIs without an annotated object are background
+    nevertheless, although they may show an object that is not annotated. Extraction can label such RoIs as ignore (-1,
+    see docs/format.md); these are never drawn.
 
-    Step `i` is a function of the cache, the parameters and `i` alone. Stages share the draws of classes and
-    images as long as the same classes have foreground there, which ground-truth boxes see to.
+    Step `i` is a function of the cache, the parameters and `i` alone. All stages draw the same classes and images,
+    because ground-truth boxes are foreground in every stage.
 
     Attributes:
-        missing_classes: (m,) int64, ascending: classes without foreground RoIs in some stage, never drawn
-        there.
+        missing_classes: (m,) int64, ascending: classes without foreground RoIs in some stage, where they are never
+            drawn.
     """
 
     def __init__(self, cache: RoICache, classes_per_step: int = 16, images_per_class: int = 1, seed: int = 0) -> None:
         """Reads the cache's labels and IoUs.
 
         Raises:
-            ValueError: a count below 1, a label outside -1…K, or a stage without any foreground RoI.
+            ValueError: a parameter below 1, a label outside -1…K, or a stage without foreground RoIs.
         """
         for name, value in (("classes_per_step", classes_per_step), ("images_per_class", images_per_class)):
             if value < 1:
@@ -87,23 +84,15 @@ class BiLevelSampler:
         present = np.stack([np.isin(np.arange(cache.num_classes), index.classes) for index in self._stages])
         self.missing_classes = np.flatnonzero(~present.all(axis=0))
         if len(self.missing_classes):
-            names = cache.classes["name"].iloc[self.missing_classes[:5]].tolist()
-            logger.warning(
-                "%s: %d of %d classes have no foreground RoIs and are never sampled: %s%s",
-                cache.url,
-                len(self.missing_classes),
-                cache.num_classes,
-                ", ".join(map(str, names)),
-                ", …" if len(self.missing_classes) > 5 else "",
-            )
+            _warn_missing(cache, self.missing_classes)
 
     def step(self, index: int, stage: int = 0) -> Step:
-        """Step number `index` (from 0) of a stage."""
+        """Returns step number `index` (from 0) of a stage."""
         rng = np.random.default_rng((self.seed, index))
         return self._stages[stage].draw(rng, self.classes_per_step, self.images_per_class)
 
     def steps(self, start: int = 0, stage: int = 0) -> Iterator[Step]:
-        """Steps `start`, `start + 1`, … of a stage, without end."""
+        """Yields steps `start`, `start + 1`, … of a stage, without end."""
         return (self.step(index, stage) for index in count(start))
 
     def __iter__(self) -> Iterator[Step]:
@@ -111,10 +100,10 @@ class BiLevelSampler:
 
 
 class _StageIndex:
-    """One stage's labels as flat arrays: class → (class, image) pairs → rows, and image → background rows.
+    """An index of one stage's labels in flat arrays: class → (class, image) pairs → rows, image → background rows.
 
     Attributes:
-        classes: (C,) the classes that have foreground RoIs, ascending.
+        classes: (C,) classes with foreground RoIs, ascending.
     """
 
     def __init__(
@@ -138,6 +127,7 @@ class _StageIndex:
         self._background_start = np.cumsum(self._background_count) - self._background_count
 
     def draw(self, rng: np.random.Generator, classes_per_step: int, images_per_class: int) -> Step:
+        """Returns one step."""
         amount = min(classes_per_step, len(self.classes))
         drawn = rng.choice(len(self.classes), amount, replace=False)
         pairs = _subsets(rng, self._pair_start[drawn], self._pair_count[drawn], images_per_class)
@@ -147,23 +137,35 @@ class _StageIndex:
         pool = _ranges(self._background_start[images], self._background_count[images])
         chosen = rng.choice(pool, min(len(foreground), len(pool)), replace=False)
         rows = np.concatenate([foreground, self._background[chosen]])
-        # Labels are looked up by row, so no order of classes or images can shift them against the rows.
+        # Labels are looked up by row, so that they cannot get out of step with the rows.
         return Step(rows, self._labels[rows])
 
 
+def _warn_missing(cache: RoICache, missing: np.ndarray) -> None:
+    names = cache.classes["name"].iloc[missing[:5]].tolist()
+    logger.warning(
+        "%s: %d of %d classes have no foreground RoIs and are never sampled: %s%s",
+        cache.url,
+        len(missing),
+        cache.num_classes,
+        ", ".join(map(str, names)),
+        ", …" if len(missing) > 5 else "",
+    )
+
+
 def _runs(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The distinct values, where each begins, and how often it occurs."""
+    """Returns distinct values, the start of each run, and its length."""
     return np.unique(ascending, return_index=True, return_counts=True)
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The concatenation of `arange(start, start + count)`."""
+    """Returns the concatenation of `arange(start, start + count)`."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)
 
 
 def _subsets(rng: np.random.Generator, starts: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
-    """A uniform subset of `size` elements (or all) of each range: Floyd's algorithm on all ranges at once."""
+    """Draws a uniform subset of `size` elements (or all) of each range, by Floyd's algorithm on all ranges at once."""
     picked = np.full((len(starts), min(size, int(counts.max()))), -1)
     for column in range(picked.shape[1]):
         last = np.maximum(counts - size, 0) + column

@@ -1,23 +1,23 @@
 """Trains new classification heads on a train cache: one head per stage, all stages in one run.
 
-    python -m calib.train --cache train.zarr --out head          # the paper's: 3fc_ft, 12,000 steps
+    python -m calib.train --cache train.zarr --out head          # as in the paper: 3fc_ft, 12,000 steps
     python -m calib.train --cache train.zarr --out head --head-type linear --steps 3000
     python -m calib.train --cache train.zarr --out head --precision bf16 --device cuda:1
-    torchrun --nproc-per-node 8 -m calib.train --cache train.zarr --out head     # the same head from 8 GPUs or machines
+    torchrun --nproc-per-node 8 -m calib.train --cache train.zarr --out head     # the same head, from 8 GPUs
 
-The same command again resumes, `--overwrite` starts anew, `--help` lists the rest. In a notebook:
+The same command again resumes, `--overwrite` starts anew, `--help` lists all options. In a notebook:
 
     head = calib.train_head("train.zarr", head_type="2fc_rand", steps=1000)
 
-Method: Wang et al., "Classification Calibration for Long-tail Instance Segmentation" (2019); softmax
-cross-entropy over K+1 classes on bi-level samples, SGD 0.01 falling tenfold at 8/12 and 11/12 of the run.
+Method: Wang et al., "Classification Calibration for Long-tail Instance Segmentation" (2019): softmax cross-entropy over
+K+1 classes on bi-level samples, SGD with learning rate 0.01, divided by 10 at 8/12 and 11/12 of the run.
 """
 
 from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # before the imports below, so that --help does not wait for torch
+if __name__ == "__main__":  # before the imports below, so that --help does not import torch
     from calib.config import Config
     from extract.utils import cli
 
@@ -25,37 +25,28 @@ if __name__ == "__main__":  # before the imports below, so that --help does not 
 
 import logging
 import math
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from calib.checkpoint import is_finished, load_checkpoint, prepare_folder, remove_checkpoint, save_checkpoint
+from calib.checkpoint import is_finished, prepare_folder, remove_checkpoint
 from calib.config import Config
 from calib.features import Features
 from calib.head_io import load_head, save_head
-from calib.heads import Head, Stages, build_head
-from calib.loader import batches
+from calib.head_types import build_head
+from calib.heads import Head
+from calib.interrupt import deferred_interrupt
+from calib.loader import Batch, batches
 from calib.metrics import MetricsLog, Tally
+from calib.not_finite import raise_not_finite
 from calib.sampler import BiLevelSampler
+from calib.train_state import TrainState
 from extract.utils.devices import resolve_device
-from extract.utils.distributed import (
-    all_reduce_min,
-    any_process,
-    barrier,
-    distributed_data_parallel,
-    is_main_process,
-    process_group,
-    world_size,
-)
+from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -64,21 +55,21 @@ logger = logging.getLogger(__name__)
 
 LOG_EVERY = 50
 STOP_EVERY = 10
-"""Steps between which several processes ask each other whether one was interrupted: torchrun waits 30 s for them."""
+"""Steps from one synchronisation of the interrupt flag to the next under torchrun, which waits 30 s for its
+processes."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions that are not torch's own."""
 
 
 def train(cache: RoICache, config: Config) -> Head:
-    """Trains a head as `config` says, resuming what is in `config.out`; an empty `out` writes nothing.
+    """Trains a head, resuming the run in `config.out`; with an empty `out` nothing is written.
 
-    Under torchrun each process trains on its share of every step's RoIs, and all return the same head; the files are
-    the first process's.
+    Under torchrun each process trains on its share of every step's RoIs, and all return the same head. Only the main
+    process writes files.
 
     Raises:
-        ValueError: the cache is not a train cache or does not fit the head, `out` holds another configuration, or
-            a value is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint of the last whole step is in `config.out`.
+        ValueError: the cache is not a train cache or does not suit the head type, `out` holds a run of another
+            configuration, or a value is not finite.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; `config.out` then holds a checkpoint of the last completed step.
     """
     if cache.split != "train":
         raise ValueError(
@@ -90,93 +81,113 @@ def train(cache: RoICache, config: Config) -> Head:
 
 
 def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
-    identity = config.identity(cache.fingerprint)
-    out = Path(config.out)
+    out, identity = Path(config.out), config.identity(cache.fingerprint)
     if config.out and not config.overwrite and is_finished(out, identity):
         logger.info("%s: is finished already", out)
         return load_head(out, device)
 
+    # What can fail comes first: --overwrite keeps the old head until training begins.
     head = build_head(cache, config.head_type, config.hidden, config.seed, identity).to(device)
-    trained = [p for p in head.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        trained, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
-    # The fused kernel leaves its own first momentum uninitialised if the scaler skips the first step.
-    for parameter in trained:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     sampler = BiLevelSampler(cache, config.classes_per_step, config.images_per_class, config.seed)
     features = Features(cache, device)
-    keeps_files = bool(config.out) and is_main_process()
-    if keeps_files:
+    writes_files = bool(config.out) and is_main_process()
+    if writes_files:
         prepare_folder(out, config.overwrite)
     barrier()
-    first = load_checkpoint(out, head, optimizer, scaler) if config.out else 0
-    network = distributed_data_parallel(Stages(head), device)
-    tally, since, logged = Tally(device), time.perf_counter(), first
+    state = TrainState.load_or_init(head, config, device)
 
-    with (
-        _deferred_interrupt() as interrupted,
-        closing(MetricsLog(config.out if keeps_files else "", first)) as log,
-        closing(batches(sampler, features, len(cache.stages), range(first, config.steps))) as loader,
-        tqdm(
-            total=config.steps,
-            initial=first,
-            unit="step",
-            desc=f"train {config.head_type}",
-            disable=None if is_main_process() else True,
-        ) as bar,
-    ):
-        for step, batch in enumerate(loader, first):
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr_at(step)
-            with torch.autocast(device.type, AUTOCAST.get(config.precision), config.precision in AUTOCAST):
-                logits = network([stage.inputs for stage in batch])
-            # Gradients are averaged over the processes, so this makes them those of the mean over all RoIs.
-            losses = [
-                cross_entropy(z.float(), stage.targets, reduction="sum") / (stage.num_rois / world_size())
-                for z, stage in zip(logits, batch, strict=True)
-            ]
-            scaler.scale(sum(losses)).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            for loss, z, stage in zip(losses, logits, batch, strict=True):
-                tally.add(loss, z, stage.targets)
-            bar.update()
-
-            done = step + 1
-            ask = world_size() == 1 or done % STOP_EVERY == 0
-            stop = ask and any_process(interrupted.is_set(), device)
-            keep = bool(config.out) and (stop or done % config.checkpoint_every == 0)
-            if done % LOG_EVERY == 0 or done == config.steps or keep:
-                record = {"step": done, "lr": config.lr_at(step), **tally.take()}
-                if not math.isfinite(record["loss"]):
-                    _explain(cache, config, sampler, features, range(logged, done))
-                record["rois_per_s"] = record.pop("rois") / (time.perf_counter() - since)
-                since, logged = time.perf_counter(), done
-                log.write(record)
-                bar.set_postfix_str(
-                    f"loss {record['loss']:.3f}, fg {record['fg_accuracy']:.1%}, "
-                    f"bg {record['bg_accuracy']:.1%}, {record['rois_per_s']:,.0f} RoIs/s"
-                )
-            if keep and done < config.steps and is_main_process():
-                save_checkpoint(out, done, head, optimizer, scaler, identity)
-            if stop and done < config.steps:
-                if keeps_files:
-                    command = "the same command" + " without --overwrite" * config.overwrite
-                    bar.write(f"{out}: stopped after step {done}; {command} resumes", file=sys.stderr)
-                raise KeyboardInterrupt
+    _run_steps(state, cache, config, sampler, features)
 
     head.eval()
-    if keeps_files:
+    if writes_files:
         save_head(head, out)
         remove_checkpoint(out)
     return head
 
 
-def train_head(cache: RoICache | str | Path, **options) -> Head:
-    """Trains a head on a cache or the cache at a path; `options` are the fields of `calib.Config`.
+def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features) -> None:
+    """Runs the remaining steps; writes metrics and checkpoints."""
+    out, is_main = config.out, is_main_process()
+    tally, logged = Tally(features.device), state.step
+    with (
+        deferred_interrupt() as interrupted,
+        closing(MetricsLog(out if is_main else "", state.step)) as log,
+        closing(batches(sampler, features, len(cache.stages), range(state.step, config.steps))) as loader,
+        tqdm(
+            total=config.steps,
+            initial=state.step,
+            unit="step",
+            desc=f"train {config.head_type}",
+            disable=None if is_main else True,
+        ) as bar,
+    ):
+        for batch in loader:
+            train_step(state, batch, config, tally)
+            bar.update()
+            stop = _interrupted_anywhere(interrupted.is_set(), state.step, features.device)
+            due = _due(state.step, config, stop)
+            if due.log:
+                record = tally.take(state.step, config.lr_at(state.step))
+                if not math.isfinite(record.loss):
+                    raise_not_finite(cache, sampler, features, range(logged, state.step), config.lr)
+                log.write(record)
+                bar.set_postfix_str(record.summary())
+                logged = state.step
+            if due.save and is_main:
+                state.save(Path(out))
+            if due.stop:
+                if out and is_main:
+                    command = "the same command" + " without --overwrite" * config.overwrite
+                    bar.write(f"{out}: stopped after step {state.step}; {command} resumes", file=sys.stderr)
+                raise KeyboardInterrupt
+
+
+def train_step(state: TrainState, batch: list[Batch], config: Config, tally: Tally) -> None:
+    """Trains on one step's RoIs, one batch per stage, and adds losses and correct RoIs to the tally."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.lr_at(state.step)
+    device = batch[0].inputs.device.type
+    with torch.autocast(device, AUTOCAST.get(config.precision), config.precision in AUTOCAST):
+        logits = state.network([stage.inputs for stage in batch])
+    # DDP averages gradients over processes; with this factor the average is the gradient of the mean over all RoIs.
+    losses = [
+        cross_entropy(z.float(), stage.targets, reduction="sum") / (stage.num_rois / world_size())
+        for z, stage in zip(logits, batch, strict=True)
+    ]
+    state.scaler.scale(sum(losses[1:], losses[0])).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    for loss, z, stage in zip(losses, logits, batch, strict=True):
+        tally.add(loss, z, stage.targets)
+    state.step += 1
+
+
+class _Due(NamedTuple):
+    """Whether to log, to save a checkpoint, and to stop."""
+
+    log: bool
+    save: bool
+    stop: bool
+
+
+def _due(step: int, config: Config, interrupted: bool) -> _Due:
+    """Returns what is due after `step` steps. A checkpoint ends an interval of the metrics, as the last step does."""
+    is_last = step == config.steps
+    save = bool(config.out) and (interrupted or step % config.checkpoint_every == 0)
+    log = save or is_last or step % LOG_EVERY == 0
+    return _Due(log, save and not is_last, interrupted and not is_last)
+
+
+def _interrupted_anywhere(interrupted: bool, step: int, device: torch.device) -> bool:
+    """Returns whether any process was interrupted; under torchrun False between two synchronisations."""
+    if world_size() == 1:
+        return interrupted
+    return step % STOP_EVERY == 0 and any_process(interrupted, device)
+
+
+def train_head(cache: RoICache | str | Path, **options: Any) -> Head:
+    """Trains a head on a cache, or on the cache at a path or URL; `options` are fields of `calib.Config`.
 
     Without `out` nothing is written. Raises as `train` does.
     """
@@ -188,13 +199,13 @@ def train_head(cache: RoICache | str | Path, **options) -> Head:
 
 
 def main(config: Config) -> None:
-    """The command: trains, and says on stdout where the head is."""
+    """Runs the command: trains, and prints where the head is."""
     from extract import open_cache
 
     if not config.out:
         raise ValueError("out is empty, expected a folder")
     if not is_main_process():
-        logging.disable(logging.WARNING)  # the first process says it
+        logging.disable(logging.WARNING)  # the main process logs the same messages
     head = train(open_cache(config.cache), config)
     if not is_main_process():
         return
@@ -202,47 +213,4 @@ def main(config: Config) -> None:
     print(
         f"{config.out}: head {head.name}, {len(head.stages)} stage(s), {head.num_classes:,} classes, "
         f"{parameters:,} parameters, {config.steps:,} steps, finished"
-    )
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, so that no step is cut in half; a second one interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def remember(signum: int, frame: object) -> None:
-        # torchrun repeats a signal that has come to the processes already, and ends them itself if they take too long.
-        if event.is_set() and world_size() == 1:
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _explain(cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features, steps: range) -> None:
-    """Raises the ValueError for a loss that is not finite, naming the RoI at fault if it is one."""
-    stages, none = range(len(cache.stages)), int(cache.offsets[-1])
-    for step in steps:
-        drawn = [sampler.step(step, stage).rows for stage in stages]
-        own = [rows[features.is_own(rows)] for rows in drawn]
-        for stage, halves in enumerate(features.fetch(own)):
-            bad = own[stage][~torch.isfinite(halves).all(1).cpu().numpy()]
-            row = all_reduce_min(int(bad.min(initial=none)), halves.device)
-            if row < none:
-                image = int(np.searchsorted(cache.offsets, row, side="right")) - 1
-                raise ValueError(
-                    f"{cache.url}: image {cache.images['image_id'].iloc[image]}: features of RoI "
-                    f"{row - cache.offsets[image]} (row {row}), stage {stage}, are not finite"
-                )
-    raise ValueError(
-        f"the loss is not finite between steps {steps.start} and {steps.stop}, though the features are: "
-        f"lower lr (now {config.lr:g})"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from calib.head_io import save_head
-from calib.heads import build_head
+from calib.head_types import build_head
 from extract.cache.reader import RoICache
 from extract.cache.writer import write_cache
 from extract.rois import RoIs

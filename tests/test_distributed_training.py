@@ -1,13 +1,15 @@
-"""Training by several processes that torchrun starts: the head of one process, whatever happens on the way."""
+"""Training under torchrun gives the head of a single process, also after kills and interrupts."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 import calib
@@ -40,8 +42,16 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.fixture(autouse=True)
+def default_interrupt():
+    """torchrun receives SIGINT, also if the shell has the tests ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def run(folder, processes, how, cache, options):
-    """Trains in `folder`/head; returns exit code, stdout and stderr."""
+    """Trains to `folder`/head; returns exit code, stdout and stderr."""
     (folder / "worker.py").write_text(WORKER)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -61,7 +71,7 @@ def losses(out):
 
 
 def assert_equal_to_rounding(out, expected, steps):
-    """Heads, and what the metrics say at these steps."""
+    """The heads are equal, and the metrics at these steps."""
     weights, curves = [calib.load_head(o).state_dict() for o in (out, expected)], [losses(o) for o in (out, expected)]
     for name in weights[0]:
         np.testing.assert_allclose(weights[0][name], weights[1][name], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -88,7 +98,7 @@ def test_killed_and_interrupted_runs_go_on_with_any_number_of_processes(tmp_path
 
 
 def test_a_process_without_an_image_of_a_step_takes_part(tmp_path):
-    # One class, one image: it is one process's alone, as streamed images are shared out whole.
+    # One class, one image: one process has all RoIs of a step, since streamed images are not divided.
     cache = toy_cache(tmp_path / "train.zarr")
     options = {**OPTIONS, "classes_per_step": 1, "lr": 0.001}
     code, stdout, stderr = run(tmp_path, 2, "streamed", cache, options)

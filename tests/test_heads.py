@@ -12,7 +12,7 @@ import torch
 
 import calib
 from calib.config import HEAD_TYPES
-from calib.heads import build_head
+from calib.head_types import build_head
 from calib.scoring import stage_scores
 from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache, toy_classes
 

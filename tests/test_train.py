@@ -1,4 +1,4 @@
-"""The trainer: schedule, learning, determinism, resume after every kind of end, command line."""
+"""Training: schedule, learning, determinism, resuming after every kind of end, command line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ import torch
 import calib
 import calib.train as trainer
 from calib.__main__ import main
-from calib.features import Features, available_memory
+from calib.features import Features
+from extract.utils.memory import available_memory
 from tests.toy_cache import CLASSES, toy_cache
 
 torch.set_num_threads(1)
 OPTIONS = {"head_type": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_every": 50}
+
+
+@pytest.fixture(autouse=True)
+def default_interrupt():
+    """Ctrl-C raises KeyboardInterrupt, here and in subprocesses, also if the shell has them ignore SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(scope="module")
@@ -182,19 +191,21 @@ def test_without_tensorboard_there_are_json_lines(cache, tmp_path, monkeypatch, 
     assert not (tmp_path / "head" / "tensorboard").exists() and len(records(tmp_path / "head")) == 3
 
 
-class _At:
-    """Calls `act` before step `step` is sampled."""
+def call_before_step(monkeypatch, step, act):
+    """Calls `act` once, before step `step` is sampled."""
+    original = trainer.BiLevelSampler.step
 
-    def __init__(self, monkeypatch, step, act):
-        original = trainer.BiLevelSampler.step
+    def patched(sampler, index, stage=0):
+        if index == step:
+            monkeypatch.setattr(trainer.BiLevelSampler, "step", original)
+            act()
+        return original(sampler, index, stage)
 
-        def patched(sampler, index, stage=0):
-            if index == step:
-                monkeypatch.setattr(trainer.BiLevelSampler, "step", original)
-                act()
-            return original(sampler, index, stage)
+    monkeypatch.setattr(trainer.BiLevelSampler, "step", patched)
 
-        monkeypatch.setattr(trainer.BiLevelSampler, "step", patched)
+
+def crash():
+    raise RuntimeError("power cut")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -203,13 +214,10 @@ def test_resume_equals_an_uninterrupted_run(cache, tmp_path, monkeypatch, capsys
     whole = calib.train_head(cache, out=str(tmp_path / "whole"), **options)
     out = tmp_path / "resumed"
 
-    def crash():
-        raise RuntimeError("power cut")
-
-    _At(monkeypatch, 77, crash)
+    call_before_step(monkeypatch, 77, crash)
     with pytest.raises(RuntimeError, match="power cut"):
         calib.train_head(cache, out=str(out), **options)
-    _At(monkeypatch, 93, lambda: signal.raise_signal(signal.SIGINT))
+    call_before_step(monkeypatch, 93, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         calib.train_head(cache, out=str(out), **options)
     assert "resumed: stopped after step 94; the same command resumes" in capsys.readouterr().err
@@ -259,7 +267,7 @@ def test_commands_exit_codes_and_messages(cache, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
 
     assert main([*command, "--lr", "0.1"]) == 1
-    changed = "was begun with another configuration (lr 0.01 → 0.1); --overwrite starts anew"
+    changed = "was made with other options: lr (0.01 there, 0.1 now); --overwrite starts anew"
     assert capsys.readouterr().err == f"error: {out}: {changed}\n"
     assert main([*command, "--lr", "0.1", "--overwrite"]) == 0
     assert (out / "head.safetensors").read_bytes() != weights
@@ -302,19 +310,19 @@ def test_a_cache_of_other_features_is_another_cache(cache, tmp_path):
     calib.train_head(cache, out=out, **OPTIONS)
     other = toy_cache(tmp_path / "other.zarr", seed=1)
     assert other.images.equals(cache.images) and other.fingerprint != cache.fingerprint
-    with pytest.raises(ValueError, match=r"another configuration \(cache .* → .*\); --overwrite starts anew"):
+    with pytest.raises(ValueError, match=r"other options: cache \(.* there, .* now\); --overwrite starts anew"):
         calib.train_head(other, out=out, **OPTIONS)
 
 
 def test_a_changed_configuration_does_not_resume(cache, tmp_path, monkeypatch):
     out = str(tmp_path / "head")
-    _At(monkeypatch, 60, lambda: signal.raise_signal(signal.SIGINT))
+    call_before_step(monkeypatch, 60, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         calib.train_head(cache, out=out, **OPTIONS)
-    with pytest.raises(ValueError, match=r"\(steps 120 → 130, seed 0 → 1\); --overwrite starts anew"):
+    with pytest.raises(ValueError, match=r"steps \(120 there, 130 now\), seed \(0 there, 1 now\); --over"):
         calib.train_head(cache, out=out, **{**OPTIONS, "steps": 130, "seed": 1})
     other = toy_cache(tmp_path / "other.zarr", images=29)
-    with pytest.raises(ValueError, match=r"another configuration \(cache .* → .*\)"):
+    with pytest.raises(ValueError, match=r"made with other options: cache \(.* there, .* now\);"):
         calib.train_head(other, out=out, **OPTIONS)
     checkpoint = tmp_path / "head" / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-4])
@@ -353,10 +361,7 @@ def test_folders_of_others_are_left_alone(cache, tmp_path, files, overwrite):
 def test_a_run_that_ended_early_or_late_is_known_as_one(cache, tmp_path, monkeypatch, step, overwrite):
     out = tmp_path / "head"
 
-    def crash():
-        raise RuntimeError("power cut")
-
-    _At(monkeypatch, step, crash)
+    call_before_step(monkeypatch, step, crash)
     with pytest.raises(RuntimeError, match="power cut"):
         calib.train_head(cache, out=str(out), **OPTIONS)
     (out / "checkpoint.safetensors.partial").write_bytes(b"cut short")

@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks.speed import inputs
 from benchmarks.speed.measure import Result, compare, result, save
-from calib.heads import build_head
+from calib.head_types import build_head
 from calib.posthoc import NorCal
 from calib.scoring import Scorer
 from extract import RoICache, write_cache

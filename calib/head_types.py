@@ -1,0 +1,151 @@
+"""Head types: where a new head's layers come from. A new type is one row of `RECIPES` and its name in `HeadType`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from calib.config import HEAD_TYPES, HeadType
+from calib.heads import Head, HeadInfo, instance_counts_of, linear_layers
+from calib.scoring import Level, check_average
+
+if TYPE_CHECKING:
+    from extract import RoICache
+    from extract.cache.format import Layers
+
+
+class Recipe(NamedTuple):
+    """A head type on features of one level: layers reused from the detector, new hidden layers, a new classifier.
+
+    Attributes:
+        head_type: name of the type.
+        level: feature level of the cache.
+        reuse: which of the detector's own fully connected layers come first: none, the hidden ones, or all, classifier
+            included; with all there is no new classifier.
+        freeze: whether reused layers are not trained.
+        new_hidden: number of new hidden layers.
+    """
+
+    head_type: HeadType
+    level: Level
+    reuse: Literal["none", "hidden", "all"]
+    freeze: bool
+    new_hidden: int
+
+
+RECIPES = (
+    Recipe("linear", "pooled", reuse="hidden", freeze=True, new_hidden=0),
+    Recipe("linear", "embedding", reuse="none", freeze=False, new_hidden=0),
+    Recipe("2fc_rand", "pooled", reuse="none", freeze=False, new_hidden=1),
+    Recipe("3fc_rand", "pooled", reuse="none", freeze=False, new_hidden=2),
+    Recipe("3fc_ft", "pooled", reuse="all", freeze=False, new_hidden=0),
+)
+_REUSED = {"none": slice(0), "hidden": slice(-1), "all": slice(None)}
+
+
+def build_head(cache: RoICache, head_type: str, hidden: int, seed: int, config: dict[str, Any]) -> Head:
+    """Builds an untrained head for the features of a cache.
+
+    New hidden layers are initialised as in Glorot and Bengio (2010), new classifiers from a normal distribution with
+    standard deviation 0.01; biases are 0.
+
+    Args:
+        cache: gives the feature shape, the classes and the detector's own layers.
+        head_type: one of `calib.config.HEAD_TYPES`.
+        hidden: width of new hidden layers.
+        seed: of the initialisation.
+        config: the training configuration to store with the head.
+
+    Raises:
+        ValueError: unknown type, a cache of a feature level that the type does not support, or a cache that lacks the
+            detector's layers.
+    """
+    recipe = _find_recipe(cache, head_type)
+    reused = _reused_layers(cache, recipe)
+    widths = [math.prod(cache.fields["features"][1:]), *(len(bias) for _, bias in reused[0])]
+    if recipe.reuse != "all":
+        widths += [hidden] * recipe.new_hidden + [cache.num_classes + 1]
+    if widths[-1] != cache.num_classes + 1:
+        raise ValueError(f"{cache.url}: its classifier has {widths[-1]} outputs, {cache.num_classes + 1} needed")
+    frozen_layers = len(reused[0]) if recipe.freeze else 0
+    head = Head(_describe(cache, recipe, tuple(widths), frozen_layers, config))
+    generator = torch.Generator().manual_seed(seed)
+    for stage, layers in enumerate(reused):
+        linears = linear_layers(head.stages[stage])
+        _copy_layers(linears[: len(layers)], layers, f"{cache.url}: detector/stage_{stage}")
+        _initialise(linears[len(layers) :], generator)
+    return head
+
+
+def _find_recipe(cache: RoICache, head_type: str) -> Recipe:
+    by_level = {recipe.level: recipe for recipe in RECIPES if recipe.head_type == head_type}
+    if not by_level:
+        raise ValueError(f"head_type is {head_type!r}, expected one of {', '.join(HEAD_TYPES)}")
+    if cache.level not in by_level:
+        others = " or ".join(recipe.head_type for recipe in RECIPES if recipe.level == cache.level)
+        raise ValueError(
+            f"{cache.url}: head {head_type!r} needs features of level {' or '.join(map(repr, by_level))}, "
+            f"the cache has {cache.level!r}" + (f"; --head-type {others} supports it" if others else "")
+        )
+    return by_level[cache.level]
+
+
+def _reused_layers(cache: RoICache, recipe: Recipe) -> list[Layers]:
+    """Returns per stage the detector's layers that the head begins with, possibly none."""
+    if recipe.reuse == "none":
+        return [[] for _ in cache.stages]
+    stages = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
+    if not all(stages):
+        others = " and ".join(r.head_type for r in RECIPES if r.level == recipe.level and r.reuse == "none")
+        raise ValueError(
+            f"{cache.url}: head {recipe.head_type!r} needs the detector's own layers, which the cache lacks; "
+            f"{others} need none"
+        )
+    return [layers[_REUSED[recipe.reuse]] for layers in stages]
+
+
+def _describe(
+    cache: RoICache, recipe: Recipe, widths: tuple[int, ...], frozen_layers: int, config: dict[str, Any]
+) -> HeadInfo:
+    return HeadInfo(
+        kind=recipe.head_type,
+        level=recipe.level,
+        feature_shape=tuple(cache.fields["features"][1:]),
+        widths=widths,
+        frozen_layers=frozen_layers,
+        category_ids=tuple(cache.classes["category_id"].tolist()),
+        names=tuple(cache.classes["name"].tolist()),
+        instance_counts=instance_counts_of(cache),
+        stages=tuple(cache.stages),
+        stage_average=check_average(cache.detector.get("stage_average", "scores")),
+        detector=str(cache.detector.get("name", "")),
+        weights_sha256=str(cache.detector.get("weights_sha256", "")),
+        cache_fingerprint=cache.fingerprint,
+        config=config,
+    )
+
+
+@torch.no_grad()
+def _copy_layers(linears: list[nn.Linear], layers: Layers, source: str) -> None:
+    """Copies weights and biases; raises ValueError naming an array of another shape."""
+    for depth, (linear, arrays) in enumerate(zip(linears, layers, strict=True)):
+        for name, values in zip(("weight", "bias"), arrays, strict=True):
+            parameter = linear.get_parameter(name)
+            if parameter.shape != values.shape:
+                raise ValueError(f"{source}/{name}_{depth} is {values.shape}, expected {tuple(parameter.shape)}")
+            parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
+
+
+@torch.no_grad()
+def _initialise(linears: list[nn.Linear], generator: torch.Generator) -> None:
+    """Initialises new hidden layers and, last, the new classifier."""
+    for linear in linears:
+        linear.bias.zero_()
+        if linear is linears[-1]:
+            linear.weight.normal_(std=0.01, generator=generator)
+        else:
+            nn.init.xavier_uniform_(linear.weight, generator=generator)
