@@ -333,7 +333,7 @@ def test_masks_are_those_of_the_mask_head(kind, detector_of):
     forward = detector.forward(images, "logits")
     heads, boxes = detector.model.roi_heads, [Boxes(torch.from_numpy(r.boxes) * 128 / 96) for r in forward.rois]
     with torch.no_grad():
-        resized = detector.model.preprocess_image([{"image": detector._tensor(image)} for image in images])
+        resized = detector.model.preprocess_image([{"image": detector.to_tensor(image)} for image in images])
         features = detector.model.backbone(resized.tensor)
         maps = [features[f] for f in heads.in_features]
         pooled = heads._shared_roi_transform(maps, boxes) if kind == "c4" else heads.mask_pooler(maps, boxes)
@@ -376,7 +376,7 @@ def test_stages_of_a_cascade_see_the_boxes_of_the_stage_before(detector_of):
     handles = [p.register_forward_hook(lambda _, __, out: seen.append(out[0].numpy())) for p in heads.box_predictor]
     handles.append(heads.box_pooler.register_forward_pre_hook(lambda _, args: seen.append(args[1][0].tensor.numpy())))
     with torch.no_grad():
-        detector.model.inference([{"image": detector._tensor(image)}])
+        detector.model.inference([{"image": detector.to_tensor(image)}])
     for handle in handles:
         handle.remove()
     (rois,) = detector.forward([image], "logits").rois
@@ -482,7 +482,7 @@ def tiny_config(tiny, cascade: Made, split: str, out: Path, **changes) -> extrac
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_cache_of_a_cascade(split, tiny, tiny_cascade, tmp_path):
-    cache = extract.run(tiny_config(tiny, tiny_cascade, split, tmp_path / "cache", level="pooled", images_per_class=4))
+    cache = extract.run(tiny_config(tiny, tiny_cascade, split, tmp_path / "cache", level="pooled", min_images_per_class=4))
     assert cache.stages == (0.5, 0.6, 0.7) and cache.fields["features"] == (3, 32, 7, 7)
     assert worst_logit_error(cache) < 5e-3
     annotations, later = read_annotations(tiny.data / f"{split}.json"), 0
@@ -520,7 +520,7 @@ def test_val_cache_gives_detectron2s_own_detections(tiny, tiny_cascade, tmp_path
 
 
 def test_a_changed_config_is_noticed(tiny, tiny_cascade, tmp_path):
-    config = tiny_config(tiny, tiny_cascade, "val", tmp_path / "cache", images_per_class=1)
+    config = tiny_config(tiny, tiny_cascade, "val", tmp_path / "cache", min_images_per_class=1)
     extract.run(config)
     other = tmp_path / "cascade.yaml"
     other.write_text(f"_BASE_: {config.config_file}\nMODEL:\n  RPN:\n    NMS_THRESH: 0.65\n")
@@ -541,7 +541,7 @@ def test_data_sets_by_name(tiny, tiny_cascade, tmp_path):
             "train-annotations": names["train"],
             "split": "val",
             "level": "logits",
-            "images-per-class": 1,
+            "min-images-per-class": 1,
             "device": "cpu",
             "out": tmp_path / "cache",
         }

@@ -132,7 +132,7 @@ def test_masks_are_those_of_the_model():
     forward = detector.forward(images, "logits")
     rois, masks = forward.rois[1], forward.masks()[1]
     with torch.inference_mode():
-        features = model.backbone(model.transform([detector._tensor(i) for i in images])[0].tensors)
+        features = model.backbone(model.transform([detector.to_tensor(i) for i in images])[0].tensors)
         boxes = [torch.zeros(0, 4), torch.from_numpy(rois.boxes)]
         pooled = model.roi_heads.mask_roi_pool(features, boxes, [(144, 144)] * 2)
         expected = model.roi_heads.mask_predictor(model.roi_heads.mask_head(pooled))[:, 3].sigmoid()
@@ -188,16 +188,16 @@ def test_heads_that_detect_in_a_way_of_their_own_are_refused(name):
         TorchvisionDetector(model)
 
 
-def test_key_points_are_refused():
+def test_keypoints_are_refused():
     model = builders.single_level()
     heads = model.roi_heads
     heads.keypoint_roi_pool = heads.keypoint_head = heads.keypoint_predictor = nn.Identity()
-    with pytest.raises(ValueError, match="predicts key points, which are not handled"):
+    with pytest.raises(ValueError, match="predicts keypoints, which are not supported"):
         TorchvisionDetector(model)
 
 
 def test_builder_options():
-    from extract.detectors.base import parse_options
+    from extract.detectors.spec import parse_options
 
     parsed = parse_options(["num_classes=3", "box_score_thresh=0.5", "name=abc", "weights=null"])
     assert parsed == {"num_classes": 3, "box_score_thresh": 0.5, "name": "abc", "weights": None}

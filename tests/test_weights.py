@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import tests.detectors as builders
-from extract.detectors.weights import load_weights, read_state
+from extract.detectors.weights import load_weights, read_state_dict
 
 
 def test_weights_files(tmp_path):
@@ -86,7 +86,7 @@ def test_other_objects_in_a_checkpoint_are_ignored_and_never_run(tmp_path):
     for protocol in (2, 4):
         path = tmp_path / f"{protocol}.pkl"
         path.write_bytes(pickle.dumps(arrays, protocol))
-        read = read_state(path)
+        read = read_state_dict(path)
         assert all(torch.equal(read[key], value) for key, value in state.items())
     assert not trace.exists()
 

@@ -1,160 +1,147 @@
-"""What the adapters of all frameworks have in common."""
+"""The parts of a forward pass that all adapters share: proposal selection, RoIs and batches of masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from extract.cache.format import Layers
-from extract.detectors.base import Choose
+from extract.detectors.base import SelectProposals
 from extract.rois import RoIs
 
 MASK_BATCH, MASK_BATCH_CPU = 1024, 32
-"""RoIs whose masks are computed at a time: thousands of mask feature maps would fill the memory, and on a CPU more than
-some tens of them its cache, which takes small mask heads twice the time."""
-CHAIN_TOLERANCE = 1e-3
+"""RoIs per batch of the mask head. On a GPU the feature maps of thousands of masks would fill the memory; on a CPU more
+than some tens exceed the cache, which doubles the time of a small mask head."""
 
 
-@contextmanager
-def capture_inputs(modules: Sequence[nn.Module | None]) -> Iterator[list[list[Tensor]]]:
-    """Records, while the block runs, the first input of every call of each module: what a head really sees."""
-    seen: list[list[Tensor]] = [[] for _ in modules]
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, into=into: into.append(args[0]))
-        for module, into in zip(modules, seen, strict=True)
-        if module is not None
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+class SelectedProposals(NamedTuple):
+    """The input of the box head, per image."""
+
+    boxes: list[Tensor]
+    """(R, 4) xyxy in pixels of the resized image, appended ground-truth boxes last."""
+
+    objectness: list[Tensor]
+    """(R,) probabilities, 1 for ground-truth boxes."""
+
+    num_gt: list[int]
+    """Number of appended ground-truth boxes."""
 
 
-def choose_proposals(
-    proposals: Sequence[Tensor], objectness: Sequence[Tensor], scales: Sequence[Tensor], choose: Choose | None
-) -> tuple[list[Tensor], list[Tensor], list[int]]:
-    """What `choose` keeps and adds, per image.
+def apply_selection(
+    proposals: Sequence[Tensor],
+    objectness: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    select_proposals: SelectProposals | None,
+) -> SelectedProposals:
+    """Selects proposals and appends ground-truth boxes, per image.
 
     Args:
         proposals: (P, 4) xyxy in pixels of the resized image, best first.
-        objectness: (P,) probability.
+        objectness: (P,) probabilities.
         scales: (4,) factors from resized to original xyxy.
-        choose: see `extract.detectors.base.Choose`; None keeps all.
-
-    Returns:
-        Boxes (R, 4) in resized pixels, their objectness (R,), and how many added boxes stand at the end.
+        select_proposals: see `extract.detectors.base.SelectProposals`; None keeps all proposals.
     """
-    if choose is None:
-        return list(proposals), list(objectness), [0] * len(proposals)
-    chosen, scores, added = [], [], []
-    for i, (boxes, score, scale) in enumerate(zip(proposals, objectness, scales, strict=True)):
-        keep, extra = choose(i, (boxes * scale).cpu().numpy())
-        keep = torch.from_numpy(np.array(keep, np.int64)).to(boxes.device)
-        extra = torch.from_numpy(np.array(extra, np.float32).reshape(-1, 4)).to(boxes.device)
-        chosen.append(torch.cat([boxes[keep], extra / scale]))
-        scores.append(torch.cat([score[keep], score.new_ones(len(extra))]))
-        added.append(len(extra))
-    return chosen, scores, added
+    if select_proposals is None:
+        return SelectedProposals(list(proposals), list(objectness), [0] * len(proposals))
+    selected = SelectedProposals([], [], [])
+    for i, (boxes, probabilities, scale) in enumerate(zip(proposals, objectness, scales, strict=True)):
+        indices, gt = select_proposals(i, (boxes * scale).cpu().numpy())
+        keep = torch.from_numpy(np.array(indices, np.int64)).to(boxes.device)
+        gt_boxes = torch.from_numpy(np.array(gt, np.float32).reshape(-1, 4)).to(boxes.device)
+        selected.boxes.append(torch.cat([boxes[keep], gt_boxes / scale]))
+        selected.objectness.append(torch.cat([probabilities[keep], probabilities.new_ones(len(gt_boxes))]))
+        selected.num_gt.append(len(gt_boxes))
+    return selected
 
 
 def make_rois(
-    image_id: int,
-    size: tuple[int, int],
-    scale: Tensor,
-    proposals: Sequence[Tensor],
-    boxes: Tensor,
+    image_ids: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    scales: Sequence[Tensor],
+    selected: SelectedProposals,
+    *,
+    proposals: Sequence[Sequence[Tensor]],
+    boxes: Sequence[Tensor],
     logits: Sequence[Tensor],
-    objectness: Tensor,
-    features: Sequence[Tensor] | None,
-    added: int,
-) -> RoIs:
-    """One image's RoIs, unlabelled, from tensors of a forward pass.
+    features: Sequence[Tensor],
+) -> list[RoIs]:
+    """Makes the unlabelled RoIs of each image of a batch from the tensors of a forward pass.
+
+    Boxes are xyxy in pixels of the resized images. R is of one image, N of all images.
 
     Args:
-        size: (height, width) of the original image.
-        scale: (4,) factors from resized to original xyxy.
-        proposals: per stage (R, 4) xyxy in pixels of the resized image, as are `boxes`.
-        boxes: (R, 4), or (R, K, 4) of a class-specific regressor.
-        logits: per stage (R, K+1), background last.
-        objectness: (R,).
-        features: per stage (R, *D), or None; they stay on their device, as they are.
-        added: so many RoIs at the end are ground truth.
+        sizes: (height, width) of each original image.
+        scales: of each image, (4,) factors from resized to original xyxy.
+        selected: input of the box head.
+        proposals: per stage and image (R, 4).
+        boxes: refined boxes of each image, (R, 4), or (R, K, 4) of a class-specific regressor.
+        logits: per stage (N, K+1), background last.
+        features: per stage (N, *D), which stay on their device; empty for none.
     """
-    count, stages = len(objectness), len(logits)
-    is_gt = np.zeros(count, bool)
-    is_gt[count - added :] = True
-    return RoIs(
-        image_id=image_id,
-        height=size[0],
-        width=size[1],
-        proposals=(torch.stack(list(proposals), 1) * scale).cpu().numpy(),
-        boxes=(boxes * scale).cpu().numpy(),
-        logits=torch.stack(list(logits), 1).cpu().numpy(),
-        objectness=objectness.cpu().numpy(),
-        features=None if features is None else _stacked(features),
-        labels=np.full((count, stages), -1, np.int32),
-        ious=np.zeros((count, stages), np.float32),
-        gt_ids=np.full((count, stages), -1, np.int64),
-        is_gt=is_gt,
-    )
+    counts = [len(one) for one in selected.boxes]
+    logits_of_images = list(zip(*(stage.split(counts) for stage in logits), strict=True))
+    features_of_images = list(zip(*(stage.split(counts) for stage in features), strict=True))
+    rois = []
+    for i, (image_id, (height, width), scale) in enumerate(zip(image_ids, sizes, scales, strict=True)):
+        is_gt = np.zeros(counts[i], bool)
+        is_gt[counts[i] - selected.num_gt[i] :] = True
+        labels_shape = (counts[i], len(logits))
+        rois.append(
+            RoIs(
+                image_id=image_id,
+                height=height,
+                width=width,
+                proposals=(torch.stack([stage[i] for stage in proposals], 1) * scale).cpu().numpy(),
+                boxes=(boxes[i] * scale).cpu().numpy(),
+                logits=torch.stack(logits_of_images[i], 1).cpu().numpy(),
+                objectness=selected.objectness[i].cpu().numpy(),
+                features=_stack_stages(features_of_images[i]) if features else None,
+                labels=np.full(labels_shape, -1, np.int32),
+                ious=np.zeros(labels_shape, np.float32),
+                gt_ids=np.full(labels_shape, -1, np.int64),
+                is_gt=is_gt,
+            )
+        )
+    return rois
 
 
-def _stacked(stages: Sequence[Tensor]) -> Tensor:
-    """(R, S, *D) of S stages; pooled maps are large, those of a single stage are not copied."""
-    return stages[0].unsqueeze(1) if len(stages) == 1 else torch.stack(list(stages), 1)
+def _stack_stages(features: tuple[Tensor, ...]) -> Tensor:
+    """Stacks the features of S stages, (R, *D), to (R, S, *D); a single stage is not copied, pooled maps are large."""
+    return features[0].unsqueeze(1) if len(features) == 1 else torch.stack(features, 1)
+
+
+def scale_to_original(original: Sequence[int], resized: Sequence[int], device: torch.device) -> Tensor:
+    """Returns the (4,) factors from resized to original xyxy, of two (height, width)."""
+    height, width = (o / r for o, r in zip(original, resized, strict=True))
+    return torch.tensor([width, height, width, height], device=device)
 
 
 def mask_batches(boxes: Tensor) -> tuple[Tensor, ...]:
-    """Boxes (R, 4) in parts whose masks are to be computed at a time."""
+    """Splits boxes (R, 4) into batches for the mask head."""
     return boxes.split(MASK_BATCH_CPU if boxes.device.type == "cpu" else MASK_BATCH)
 
 
 def to_uint8(probabilities: Tensor) -> np.ndarray:
-    """Mask probabilities (R, M, M) as a cache stores them, uint8."""
-    return (probabilities * 255).round().byte().cpu().numpy()
+    """Converts mask probabilities (R, M, M) to uint8, times 255, as a cache stores them."""
+    pixels: np.ndarray = (probabilities * 255).round().byte().cpu().numpy()
+    return pixels
 
 
-def linear_layers(linears: Sequence[nn.Linear]) -> Layers:
-    """Weights and biases of fully connected layers as float32 arrays."""
-    return [(m.weight.detach().float().cpu().numpy(), _bias(m).detach().float().cpu().numpy()) for m in linears]
+@contextmanager
+def capture_inputs(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """Records the first argument of every call of each module while the block runs."""
 
+    def append_to(calls: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: calls.append(args[0])
 
-def verified(layers: Layers, features: Tensor, logits: Tensor) -> Layers:
-    """`layers` if they, with ReLU between them, lead from features (R, …) to logits (R, K+1), else [].
-
-    A head with other parts than fully connected layers (convolutions, normalisation, a cosine classifier, a
-    temperature) is found out here, whatever it is made of.
-    """
-    x = features.flatten(1).float().cpu()
-    if not layers or layers[0][0].shape[1] != x.shape[1]:
-        return []
-    for depth, (weight, bias) in enumerate(layers):
-        x = torch.nn.functional.linear(x.relu() if depth else x, torch.from_numpy(weight), torch.from_numpy(bias))
-    wanted = logits.float().cpu()
-    fits = x.shape == wanted.shape and torch.allclose(x, wanted, atol=CHAIN_TOLERANCE * float(wanted.abs().max()))
-    return layers if fits else []
-
-
-def with_classifiers(model: nn.Module, own: Sequence[nn.Linear], classifiers: Layers) -> dict[str, Tensor]:
-    """The model's state_dict with other weights (K+1, C) and biases (K+1,) in its classifiers `own`, one a stage.
-
-    Raises ValueError for a classifier without bias that would need one.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = dict(model.state_dict())
-    for layer, (weight, bias) in zip(own, classifiers, strict=True):
-        state[names[id(layer.weight)]] = torch.from_numpy(weight).to(layer.weight)
-        if layer.bias is not None:
-            state[names[id(layer.bias)]] = torch.from_numpy(bias).to(layer.bias)
-        elif bias.any():
-            raise ValueError(f"{names[id(layer.weight)]} has no bias, which the method would change")
-    return state
-
-
-def _bias(layer: nn.Linear) -> Tensor:
-    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+    inputs: list[list[Tensor]] = [[] for _ in modules]
+    handles = [m.register_forward_pre_hook(append_to(calls)) for m, calls in zip(modules, inputs, strict=True)]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()

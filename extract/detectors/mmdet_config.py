@@ -1,6 +1,6 @@
-"""mmdetection's configs: the model and test pipeline that they name, and the matching IoUs of training.
+"""mmdetection's configs: builds the model and test pipeline, and finds the matching IoUs of training.
 
-A model whose inference is not what the adapter takes apart is refused here.
+Refuses models whose inference differs from the one that the adapter reproduces.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmcv.transforms import Compose, Resize
@@ -25,70 +26,112 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 ROI_HEADS = (StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
-_ROI_INFERENCE = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
-INFERENCE = {
+_ROI_METHODS = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
+INFERENCE_METHODS = {
     TwoStageDetector: ("predict",),
-    StandardRoIHead: _ROI_INFERENCE,
-    **dict.fromkeys(ROI_HEADS[1:], (*_ROI_INFERENCE, "_refine_roi")),
+    StandardRoIHead: _ROI_METHODS,
+    **dict.fromkeys(ROI_HEADS[1:], (*_ROI_METHODS, "_refine_roi")),
     BBoxHead: ("predict_by_feat", "_predict_by_feat_single", "regress_by_class"),
 }
-"""What the adapter takes apart: a subclass must not have changed it. How it trains is its own affair."""
-MATCHING_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the stages, where a config has no training part that says so."""
-SUPPRESSION = {
-    "class_agnostic": "suppression within each class",
+"""Methods that the adapter replaces. A subclass must not override them; methods for training it may."""
+DEFAULT_MATCHING_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of the stages, for a config without `train_cfg`."""
+NMS_OPTIONS = {
+    "class_agnostic": "NMS within each class",
     "offset": "0: boxes of width x2 - x1",
-    "max_num": "none: rcnn.max_per_img says how many",
-    "score_threshold": "none: rcnn.score_thr says it",
+    "max_num": "none: rcnn.max_per_img limits the detections",
+    "score_threshold": "none: rcnn.score_thr is the threshold",
 }
-"""Options of mmcv's suppression that are off here, and what is expected instead."""
-NO_SCORE = -1e4
-"""Logit of a score that is exactly 0: its exponential is 0 as well, and half floats hold it."""
+"""Options of mmcv's NMS that must be off, and what is expected instead."""
+MIN_LOGIT = -1e4
+"""Logit of a score that is exactly 0: its exponential is 0 as well, and half floats can represent it."""
 
 
 def read_config(path: Path, options: Sequence[str]) -> Config:
-    """The file with KEY=VALUE options merged into it, as mmdetection's own --cfg-options are."""
+    """Reads the file and merges KEY=VALUE options into it, like mmdetection's --cfg-options."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file")
     try:
         config = Config.fromfile(str(path))
     except Exception as error:  # a config is code
-        raise ValueError(f"{path}: not a config that mmengine can read: {reason(error)}") from error
+        raise ValueError(f"{path}: not a config that mmengine can read: {one_line(error)}") from error
     for option in options:
         parsed = Namespace()
         try:
             DictAction([], "options")(ArgumentParser(), parsed, [option])
             config.merge_from_dict(parsed.options)
         except Exception as error:  # mmengine asserts, indexes and unpacks
-            raise ValueError(f"detector option {option!r}, expected KEY=VALUE of {path}: {reason(error)}") from error
+            raise ValueError(f"detector option {option!r}, expected KEY=VALUE of {path}: {one_line(error)}") from error
     return config
 
 
 def build(config: Config) -> tuple[TwoStageDetector, Compose]:
-    """The model, still without its trained weights, and its test pipeline, which takes arrays."""
-    # Types are looked up in the config's scope, whatever another framework or an earlier model has left.
+    """Builds the model, without its trained weights, and its test pipeline, which takes arrays."""
+    # The scope makes the registries independent of other frameworks and of models built before.
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
         steps = copy.deepcopy(get_test_pipeline_cfg(config))
         steps[0].type = "mmdet.LoadImageFromNDArray"
         pipeline = Compose(steps)
-    check(model)
+    _check(model)
     return model, pipeline
 
 
-def check(model: nn.Module) -> None:
-    """Raises ValueError naming the part of the model that infers otherwise than is taken for granted here."""
-    _expect("model", model, TwoStageDetector)
-    _expect("model.roi_head", getattr(model, "roi_head", None), *ROI_HEADS)
+def list_stages(heads: nn.Module) -> list[nn.Module]:
+    """Returns the heads of a cascade, or the one head of another model."""
+    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def matching_ious(train_cfg: dict[str, Any] | list[dict[str, Any]] | None, stages: int) -> tuple[float, ...]:
+    """Returns the IoU from which proposals are foreground in the training of each stage."""
+    configs = train_cfg if isinstance(train_cfg, list) else [train_cfg] * stages
+    assigners = [(config or {}).get("assigner", {}) for config in configs]
+    defaults = zip(assigners, DEFAULT_MATCHING_IOUS, strict=False)
+    return tuple(float(assigner.get("pos_iou_thr", iou)) for assigner, iou in defaults)
+
+
+def find_resize(pipeline: Compose) -> Resize:
+    """Returns the only Resize of the test pipeline."""
+    found = [step for step in pipeline.transforms if isinstance(step, Resize)]
+    if len(found) != 1 or found[0].scale is None:
+        raise ValueError(f"the test pipeline has {len(found)} steps of type Resize, expected one, with a scale")
+    return found[0]
+
+
+def config_sha256(config: Config) -> str:
+    """Hashes model and test pipeline, without the initial weights, which trained ones replace."""
+    # Configs in pure Python hold classes where others hold their names.
+    text = json.dumps([config.model, get_test_pipeline_cfg(config)], default=lambda v: getattr(v, "__name__", str(v)))
+    initial = ("pretrained", "init_cfg")
+    tree = json.loads(text, object_hook=lambda part: {k: v for k, v in part.items() if k not in initial})
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def logits_of(head: BBoxHead, scores: Tensor) -> Tensor:
+    """Converts the output of a box head to logits (R, K+1) whose softmax is the class scores."""
+    custom = head.custom_cls_channels
+    return head.loss_cls.get_activation(scores).log().clamp(min=MIN_LOGIT) if custom else scores
+
+
+def one_line(error: Exception) -> str:
+    """Returns an exception's message in one line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split(" Please check")[0].split()) or type(error).__name__
+
+
+def _check(model: nn.Module) -> None:
+    """Raises ValueError naming the part of the model that is not supported or overrides methods of inference."""
+    _check_type("model", model, TwoStageDetector)
+    _check_type("model.roi_head", getattr(model, "roi_head", None), *ROI_HEADS)
     if not model.with_rpn:
-        raise ValueError("model.rpn_head is None, expected a proposal network")
+        raise ValueError("model.rpn_head is None, expected an RPN head")
     nms = model.roi_head.test_cfg.nms or {}
-    for key in SUPPRESSION:
-        if nms.get(key, 0) not in (0, -1):  # -1 is mmcv's word for no bound
-            raise ValueError(f"model.test_cfg.rcnn.nms has {key} {nms[key]}, expected {SUPPRESSION[key]}")
-    heads = stages_of(model.roi_head.bbox_head)
+    for key, expected in NMS_OPTIONS.items():
+        if nms.get(key, 0) not in (0, -1):  # mmcv takes -1 for no limit
+            raise ValueError(f"model.test_cfg.rcnn.nms has {key} {nms[key]}, expected {expected}")
+    heads = list_stages(model.roi_head.bbox_head)
     for head in heads:
-        _expect("model.roi_head.bbox_head", head, BBoxHead)
+        _check_type("model.roi_head.bbox_head", head, BBoxHead)
         if not (head.with_cls and head.with_reg):
             raise ValueError("model.roi_head.bbox_head has with_cls or with_reg False, expected both")
         loss = f"model.roi_head.bbox_head.loss_cls is a {type(head.loss_cls).__name__}"
@@ -100,50 +143,10 @@ def check(model: nn.Module) -> None:
                 raise ValueError(f"{loss}, expected scores of K classes and background that sum to 1")
 
 
-def _expect(field: str, part: object, *kinds: type) -> None:
-    for kind in kinds:
-        if isinstance(part, kind) and all(getattr(type(part), m) is getattr(kind, m) for m in INFERENCE[kind]):
+def _check_type(field: str, part: object, *supported: type) -> None:
+    """Raises ValueError unless the part is an instance of a supported class, or a subclass with the same inference."""
+    for base in supported:
+        if isinstance(part, base) and all(getattr(type(part), m) is getattr(base, m) for m in INFERENCE_METHODS[base]):
             return
-    expected = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"{field} is a {type(part).__name__}, expected {expected} or a subclass that infers alike")
-
-
-def reason(error: Exception) -> str:
-    """What is wrong, in one line."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split(" Please check")[0].split()) or type(error).__name__
-
-
-def stages_of(heads: nn.Module) -> list[nn.Module]:
-    """A cascade's heads, or the one there is."""
-    return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
-
-
-def matching_ious(training: dict | list[dict] | None, stages: int) -> tuple[float, ...]:
-    """From which IoU on a region is an object, in each stage's training."""
-    parts = training if isinstance(training, list) else [training] * stages
-    assigners = [(part or {}).get("assigner", {}) for part in parts]
-    return tuple(float(a.get("pos_iou_thr", iou)) for a, iou in zip(assigners, MATCHING_IOUS, strict=False))
-
-
-def resize_of(pipeline: Compose) -> Resize:
-    """The one step of the test pipeline that resizes."""
-    found = [step for step in pipeline.transforms if isinstance(step, Resize)]
-    if len(found) != 1 or found[0].scale is None:
-        raise ValueError(f"the test pipeline has {len(found)} steps of type Resize, expected one, with a scale")
-    return found[0]
-
-
-def digest(config: Config) -> str:
-    """sha256 of model and test pipeline, without the initial weights that trained ones replace."""
-    # Configs in pure Python hold classes where others hold their names.
-    text = json.dumps([config.model, get_test_pipeline_cfg(config)], default=lambda v: getattr(v, "__name__", str(v)))
-    initial = ("pretrained", "init_cfg")
-    tree = json.loads(text, object_hook=lambda part: {k: v for k, v in part.items() if k not in initial})
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def logits_of(head: BBoxHead, scores: Tensor) -> Tensor:
-    """(R, K+1) whose softmax are the class scores that the head makes of its output."""
-    custom = head.custom_cls_channels
-    return head.loss_cls.get_activation(scores).log().clamp(min=NO_SCORE) if custom else scores
+    expected = " or ".join(base.__name__ for base in supported)
+    raise ValueError(f"{field} is a {type(part).__name__}, expected {expected} or a subclass with the same inference")

@@ -1,4 +1,4 @@
-"""Files of a detector's weights: read without running what is in them, loaded only where every key fits."""
+"""Files of a detector's weights: read without running code in them, loaded only if all keys and shapes match."""
 
 from __future__ import annotations
 
@@ -9,59 +9,64 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-WRAPPERS = ("model", "state_dict")
-"""Keys under which frameworks keep the state_dict of a checkpoint."""
+STATE_DICT_KEYS = ("model", "state_dict")
+"""Keys under which the checkpoints of frameworks hold the state_dict."""
 
 
 def load_weights(model: nn.Module, path: Path) -> str:
-    """Loads .safetensors, .pth (tensors; whatever else is in it is not built) or a model zoo's .pkl of arrays.
+    """Loads .safetensors, .pth (its tensors only) or a model zoo's .pkl of arrays, and returns the file's sha256.
 
-    Returns the file's sha256. Raises FileNotFoundError, or ValueError naming the keys that are missing, unexpected
-    or of another shape.
+    Raises FileNotFoundError, or ValueError naming a key that is missing, unexpected or of another shape.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file")
-    state = read_state(path)
+    state = read_state_dict(path)
     expected = model.state_dict()
-    # Buffers that a model makes itself, such as a pixel mean, are in files of older versions.
-    own = {name for name, _ in model.named_buffers()} - expected.keys()
+    # Files of older versions hold buffers that are not persistent any more, such as a pixel mean.
+    non_persistent = {name for name, _ in model.named_buffers()} - expected.keys()
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
-    faults = [f"lacks {key}" for key in expected.keys() - state.keys() - counters]
-    faults += [f"has {key}, which the model has not" for key in state.keys() - expected.keys() - own]
-    faults += [
+    differences = [f"lacks {key}" for key in expected.keys() - state.keys() - counters]
+    unexpected = state.keys() - expected.keys() - non_persistent
+    differences += [f"has {key}, which the model has not" for key in unexpected]
+    differences += [
         f"{key} has shape {tuple(state[key].shape)}, the model's {tuple(expected[key].shape)}"
         for key in expected.keys() & state.keys()
         if state[key].shape != expected[key].shape
     ]
-    if faults:
-        more = f" (and {len(faults) - 1} more differences)" if len(faults) > 1 else ""
-        raise ValueError(f"{path}: weights of another model: {min(faults)}{more}")
+    if differences:
+        more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        raise ValueError(f"{path}: weights of another model: {min(differences)}{more}")
     model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name. Raises ValueError naming the file."""
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a weights file by name. Raises ValueError naming the file."""
     readers = {".safetensors": _read_safetensors, ".pkl": _read_pickle}
-    state = readers.get(path.suffix, _read_torch)(path)
-    for wrapper in WRAPPERS:
-        state = state.get(wrapper, state) if isinstance(state, Mapping) else state
-    state = {key: _as_tensor(value) for key, value in state.items()} if isinstance(state, Mapping) else {None: state}
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+    content = readers.get(path.suffix, _read_torch)(path)
+    for key in STATE_DICT_KEYS:
+        content = content.get(key, content) if isinstance(content, Mapping) else content
+    if not isinstance(content, Mapping):
         raise ValueError(f"{path}: not a state_dict of tensors")
-    # DistributedDataParallel puts its own name before every key.
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        tensor = _to_tensor(value)
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: not a state_dict of tensors")
+        state[key] = tensor
+    # DistributedDataParallel adds a prefix to every key.
     wrapped = all(key.startswith("module.") for key in state)
     return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
 
 
-def _as_tensor(value: object) -> object:
-    """An array of numbers as a tensor; anything else as it is."""
+def _to_tensor(value: object) -> object:
+    """Converts an array of numbers to a tensor; returns anything else unchanged."""
     if not isinstance(value, np.ndarray):
         return value
     try:
@@ -81,13 +86,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> object:
-    """A checkpoint of tensors alone, or of tensors and other objects, such as a trainer's state, that are ignored."""
+    """Reads a checkpoint; objects that are not tensors, such as a trainer's state, become placeholders."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch finds wrong, what helps is the same
+    except Exception as error:  # torch raises exceptions of many types
         if "Unsupported global" not in str(error):
             raise ValueError(f"{path}: not a file that torch.save has written") from None
-    restricted = SimpleNamespace(__name__="restricted", Unpickler=_Restricted, load=_load_restricted)
+    restricted = SimpleNamespace(__name__="restricted", Unpickler=_RestrictedUnpickler, load=_load_restricted)
     try:
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=restricted)
     except Exception as error:
@@ -102,17 +107,17 @@ def _read_pickle(path: Path) -> object:
         raise ValueError(f"{path}: not a pickle of arrays: {error}") from None
 
 
-class _Inert:
-    """Stands for every object of a pickle that is no array: it is built, and does nothing."""
+class _Placeholder:
+    """Replaces every object of a pickle that is not an array; its methods do nothing."""
 
-    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
+    def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def __call__(self, *args: object, **kwargs: object) -> _Inert:
-        return _Inert()
+    def __call__(self, *args: object, **kwargs: object) -> _Placeholder:
+        return _Placeholder()
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -127,7 +132,7 @@ class _Inert:
         pass
 
 
-_ALLOWED = {
+_ALLOWED: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): codecs.encode,
     ("numpy", "ndarray"): np.ndarray,
@@ -135,8 +140,8 @@ _ALLOWED = {
 }
 
 
-class _Restricted(pickle.Unpickler):
-    """Builds arrays, tensors and plain containers; any other class or function becomes `_Inert`."""
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Builds arrays, tensors and plain containers; any other class or function becomes `_Placeholder`."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) in _ALLOWED:
@@ -149,8 +154,8 @@ class _Restricted(pickle.Unpickler):
             return getattr(torch._utils, name)
         if module == "torch" and name.endswith("Storage"):
             return super().find_class(module, name)
-        return _Inert
+        return _Placeholder
 
 
-def _load_restricted(file: BinaryIO, **options: str) -> object:
-    return _Restricted(file, **options).load()
+def _load_restricted(file: BinaryIO, **options: Any) -> object:
+    return _RestrictedUnpickler(file, **options).load()

@@ -1,0 +1,62 @@
+"""The output of a detectron2 detector: masks, and detections as detectron2's own inference returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from extract.detectors.base import ImageDetections
+from extract.detectors.common import mask_batches, to_uint8
+from extract.rois import RoIs
+
+
+@dataclass(frozen=True, eq=False)
+class Detectron2Output:
+    """See `extract.detectors.base.ForwardOutput`.
+
+    Attributes:
+        roi_heads: of the model; they predict masks and keypoints.
+        feature_maps: (N, C, H, W) of each FPN level.
+        scales: of each image, (4,) factors from resized to original xyxy.
+        boxes: refined boxes of each image, in pixels of the resized image.
+        sizes: (height, width) of each resized image.
+    """
+
+    rois: list[RoIs]
+    roi_heads: nn.Module
+    feature_maps: dict[str, Tensor]
+    scales: list[Tensor]
+    boxes: list[Tensor]
+    sizes: list[tuple[int, int]]
+
+    @torch.no_grad()
+    def masks(self) -> list[np.ndarray]:
+        """See `extract.detectors.base.ForwardOutput.masks`."""
+        masks = []
+        for image, boxes in enumerate(self.boxes):
+            batches = [self._predict(image, batch).pred_masks[:, 0] for batch in mask_batches(boxes)]
+            masks.append(to_uint8(torch.cat(batches)))
+        return masks
+
+    @torch.no_grad()
+    def to_framework(self, detections: Sequence[ImageDetections]) -> list[dict[str, Instances]]:
+        """Returns `{"instances": Instances}` of each image, like `DefaultPredictor`."""
+        results = []
+        for image, (arrays, scale, rois) in enumerate(zip(detections, self.scales, self.rois, strict=True)):
+            boxes, labels, scores = (torch.from_numpy(array).to(scale.device) for array in arrays)
+            instances = self._predict(image, boxes / scale, scores=scores, pred_classes=labels)
+            results.append({"instances": detector_postprocess(instances, rois.height, rois.width)})
+        return results
+
+    def _predict(self, image: int, boxes: Tensor, **fields: Tensor) -> Instances:
+        """Predicts masks and keypoints of one image's boxes (D, 4), in pixels of the resized image."""
+        fields = {"pred_classes": boxes.new_zeros(len(boxes), dtype=torch.long), **fields}
+        maps = {name: level[image : image + 1] for name, level in self.feature_maps.items()}
+        instances = Instances(self.sizes[image], pred_boxes=Boxes(boxes), **fields)
+        return self.roi_heads.forward_with_given_boxes(maps, [instances])[0]

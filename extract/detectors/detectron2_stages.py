@@ -1,0 +1,144 @@
+"""The box heads of a detectron2 detector, stage by stage.
+
+Letters in shapes: `r` RoIs of an image, `R` of the batch, `K` classes, `C` channels, `P` side of a pooled map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from extract.cache.format import Layers
+from extract.detectors.common import SelectedProposals
+from extract.detectors.fc_layers import linear_modules, read_layers, verified_layers
+
+
+class StageOutput(NamedTuple):
+    """Inputs and outputs of one stage; boxes per image, in pixels of the resized image, the rest of the batch."""
+
+    proposals: list[Tensor]
+    """Each (r, 4)."""
+
+    boxes: list[Tensor]
+    """Refined and clipped, each (r, 4) or (r, K, 4)."""
+
+    logits: Tensor
+    """(R, K+1), background last."""
+
+    scores: Tensor
+    """(R, K+1)."""
+
+    pooled: Tensor | None
+    """(R, C, P, P)."""
+
+    embedding: Tensor | None
+    """(R, C)."""
+
+
+class BoxHeads:
+    """The box head and predictor of each stage of a model.
+
+    Attributes:
+        matching_ious: of each stage.
+        nms_iou: of the last stage's predictor.
+    """
+
+    def __init__(self, model: GeneralizedRCNN):
+        self._model, roi_heads = model, model.roi_heads
+        self._is_c4 = isinstance(roi_heads, Res5ROIHeads)
+        if isinstance(roi_heads, CascadeROIHeads):
+            self._stages = list(zip(roi_heads.box_head, roi_heads.box_predictor, strict=True))
+            matchers = roi_heads.proposal_matchers
+        else:
+            # C4 heads have no fully connected layers, only the mean of a RoI's map.
+            head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()) if self._is_c4 else roi_heads.box_head
+            self._stages, matchers = [(head, roi_heads.box_predictor)], [roi_heads.proposal_matcher]
+        self.matching_ious = tuple(float(m.thresholds[m.labels.index(1)]) for m in matchers)
+        self.nms_iou = float(self._stages[-1][1].test_nms_thresh)
+
+    def forward(
+        self, feature_maps: dict[str, Tensor], selected: SelectedProposals, sizes: list[tuple[int, int]], level: str
+    ) -> list[StageOutput]:
+        """Runs every stage on the boxes that the previous one refined; keeps only the features of a level."""
+        dropped = {name: None for name in ("pooled", "embedding") if name != level}
+        proposals, outputs = selected.boxes, []
+        for stage in range(len(self._stages)):
+            if stage:
+                boxes = zip(outputs[-1].boxes, proposals, selected.num_gt, strict=True)
+                proposals = [torch.cat([new[: len(new) - n], old[len(old) - n :]]) for new, old, n in boxes]
+            output = self._run_stage(stage, self._pool(feature_maps, proposals), proposals, sizes)
+            outputs.append(output._replace(**dropped))
+        return outputs
+
+    @torch.no_grad()
+    def probe(self) -> list[StageOutput]:
+        """Runs every stage on four synthetic RoIs, for properties that are not attributes of every model."""
+        heads = self._model.roi_heads
+        channels = self._model.backbone.output_shape()[heads.in_features[0]].channels
+        sides = (heads.pooler if self._is_c4 else heads.box_pooler).output_size
+        pooled = torch.randn(4, channels, *sides, generator=torch.Generator().manual_seed(0)).to(self._model.device)
+        pooled = heads.res5(pooled) if self._is_c4 else pooled
+        boxes = pooled.new_tensor([0, 0, 16, 16]).expand(4, 4)
+        return [self._run_stage(stage, pooled, [boxes], [(32, 32)]) for stage in range(len(self._stages))]
+
+    def fc_layers(self, level: str) -> list[Layers]:
+        """See `extract.detectors.base.Detector.fc_layers`."""
+        if level == "logits":
+            return []
+        layers = []
+        for (head, _), classifier, probe in zip(self._stages, self.classifiers(), self.probe(), strict=True):
+            hidden = linear_modules(head) if level == "pooled" else []
+            found = read_layers([*hidden, classifier] if classifier else [])
+            layers.append(verified_layers(found, probe.pooled, probe.logits) if level == "pooled" else found)
+        return layers if all(layers) else []
+
+    def classifiers(self) -> list[nn.Linear | None]:
+        """Returns each stage's linear layer from the embedding to the logits, None where there is none."""
+        return [_classifier(*stage) for stage in zip((p for _, p in self._stages), self.probe(), strict=True)]
+
+    def _run_stage(
+        self, stage: int, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> StageOutput:
+        head, predictor = self._stages[stage]
+        embedding = head(pooled)
+        predictions = predictor(embedding)
+        instances = [Instances(s, proposal_boxes=Boxes(p)) for p, s in zip(proposals, sizes, strict=True)]
+        boxes = [_clip(b, s) for b, s in zip(predictor.predict_boxes(predictions, instances), sizes, strict=True)]
+        scores = torch.cat(predictor.predict_probs(predictions, instances))
+        return StageOutput(proposals, boxes, predictions[0], scores, pooled, embedding.flatten(1))
+
+    def _pool(self, feature_maps: dict[str, Tensor], proposals: list[Tensor]) -> Tensor:
+        """Returns the input of the box head, (R, C, P, P)."""
+        heads, boxes = self._model.roi_heads, [Boxes(p) for p in proposals]
+        maps = [feature_maps[name] for name in heads.in_features]
+        pooled: Tensor = heads._shared_roi_transform(maps, boxes) if self._is_c4 else heads.box_pooler(maps, boxes)
+        return pooled
+
+
+def activation(logits: Tensor, scores: Tensor) -> str:
+    """Returns the function from logits to the predictor's scores, "softmax" or "sigmoid"; ignores background."""
+    for name, activate in {"softmax": lambda z: z.softmax(1), "sigmoid": Tensor.sigmoid}.items():
+        if torch.allclose(activate(logits)[:, :-1], scores[:, :-1], rtol=1e-3, atol=1e-12):
+            return name
+    raise ValueError("scores of the box predictor are neither softmax nor sigmoid of its logits")
+
+
+def _classifier(predictor: nn.Module, probe: StageOutput) -> nn.Linear | None:
+    """Returns the predictor's linear layer that maps the embedding to the logits."""
+    for module in linear_modules(predictor):
+        if verified_layers(read_layers([module]), probe.embedding, probe.logits):
+            return module
+    return None
+
+
+def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clips boxes (r, 4) or (r, 4K) to the image, and returns them as (r, 4) or (r, K, 4)."""
+    clipped = Boxes(boxes.reshape(-1, 4))
+    clipped.clip(size)
+    tensor: Tensor = clipped.tensor
+    return tensor if boxes.shape[1] == 4 else tensor.view(len(boxes), boxes.shape[1] // 4, 4)

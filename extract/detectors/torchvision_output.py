@@ -1,0 +1,65 @@
+"""The output of a torchvision detector: masks, and detections as torchvision's own inference returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import maskrcnn_inference
+
+from extract.detectors.base import ImageDetections
+from extract.detectors.common import mask_batches, to_uint8
+from extract.rois import RoIs
+
+
+@dataclass(frozen=True, eq=False)
+class TorchvisionOutput:
+    """See `extract.detectors.base.ForwardOutput`.
+
+    Attributes:
+        feature_maps: (N, C, H, W) of each FPN level.
+        scales: of each image, (4,) factors from resized to original xyxy.
+        boxes: refined boxes of each image, in pixels of the resized image.
+        resized_sizes, original_sizes: (height, width) of each image.
+    """
+
+    rois: list[RoIs]
+    model: GeneralizedRCNN
+    feature_maps: dict[str, Tensor]
+    scales: list[Tensor]
+    boxes: list[Tensor]
+    resized_sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+    @torch.no_grad()
+    def masks(self) -> list[np.ndarray]:
+        """See `extract.detectors.base.ForwardOutput.masks`."""
+        masks = []
+        for image, boxes in enumerate(self.boxes):
+            batches = [self._mask_logits(image, batch)[:, 0].sigmoid() for batch in mask_batches(boxes)]
+            masks.append(to_uint8(torch.cat(batches)))
+        return masks
+
+    @torch.no_grad()
+    def to_framework(self, detections: Sequence[ImageDetections]) -> list[dict[str, Tensor]]:
+        """Returns dicts of boxes, labels (from 1), scores and masks, like torchvision's models."""
+        results = []
+        for image, (arrays, scale) in enumerate(zip(detections, self.scales, strict=True)):
+            boxes, labels, scores = (torch.from_numpy(array).to(scale.device) for array in arrays)
+            result = {"boxes": boxes / scale, "labels": labels + 1, "scores": scores}
+            if self.model.roi_heads.has_mask():
+                logits = self._mask_logits(image, result["boxes"])
+                (result["masks"],) = maskrcnn_inference(logits, [result["labels"]])
+            results.append(result)
+        return self.model.transform.postprocess(results, self.resized_sizes, self.original_sizes)
+
+    def _mask_logits(self, image: int, boxes: Tensor) -> Tensor:
+        """Runs the mask head on one image's boxes (R, 4), in pixels of the resized image."""
+        heads = self.model.roi_heads
+        maps = {name: level[image : image + 1] for name, level in self.feature_maps.items()}
+        pooled = heads.mask_roi_pool(maps, [boxes], [self.resized_sizes[image]])
+        return heads.mask_predictor(heads.mask_head(pooled))
