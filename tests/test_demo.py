@@ -1,4 +1,4 @@
-"""`make demo` at full size: what the README promises."""
+"""`make demo` at full size: AP is that of docs/results.md, and calibration raises it on the tail."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BINS = ["AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP[1000,-)"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Where Mini-LVIS is made once for all demos."""
+    """Folder in which Mini-LVIS is made once for all demos."""
     return tmp_path_factory.mktemp("data") / "minilvis"
 
 
 def run_demo(detector: str, data: Path, run: Path) -> pd.DataFrame:
-    """`make demo`'s mask AP, after a look that it is what the repository shows."""
+    """Runs `make demo`, checks its mask AP against the committed one, and returns it."""
     environment = Path(sys.prefix)
-    # The environment that runs the tests has what the demo needs: nothing is installed again.
+    # The tests' own environment has all that the demo needs, so nothing is installed.
     installed = [f"--assume-old={environment / mark}" for mark in ("demo", "dev", "frameworks")]
     variables = [f"VENV={environment}", f"DATA={data}", f"RUN={run}", f"DETECTOR={detector}"]
     subprocess.run(["make", *installed, "demo", *variables], cwd=ROOT, check=True)
@@ -50,7 +50,7 @@ def test_demo(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", ["cascade", "htc"])
 def test_cascades(detector, data, tmp_path):
-    """Tables 5 and 7: of a cascade of another framework, with (0,10) replaced alone and with T = 100."""
+    """Tables 5 and 7: cascades of other frameworks, with tail bounds 10 and 100."""
     pytest.importorskip({"cascade": "detectron2", "htc": "mmdet"}[detector])
     metrics = run_demo(detector, data, tmp_path)
     original = metrics.loc["original@0.0"]

@@ -1,4 +1,4 @@
-"""Mini-LVIS: the same config gives the same data, its plan holds, its annotations tell what is drawn."""
+"""Mini-LVIS: the same config gives the same data, as planned, and the annotations match what is drawn."""
 
 import dataclasses
 import json
@@ -27,19 +27,19 @@ def train(tiny):
     return json.loads((tiny / "train.json").read_text())
 
 
-def test_made_twice_is_identical_however_many_processes(tiny, tmp_path):
+def test_same_config_gives_identical_files_with_any_number_of_processes(tiny, tmp_path):
     again = make.make(make.Config(out=tmp_path, workers=2, **TINY))
     names = sorted(path.relative_to(tiny) for path in tiny.rglob("*.*"))
     assert names == sorted(path.relative_to(again) for path in again.rglob("*.*")) and len(names) == 3 + 54
     assert all((tiny / name).read_bytes() == (again / name).read_bytes() for name in names)
 
 
-def test_another_seed_is_another_data_set(tiny, train, tmp_path):
+def test_seed_changes_the_dataset(tiny, train, tmp_path):
     other = json.loads((make.make(make.Config(out=tmp_path, seed=1, workers=1, **TINY)) / "train.json").read_text())
     assert other["annotations"] != train["annotations"]
 
 
-def test_full_plan_holds_the_bins_exactly():
+def test_full_plan_has_the_bins_exactly():
     config = make.Config()
     images = {split: make.plan_split(config, split) for split in plan.SPLITS}
     counts = {s: np.bincount(np.concatenate([one.objects for one in images[s]]), minlength=240) for s in images}
@@ -100,7 +100,7 @@ def test_boxes_are_tight_and_masks_are_disjoint(train):
 
 
 def test_masks_are_the_visible_parts():
-    # One-colour squares: what is drawn last covers what is below, and a pixel shows its owner in its colour.
+    # Squares of one colour: later objects cover earlier ones, and each pixel has the colour of its object.
     sprites = [[Image.new("RGBA", (20, 20), colour)] for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     for seed in range(5):
         drawn = render.render(np.array([0, 1, 2, 1, 0, 2]), sprites, 112, np.random.default_rng(seed))
@@ -111,7 +111,7 @@ def test_masks_are_the_visible_parts():
 
 
 @pytest.mark.parametrize(
-    "bad, word",
+    "options, name",
     [
         ({"classes": 241}, "classes"),
         ({"size": 64}, "size"),
@@ -119,9 +119,9 @@ def test_masks_are_the_visible_parts():
         ({"train_images": 1}, "train_images"),
     ],
 )
-def test_bad_values_are_named(bad, word, tmp_path):
-    with pytest.raises(ValueError, match=word):
-        make.make(dataclasses.replace(make.Config(out=tmp_path, workers=1, **TINY), **bad))
+def test_invalid_options_are_named(options, name, tmp_path):
+    with pytest.raises(ValueError, match=name):
+        make.make(dataclasses.replace(make.Config(out=tmp_path, workers=1, **TINY), **options))
 
 
 def test_flip_moves_boxes_with_masks(tiny):
@@ -145,7 +145,7 @@ def test_repeat_factors_against_the_definition():
     np.testing.assert_allclose(drawn, factors, atol=0.15)
 
 
-def test_batches_go_through_whole_epochs_and_repeat_by_seed():
+def test_batches_cover_epochs_and_depend_on_the_seed():
     def first(seed):
         return np.concatenate([b for b, _ in zip(sampling.batches(np.ones(10), 4, seed), range(5), strict=False)])
 
@@ -174,7 +174,6 @@ def test_training_resumes_to_the_same_weights(tiny, tmp_path, monkeypatch):
 
     from benchmarks.minilvis import train as trainer
 
-    monkeypatch.setattr(trainer, "bin_ap", lambda *_: {})
     config = trainer.Config(out=tmp_path / "whole", data=tiny, sampling="rfs", steps=2, batch=2, warmup=1)
     whole = load_file(trainer.train(config))
 
@@ -184,9 +183,8 @@ def test_training_resumes_to_the_same_weights(tiny, tmp_path, monkeypatch):
 
     parts, save = dataclasses.replace(config, out=tmp_path / "parts"), trainer.save
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "CHECKPOINT_EVERY", 0)
         patch.setattr(trainer, "save", stop)
-        trainer.train(parts)
+        trainer.train(parts, checkpoint_every=0)
     resumed = load_file(trainer.train(parts))
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     with pytest.raises(ValueError, match="lr"):

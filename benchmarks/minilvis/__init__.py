@@ -1,1 +1,1 @@
-"""Mini-LVIS: a small synthetic data set with LVIS's long tail, layout and federated annotation."""
+"""Mini-LVIS: a small synthetic dataset with LVIS's long tail, layout and federated annotation."""

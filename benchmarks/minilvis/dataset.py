@@ -1,8 +1,11 @@
-"""Mini-LVIS in memory, as torchvision's detectors take it."""
+"""Mini-LVIS in memory, in the form that torchvision's detectors take."""
+
+from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,27 +15,34 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Split:
-    """One split, N images of K classes."""
+    """One split, N images of K classes.
 
-    annotations: dict  # the JSON document
-    category_ids: np.ndarray  # (K,) int64 ascending: index -> category id
-    images: np.ndarray  # (N, H, W, 3) uint8
-    records: list[list[dict]]  # per image its annotations
+    Attributes:
+        annotations: content of the annotation file.
+        category_ids: (K,) int64, ascending; class index -> category id.
+        images: (N, H, W, 3) uint8 RGB.
+        records: annotation records of each image.
+    """
+
+    annotations: dict[str, Any]
+    category_ids: np.ndarray
+    images: np.ndarray
+    records: list[list[dict[str, Any]]]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def classes_of(self, index: int) -> np.ndarray:
-        """(n,) int64 class index 0…K-1 of each object of image `index`."""
+        """Returns the class index 0…K-1 of each object of an image, (n,) int64."""
         return np.searchsorted(self.category_ids, [one["category_id"] for one in self.records[index]])
 
     def tensor(self, index: int, flip: bool = False) -> torch.Tensor:
-        """(3, H, W) float32 0…1."""
+        """Returns an image as (3, H, W) float32 from 0 to 1."""
         pixels = self.images[index][:, ::-1] if flip else self.images[index]
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
     def target(self, index: int, flip: bool = False) -> dict[str, torch.Tensor]:
-        """`boxes` (n, 4) xyxy px, `labels` (n,) 1…K (0 is background), `masks` (n, H, W) uint8."""
+        """Returns `boxes` (n, 4) xyxy in pixels, `labels` (n,) 1…K (0 is background) and `masks` (n, H, W) uint8."""
         records = self.records[index]
         masks = rle.decode([one["segmentation"] for one in records]).transpose(2, 0, 1)
         boxes = np.array([one["bbox"] for one in records], np.float32)
@@ -47,12 +57,12 @@ class Split:
 
 
 def load(folder: Path, split: str) -> Split:
-    """Read FOLDER/SPLIT.json and its images."""
+    """Reads FOLDER/SPLIT.json and its images. Raises FileNotFoundError if the dataset has not been made."""
     path = Path(folder) / f"{split}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; make it with: python -m benchmarks.minilvis.make --out {folder}")
+        raise FileNotFoundError(f"{path}: does not exist; run python -m benchmarks.minilvis.make --out {folder}")
     annotations = json.loads(path.read_text())
-    by_image = {one["id"]: [] for one in annotations["images"]}
+    by_image: dict[int, list[dict[str, Any]]] = {one["id"]: [] for one in annotations["images"]}
     for one in annotations["annotations"]:
         by_image[one["image_id"]].append(one)
     images = np.stack(

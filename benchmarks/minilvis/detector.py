@@ -1,8 +1,12 @@
-"""The detector Mini-LVIS is measured with: a small, class-agnostic torchvision Mask R-CNN.
+"""The plain detector of Mini-LVIS: a small torchvision Mask R-CNN with class-agnostic boxes and masks.
 
-Give it to the library as `torchvision:benchmarks.minilvis.detector:mask_rcnn`. Images of other sizes than 144 px
-are resized at inference.
+The library loads it as `torchvision:benchmarks.minilvis.detector:mask_rcnn`. At inference, images of other sizes than
+144 px are resized.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -13,13 +17,13 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-CHANNELS = 64  # of every FPN level
+CHANNELS = 64  # of every feature level of the FPN
 EMBEDDING = 256
 MASK_CHANNELS = 32
-# Two octave steps per level (strides 4, 8, 16) and two shapes cover the 14 to 70 px of Mini-LVIS's objects.
+# Two sizes per feature level (strides 4, 8, 16) and two aspect ratios cover Mini-LVIS's objects of 14 to 70 px.
 ANCHOR_SIZES = ((14, 20), (28, 40), (54, 72))
 ASPECT_RATIOS = ((0.75, 1.33),) * 3
-DEFAULTS = dict(
+DEFAULTS: dict[str, Any] = dict(
     # size_divisible is the largest stride: torchvision's 32 would pad 144 px to 160.
     min_size=144, max_size=144, _skip_resize=True, size_divisible=16,
     image_mean=(0.45,) * 3, image_std=(0.25,) * 3,
@@ -33,12 +37,12 @@ DEFAULTS = dict(
 class Backbone(nn.Module):
     """ResNet-18 up to layer3 under a feature pyramid.
 
-    (N, 3, H, W) -> {"0", "1", "2"} of (N, 64, H/s, W/s) with the strides s = 4, 8, 16.
+    (N, 3, H, W) -> {"0", "1", "2"} of (N, 64, H/s, W/s) with strides s = 4, 8, 16.
     """
 
     out_channels = CHANNELS
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = IntermediateLayerGetter(resnet18(weights=None), {"layer1": "0", "layer2": "1", "layer3": "2"})
         self.fpn = FeaturePyramidNetwork([64, 128, 256], CHANNELS)
@@ -50,10 +54,10 @@ class Backbone(nn.Module):
 class BoxPredictor(nn.Module):
     """(R, 256) embeddings -> (R, K+1) logits, background first, and (R, (K+1)*4) box deltas.
 
-    The deltas are one class-agnostic prediction, repeated since torchvision's RoI heads expect one per class.
+    The class-agnostic deltas are repeated, because torchvision's RoI heads expect them per class.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.cls_score = nn.Linear(EMBEDDING, num_classes + 1)
         self.bbox_pred = nn.Linear(EMBEDDING, 4)
@@ -63,9 +67,9 @@ class BoxPredictor(nn.Module):
 
 
 class MaskPredictor(nn.Module):
-    """(R, 32, 14, 14) -> (R, K+1, 28, 28) mask logits: one class-agnostic mask, expanded without memory."""
+    """(R, 32, 14, 14) -> (R, K+1, 28, 28) mask logits: one class-agnostic mask per RoI, expanded without a copy."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_outputs = num_classes + 1
         self.upsample = nn.ConvTranspose2d(MASK_CHANNELS, MASK_CHANNELS, 2, 2)
@@ -75,8 +79,8 @@ class MaskPredictor(nn.Module):
         return self.mask_logits(self.upsample(features).relu()).expand(-1, self.num_outputs, -1, -1)
 
 
-def mask_rcnn(num_classes: int = 240, **kwargs) -> MaskRCNN:
-    """An untrained detector of `num_classes` foreground classes; `kwargs` overrule the defaults above."""
+def mask_rcnn(num_classes: int = 240, **kwargs: Any) -> MaskRCNN:
+    """Builds an untrained detector of `num_classes` foreground classes; `kwargs` override `DEFAULTS`."""
     return MaskRCNN(
         Backbone(),
         rpn_anchor_generator=AnchorGenerator(ANCHOR_SIZES, ASPECT_RATIOS),
@@ -91,7 +95,7 @@ def mask_rcnn(num_classes: int = 240, **kwargs) -> MaskRCNN:
 
 
 def _roi_align(output_size: int, sampling_ratio: int = 2) -> MultiScaleRoIAlign:
-    # Boxes under 48 px are read from the stride-4 level, those up to 96 px from stride 8.
+    # Boxes under 48 px are pooled from the level of stride 4, those up to 96 px from that of stride 8.
     return MultiScaleRoIAlign(
         ["0", "1", "2"], output_size, sampling_ratio=sampling_ratio, canonical_scale=48, canonical_level=3
     )

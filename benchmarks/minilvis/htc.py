@@ -1,28 +1,28 @@
 """mmdetection's Hybrid Task Cascade with a semantic branch, at Mini-LVIS's size.
 
-A configuration of stock components, for `mmengine.Config.fromfile` and mmdetection's own functions. The backbone is
-the one of `detector.py`: ResNet-18 up to layer3 under a 64-channel feature pyramid. `train_htc.py` trained
-`weights/htc.safetensors`. mmdetection needs mmcv's compiled operations, or `benchmarks/mmcv_ext.py` in their place.
+A config of mmdetection's own components, for `mmengine.Config.fromfile`. The backbone is that of `detector.py`:
+ResNet-18 up to layer3 under a 64-channel FPN. `train_htc.py` trained `weights/htc.safetensors`. mmdetection needs
+mmcv's compiled operations, or `benchmarks/mmcv_ext.py` in their place.
 """
 
 default_scope = "mmdet"
 
 classes = 240
-groups = 15  # of `classes.py`: what the semantic branch tells apart, besides the background
-channels = 64  # of every pyramid level, and of the mask heads: they pass features on to one another
+groups = 15  # of `classes.py`; the classes of the semantic branch, besides background
+channels = 64  # of every feature level, and of the mask heads, each of which takes the features of the last
 strides = [4, 8, 16]
 
 
-def roi_extractor(size, sampling_ratio, strides):
-    """Boxes under 48 px are read from the stride-4 level, those up to 96 px from stride 8."""
+def roi_extractor(size: int, sampling_ratio: int, strides: list[int]) -> dict:
+    """Boxes under 48 px are pooled from the level of stride 4, those up to 96 px from that of stride 8."""
     roi_layer = dict(type="RoIAlign", output_size=size, sampling_ratio=sampling_ratio)
     return dict(
         type="SingleRoIExtractor", roi_layer=roi_layer, out_channels=channels, featmap_strides=strides, finest_scale=24
     )
 
 
-def box_head(stds):
-    """One stage's classifier and class-agnostic regressor; `stds`: the scale of its deltas."""
+def box_head(stds: list[float]) -> dict:
+    """One stage's classifier and class-agnostic regressor; `stds` is the scale of its deltas."""
     return dict(
         type="Shared2FCBBoxHead",
         in_channels=channels,
@@ -36,12 +36,12 @@ def box_head(stds):
     )
 
 
-def mask_head(takes_features):
-    """One stage's class-agnostic masks; all but the first take the previous one's features."""
+def mask_head(takes_features: bool) -> dict:
+    """One stage's class-agnostic masks; all heads but the first take the features of the head before."""
     return dict(
         type="HTCMaskHead",
         with_conv_res=takes_features,
-        num_convs=1,  # the last stage's masks have gone through three
+        num_convs=1,  # features of the last stage's masks have passed three
         in_channels=channels,
         conv_out_channels=channels,
         num_classes=classes,
@@ -50,8 +50,8 @@ def mask_head(takes_features):
     )
 
 
-def stage_training(iou):
-    """What one stage takes for an object, and how many RoIs of an image it learns from."""
+def stage_training(iou: float) -> dict:
+    """Matching IoU of one stage, and how many RoIs of an image it is trained on."""
     return dict(
         assigner=dict(type="MaxIoUAssigner", pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou, ignore_iof_thr=-1),
         sampler=dict(type="RandomSampler", num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),

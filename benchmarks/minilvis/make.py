@@ -1,19 +1,22 @@
-"""Make Mini-LVIS.
+"""Makes Mini-LVIS.
 
-    python -m benchmarks.minilvis.make                          # the full data set, in data/minilvis
+    python -m benchmarks.minilvis.make                          # the full dataset, in data/minilvis
     python -m benchmarks.minilvis.make --out tiny --classes 12 --train-images 30 --eval-images 12
 
-Writes OUT/{train,val,test}.json (LVIS v1 layout) and OUT/{train,val,test}/*.png. The same config gives the
-same data, however many processes draw it: each image has its own random generator, made of (seed, split,
-index).
+Writes OUT/{train,val,test}.json (LVIS v1 layout) and OUT/{train,val,test}/*.png. The same config gives the same data
+with any number of processes: each image has its own random generator, seeded with (seed, split, index).
 """
+
+from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from hotcoco import mask as rle
@@ -24,45 +27,63 @@ from benchmarks.minilvis import classes as table
 from benchmarks.minilvis import plan
 from benchmarks.minilvis.render import render
 
+MIN_SIZE = 96
+"""Smallest edge of an image in pixels into which the objects fit."""
+
 
 @dataclass(frozen=True)
 class Config:
     """What to make."""
 
     out: Path = Path("data/minilvis")
-    """Folder to write; made where it does not exist."""
+    """Folder to write; created if it does not exist."""
     seed: int = 0
     classes: int = 240
     train_images: int = 6400
     eval_images: int = 560
     """Images of val, and of test."""
     size: int = 144
-    """Edge of the square images, px."""
+    """Edge of the square images in pixels."""
     workers: int = os.cpu_count() or 1
+    """Processes that draw."""
+
+
+class Task(NamedTuple):
+    """One image to draw: its seed (dataset seed, number of the split, index in the split) and its plan."""
+
+    seed: tuple[int, int, int]
+    image: plan.ImagePlan
+
+
+Record = tuple[dict[str, Any], list[dict[str, Any]]]
+"""An image's record in `images`, and its records in `annotations`, still without ids."""
 
 
 def make(config: Config) -> Path:
-    """Write the data set `config` describes; returns its folder."""
+    """Writes the dataset that `config` describes and returns its folder.
+
+    Raises ValueError for a size or a number of classes or images that does not fit.
+    """
     emoji = table.select(config.classes)
-    table.load_sprites(emoji[:1])  # a missing package is named here, once, not by every worker
-    if config.size < 96:
-        raise ValueError(f"size: {config.size} px is too small for {plan.OBJECTS[1]} objects; the least is 96")
+    table.load_sprites(emoji[:1])  # a missing package fails here, not in every worker
+    if config.size < MIN_SIZE:
+        raise ValueError(f"size is {config.size}, expected at least {MIN_SIZE} px for {plan.OBJECTS[1]} objects")
     ids = plan.category_ids(config.classes, np.random.default_rng((config.seed, 99)))
     images = {split: plan_split(config, split) for split in plan.SPLITS}
     categories = _categories(emoji, ids, images["train"])
     for number, split in enumerate(plan.SPLITS):
         folder = Path(config.out) / split
         folder.mkdir(parents=True, exist_ok=True)
-        tasks = [(config.seed, number, index, one) for index, one in enumerate(images[split])]
+        tasks = [Task((config.seed, number, index), one) for index, one in enumerate(images[split])]
         draw = partial(_draw, emoji=emoji, size=config.size, folder=folder, category_ids=ids)
-        drawn = _map(draw, tasks, config.workers)
+        drawn = _map_in_processes(draw, tasks, config.workers)
         records = list(tqdm(drawn, total=len(tasks), desc=split, leave=False, disable=None))
         _write_json(folder.with_suffix(".json"), config, records, categories)
     return Path(config.out)
 
 
 def plan_split(config: Config, split: str) -> list[plan.ImagePlan]:
-    """The images of a split, planned but not drawn."""
+    """Plans the images of a split without drawing them."""
     counts = plan.train_counts(config.classes, config.train_images, np.random.default_rng((config.seed, 98)))
     if split != "train":
         counts = plan.eval_counts(counts, config.eval_images)
@@ -70,7 +91,7 @@ def plan_split(config: Config, split: str) -> list[plan.ImagePlan]:
     return plan.plan_images(counts, images, np.random.default_rng((config.seed, plan.SPLITS.index(split))))
 
 
-def _map(draw, tasks, workers):
+def _map_in_processes(draw: Callable[[Task], Record], tasks: Sequence[Task], workers: int) -> Iterator[Record]:
     if workers <= 1:
         yield from map(draw, tasks)
         return
@@ -81,11 +102,12 @@ def _map(draw, tasks, workers):
 _sprites = cache(table.load_sprites)  # once per process
 
 
-def _draw(task, *, emoji: str, size: int, folder: Path, category_ids: np.ndarray) -> tuple[dict, list[dict]]:
-    """Draw and save one image; returns its `images` and its `annotations` records, still without ids."""
-    seed, split, index, image = task
-    drawn = render(image.objects, _sprites(emoji), size, np.random.default_rng((seed, split, index)))
-    # Ids are no positions: they start elsewhere in every split, and leave gaps.
+def _draw(task: Task, *, emoji: str, size: int, folder: Path, category_ids: np.ndarray) -> Record:
+    """Draws and saves one image, and returns its records."""
+    _, split, index = task.seed
+    image = task.image
+    drawn = render(image.objects, _sprites(emoji), size, np.random.default_rng(task.seed))
+    # Ids differ from positions: they start at another number in each split and have gaps.
     image_id = 1_000_000 * (split + 1) + 3 * index + 1
     name = f"{image_id:07d}.png"
     Image.fromarray(drawn.pixels).save(folder / name, compress_level=1)
@@ -97,7 +119,7 @@ def _draw(task, *, emoji: str, size: int, folder: Path, category_ids: np.ndarray
     return record, _annotations(image_id, category_ids[image.objects].tolist(), drawn.masks)
 
 
-def _annotations(image_id: int, category_ids: list[int], masks: np.ndarray) -> list[dict]:
+def _annotations(image_id: int, category_ids: list[int], masks: np.ndarray) -> list[dict[str, Any]]:
     encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     return [
         {
@@ -109,8 +131,8 @@ def _annotations(image_id: int, category_ids: list[int], masks: np.ndarray) -> l
     ]  # fmt: skip
 
 
-def _categories(emoji: str, ids: np.ndarray, train: list[plan.ImagePlan]) -> list[dict]:
-    """The class table. `frequency` goes by training images as in LVIS: r 1-10, c 11-100, f more."""
+def _categories(emoji: str, ids: np.ndarray, train: list[plan.ImagePlan]) -> list[dict[str, Any]]:
+    """Returns the class table. `frequency` is by training images as in LVIS: r 1-10, c 11-100, f more."""
     instances = np.bincount(np.concatenate([one.objects for one in train]), minlength=len(ids))
     images = np.bincount(np.concatenate([np.unique(one.objects) for one in train]), minlength=len(ids))
     return [
@@ -123,12 +145,12 @@ def _categories(emoji: str, ids: np.ndarray, train: list[plan.ImagePlan]) -> lis
     ]  # fmt: skip
 
 
-def _write_json(path: Path, config: Config, records: list, categories: list[dict]) -> None:
+def _write_json(path: Path, config: Config, records: list[Record], categories: list[dict[str, Any]]) -> None:
     annotations = [one for _, per_image in records for one in per_image]
     annotations = [{"id": number, **one} for number, one in enumerate(annotations, start=1)]
-    made_of = {name: value for name, value in asdict(config).items() if name not in ("out", "workers")}
+    made_from = {name: value for name, value in asdict(config).items() if name not in ("out", "workers")}
     document = {
-        "info": {"description": f"Mini-LVIS {path.stem}", "config": made_of}, "licenses": [],
+        "info": {"description": f"Mini-LVIS {path.stem}", "config": made_from}, "licenses": [],
         "images": [record for record, _ in records], "annotations": annotations, "categories": categories,
     }  # fmt: skip
     path.write_text(json.dumps(document))

@@ -1,4 +1,6 @@
-"""Which training images come when: each once an epoch (`plain`), or LVIS's repeat factor sampling (`rfs`)."""
+"""Order of training images: each once per epoch (`plain`), or LVIS's repeat factor sampling (`rfs`)."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal
@@ -7,18 +9,22 @@ import numpy as np
 
 Sampling = Literal["plain", "rfs"]
 
-# LVIS uses t = 0.001 of 57,000 images: classes in fewer than 57 images are repeated, one of a single image
-# 7.5 times. The same share of Mini-LVIS's 6,400 images would be 6 images and repeat almost nothing. 0.01 of
-# them is 64 images: the same part of the curve is repeated, by nearly the same factors (8 for a single
-# image).
 REPEAT_THRESHOLD = 0.01
+"""LVIS repeats classes in fewer than 0.001 of 57,000 images, or 57 images; a class in a single image 7.5 times. The
+same share of Mini-LVIS's 6,400 images is 6 images and would repeat almost nothing. 0.01 is 64 images, which repeats the
+same classes by nearly the same factors (8 for a single image)."""
 
 
 def repeat_factors(classes: list[np.ndarray], num_classes: int, threshold: float = REPEAT_THRESHOLD) -> np.ndarray:
-    """(N,) float64 repeat factor >= 1 of each image; `classes`: per image the indices 0…K-1 of its objects.
+    """Returns the repeat factor of each image, (N,) float64, at least 1.
 
-    A class in the share f of the images has the factor max(1, sqrt(threshold / f)), an image that of its
-    rarest class.
+    A class in a share f of the images has the factor max(1, sqrt(threshold / f)); an image has that of its rarest class
+    (Gupta et al., "LVIS", 2019).
+
+    Args:
+        classes: for each image the class indices 0…K-1 of its objects.
+        num_classes: K.
+        threshold: share of the images below which a class is repeated.
     """
     images = np.zeros(num_classes)
     for present in map(np.unique, classes):
@@ -29,13 +35,14 @@ def repeat_factors(classes: list[np.ndarray], num_classes: int, threshold: float
 
 
 def epoch_order(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Image indices of one epoch, shuffled: floor(factor) times each, once more by the fraction's chance."""
+    """Returns the image indices of one epoch, shuffled: each floor(factor) times, and once more with probability
+    factor % 1."""
     repeats = np.floor(factors) + (rng.random(len(factors)) < factors % 1)
     return rng.permutation(np.repeat(np.arange(len(factors)), repeats.astype(np.int64)))
 
 
 def batches(factors: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
-    """(size,) image indices without end, the epochs joined. The same seed gives the same sequence."""
+    """Yields batches of `size` image indices without end, across epochs. The same seed gives the same sequence."""
     waiting, epoch = np.empty(0, np.int64), 0
     while True:
         while len(waiting) < size:

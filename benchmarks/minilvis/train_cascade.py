@@ -1,22 +1,25 @@
-"""Train a detectron2 Cascade Mask R-CNN on Mini-LVIS, the model of `cascade.yaml`.
+"""Trains a detectron2 Cascade Mask R-CNN on Mini-LVIS, the model of `cascade.yaml`.
 
     OMP_NUM_THREADS=1 python -m benchmarks.minilvis.train_cascade --out data/runs/cascade
 
-It starts warm, as a detector for LVIS starts from COCO weights: the ResNet body and the FPN are those of the plain
-torchvision detector in `weights/plain.safetensors`. The body stays frozen; FPN, RPN and heads are trained, each image
-equally often. What LVIS leaves unannotated counts as background, as in any plain detector.
+As detectors for LVIS start from COCO weights, this one starts from the ResNet body and the FPN of the plain torchvision
+detector in `weights/plain.safetensors`. The body is frozen; FPN, RPN and heads are trained, with each image equally
+often. Objects of classes that are not annotated count as background, as in any plain detector.
 
-The same command again goes on from the last checkpoint. The final weights and the log go to OUT and, after a full
-run, into `weights/` here.
+The same command again resumes from the last checkpoint. The final weights and the log are written to OUT and, after a
+full run, to `weights/` beside this file.
 """
+
+from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +40,8 @@ from benchmarks.minilvis.sampling import batches
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "cascade.yaml"
-# torchvision's names of the backbone -> detectron2's; the levels of the FPN are counted from 2 there.
-RENAMED = (
+# torchvision's parameter names of the backbone -> detectron2's, which counts the feature levels of the FPN from 2.
+RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^backbone\.body\.(conv1|bn1)\.", r"backbone.bottom_up.stem.\1."),
     (r"^backbone\.body\.layer(\d)\.", lambda found: f"backbone.bottom_up.res{int(found[1]) + 1}."),
     (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", lambda found: f"backbone.fpn_lateral{int(found[1]) + 2}."),
@@ -51,18 +54,18 @@ RENAMED = (
 
 @dataclass(frozen=True)
 class Config:
-    """One training run; everything else is in `cascade.yaml`."""
+    """One training run; `cascade.yaml` has all other options."""
 
     out: Path
     data: Path = Path("data/minilvis")
     backbone: Path = HERE / "weights" / "plain.safetensors"
-    """The detector whose backbone it starts from."""
+    """Weights of the detector whose backbone it starts from."""
     steps: int | None = None
-    """Fewer steps than the recipe's, for a trial."""
+    """Steps in place of the recipe's, for a trial run."""
 
 
 def recipe(steps: int | None = None) -> CfgNode:
-    """detectron2's config of `cascade.yaml`."""
+    """Reads `cascade.yaml` as detectron2's config."""
     cfg = get_cfg()
     cascade.register(cfg)
     cfg.merge_from_file(str(RECIPE))
@@ -71,7 +74,7 @@ def recipe(steps: int | None = None) -> CfgNode:
 
 
 def train(config: Config) -> Path:
-    """Run to the end; returns the file of the final weights (float16 safetensors)."""
+    """Trains, or resumes, to the last step; returns the file of the final weights (float16 safetensors)."""
     torch.set_num_threads(1)
     setup_logger()
     cfg = recipe(config.steps)
@@ -84,13 +87,13 @@ def train(config: Config) -> Path:
     optimizer = build_optimizer(cfg, model)
     trainer = SimpleTrainer(model, data_loader=None, optimizer=optimizer)
     checkpointer = DetectionCheckpointer(model, str(config.out), trainer=trainer)
-    # Log and checkpoint go together, so that a resumed run's log has no gap.
+    # Log and checkpoint are written at the same steps, so that a resumed run's log has no gap.
     period, steps = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER
     writers = [CommonMetricPrinter(steps), JSONWriter(str(log), window_size=period)]
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            # Seeds go by step, not by run: an interrupted run goes on with the numbers it would have drawn.
+            # Random numbers are seeded by step, so that a resumed run draws those of an uninterrupted one.
             hooks.CallbackHook(before_step=lambda trainer: torch.manual_seed((cfg.SEED << 32) + trainer.iter)),
             hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer)),
             hooks.PeriodicWriter(writers, period),
@@ -107,18 +110,18 @@ def train(config: Config) -> Path:
 
 
 def drop_lines(log: Path, first: int) -> None:
-    """Forget what an interrupted run logged after its last checkpoint, which ends before step `first`."""
+    """Drops the log lines from step `first` on, which an interrupted run wrote after its last checkpoint."""
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(line for line in lines if json.loads(line)["iteration"] < first))
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
-    """Fill body and FPN of `model` with those of a torchvision detector of `detector.py`."""
+    """Loads body and FPN of `model` from the weights of `detector.mask_rcnn`. Raises ValueError if names differ."""
     state = {_renamed(name): value.float() for name, value in load_file(path).items() if name.startswith("backbone.")}
     own = {name for name in model.state_dict() if name.startswith("backbone.")}
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     if own != state.keys():
-        raise ValueError(f"{path}: no backbone of cascade.yaml: {sorted(own ^ state.keys())[:4]}")
+        raise ValueError(f"{path}: backbone differs from cascade.yaml's in {sorted(own ^ state.keys())[:4]}")
     model.load_state_dict(state, strict=False)
 
 
@@ -128,8 +131,8 @@ def _renamed(name: str) -> str:
     return name
 
 
-def loader(data: Split, cfg: CfgNode, first: int) -> Iterator[list[dict]]:
-    """Batches from step `first` on, as detectron2's models take them; half of the images are flipped."""
+def loader(data: Split, cfg: CfgNode, first: int) -> Iterator[list[dict[str, Any]]]:
+    """Yields batches from step `first` on in the form that detectron2's models take; half of the images are flipped."""
     size = cfg.SOLVER.IMS_PER_BATCH
     order = batches(np.ones(len(data)), size, cfg.SEED)
     for step, chosen in enumerate(islice(order, first, None), first):
@@ -137,8 +140,8 @@ def loader(data: Split, cfg: CfgNode, first: int) -> Iterator[list[dict]]:
         yield [sample(data, i, flip) for i, flip in zip(chosen, flips, strict=True)]
 
 
-def sample(data: Split, index: int, flip: bool = False) -> dict:
-    """One image, RGB 0…255, with its objects; class 0 is the first category, background comes last."""
+def sample(data: Split, index: int, flip: bool = False) -> dict[str, Any]:
+    """Returns one image, RGB from 0 to 255, with its objects of classes 0…K-1."""
     image, target = data.tensor(index, flip) * 255, data.target(index, flip)
     objects = Instances(tuple(image.shape[1:]))
     objects.gt_boxes = Boxes(target["boxes"])
@@ -148,7 +151,7 @@ def sample(data: Split, index: int, flip: bool = False) -> dict:
 
 
 def export(config: Config, model: nn.Module, log: Path) -> Path:
-    """Write the weights as float16; after a full run put them and the log where they are committed."""
+    """Writes the weights as float16; after a full run copies them and the log to the committed folder."""
     path = config.out / "cascade.safetensors"
     save_file({name: _half(value) for name, value in model.state_dict().items()}, path, {"recipe": RECIPE.name})
     if config.data == Config.data and config.steps is None:

@@ -1,14 +1,13 @@
-"""Train the Hybrid Task Cascade of `htc.py` on Mini-LVIS, with mmengine's own runner.
+"""Trains the Hybrid Task Cascade of `htc.py` on Mini-LVIS, with mmengine's own runner.
 
     OMP_NUM_THREADS=1 python -m benchmarks.minilvis.train_htc --out data/runs/htc
 
-The same command again goes on from the last checkpoint. As one starts from weights trained on COCO, this starts from
-the plain detector's backbone and feature pyramid (`weights/plain.safetensors`). The backbone stays frozen; the pyramid
-is trained on, and everything after it from scratch. Images come as they are, each once an epoch, and a class that is
-not annotated counts as absent, as it does to any plain detector: the federated annotation is for evaluation.
+As detectors for LVIS start from COCO weights, this one starts from the plain detector's backbone and FPN
+(`weights/plain.safetensors`). The backbone is frozen, the FPN is fine-tuned, everything after it is trained from
+scratch. Each image is shown once per epoch. Classes that are not annotated count as absent, as in any plain detector.
 
-The final weights (float16, mmdetection's own parameter names) and the log go to OUT and, after a full run, into
-`weights/` here.
+The same command again resumes from the last checkpoint. The final weights (float16, mmdetection's parameter names) and
+the log are written to OUT and, after a full run, to `weights/` beside this file.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from mmengine import Config as Settings
+from mmengine import Config as MmengineConfig
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
 from safetensors.torch import load_file, save_file
@@ -31,7 +31,7 @@ from benchmarks.minilvis.train import Log
 LOG_EVERY = 50  # steps
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
-SETTINGS = Path(__file__).parent / "htc.py"
+RECIPE = Path(__file__).parent / "htc.py"
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,21 @@ class Config:
     out: Path
     data: Path = Path("data/minilvis")
     steps: int = 1000
-    """Optimizer steps; an epoch of the full data set has 800."""
+    """Optimizer steps; an epoch of the full dataset has 800."""
     batch: int = 8
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
     warmup: int = 100
-    """Steps from 0 to `lr`; from there a cosine goes down to 0."""
+    """Steps in which the learning rate rises from 0 to `lr`, before it falls to 0 along a cosine."""
     seed: int = 0
 
 
 def train(config: Config) -> Path:
-    """Run to the end; returns the file of the final weights."""
+    """Trains, or resumes, to the last step; returns the file of the final weights.
+
+    Raises ValueError if OUT holds another run, FloatingPointError for a loss that is not finite.
+    """
     torch.set_num_threads(1)
     mmcv_ext.install()
     semantic.draw(semantic.Config(config.data))
@@ -60,15 +63,15 @@ def train(config: Config) -> Path:
     last = find_latest_checkpoint(config.out)
     if last:
         require_same_run(config)
-    runner = Runner.from_cfg(settings(config, last or str(warm_start(config.out)), resume=bool(last)))
+    runner = Runner.from_cfg(runner_config(config, last or str(warm_start(config.out)), resume=bool(last)))
     runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(LossLog(config))
     return export(config, runner.train())
 
 
-def settings(config: Config, weights: str, resume: bool) -> Settings:
-    """`htc.py` with everything mmengine's runner asks for besides."""
-    every = Settings.fromfile(SETTINGS)
+def runner_config(config: Config, weights: str, resume: bool) -> MmengineConfig:
+    """Returns `htc.py` with the options that mmengine's runner needs in addition."""
+    cfg = MmengineConfig.fromfile(RECIPE)
     steps, warmup = config.steps, config.warmup
     categories = json.loads((config.data / "train.json").read_text())["categories"]
     dataset = dict(
@@ -76,10 +79,10 @@ def settings(config: Config, weights: str, resume: bool) -> Settings:
         ann_file=str(config.data / "train.json"),
         data_prefix=dict(img=str(config.data / "train"), seg=str(config.data / "train_semantic")),
         metainfo=dict(classes=[one["name"] for one in sorted(categories, key=lambda one: one["id"])]),
-        pipeline=every.train_pipeline,
+        pipeline=cfg.train_pipeline,
     )
     sgd = dict(type="SGD", lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    every.update(
+    cfg.update(
         work_dir=str(config.out),
         test_dataloader=None,
         load_from=weights,
@@ -102,18 +105,18 @@ def settings(config: Config, weights: str, resume: bool) -> Settings:
             checkpoint=dict(type="CheckpointHook", interval=CHECKPOINT_EVERY, by_epoch=False, max_keep_ckpts=2),
         ),
     )
-    return every
+    return cfg
 
 
 def warm_start(out: Path) -> Path:
-    """Write the plain detector's backbone and feature pyramid under mmdetection's names, as a checkpoint."""
+    """Writes the plain detector's backbone and FPN under mmdetection's names, as a checkpoint."""
     path = out / "warm_start.pth"
     torch.save({"state_dict": backbone_weights(WEIGHTS / "plain.safetensors")}, path)
     return path
 
 
 def backbone_weights(path: Path) -> dict[str, torch.Tensor]:
-    """mmdetection's parameter name -> float32 tensor, from a file of `detector.mask_rcnn`'s weights."""
+    """Reads backbone and FPN of `detector.mask_rcnn`'s weights: mmdetection's parameter name -> float32 tensor."""
     names = {"backbone.body.": "backbone."}
     for level in "012":
         names[f"backbone.fpn.inner_blocks.{level}.0."] = f"neck.lateral_convs.{level}.conv."
@@ -127,17 +130,22 @@ def backbone_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 class LossLog(Hook):
-    """Writes the loss terms as JSON lines, as `train.py` does."""
+    """Writes the loss terms to the log of `train.py`."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config) -> None:
         self.config = config
 
     def before_train(self, runner: Runner) -> None:
+        """Opens the log."""
         self.log = Log(self.config.out / "log.jsonl", runner.iter)
         if runner.iter == 0:
             self.log.write({"step": 0, **run_identity(self.config)})
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        """Logs one step's loss terms, which are in `outputs`."""
+        assert outputs is not None
         if not torch.isfinite(outputs["loss"]):
             raise FloatingPointError(f"step {runner.iter}: loss is {outputs['loss'].item()}")
         self.log.add(outputs)
@@ -145,17 +153,17 @@ class LossLog(Hook):
             self.log.write_losses(runner.iter + 1, self.config.batch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        # mmengine would save its own log too, as objects that torch refuses to load: resuming needs plain tensors.
+        """Removes mmengine's own log from a checkpoint: it has objects that torch refuses to load."""
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
 
-def run_identity(config: Config) -> dict:
-    """The part of the config that decides the result; folders may move."""
+def run_identity(config: Config) -> dict[str, Any]:
+    """Returns the options that the result depends on, which excludes folders."""
     return {name: value for name, value in asdict(config).items() if name not in ("out", "data")}
 
 
 def require_same_run(config: Config) -> None:
-    """Only the run that made a checkpoint may continue it; the log begins with that run's config."""
+    """Raises ValueError if the log, which begins with its run's config, is of another run."""
     path = config.out / "log.jsonl"
     made = json.loads(path.read_text().splitlines()[0])
     changed = [name for name, value in run_identity(config).items() if made.get(name) != value]
@@ -164,7 +172,7 @@ def require_same_run(config: Config) -> None:
 
 
 def export(config: Config, model: torch.nn.Module) -> Path:
-    """Write the weights as float16; after a full run put them and the log where they are committed."""
+    """Writes the weights as float16; after a full run copies them and the log to the committed folder."""
     path = config.out / "htc.safetensors"
     half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     metadata = {"config": json.dumps(run_identity(config)), "recipe": "benchmarks/minilvis/htc.py"}

@@ -26,7 +26,6 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple, cast
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -140,27 +139,27 @@ def measure_streaming(url: str, limit: int, case: Case, group: str) -> Streamed:
         rounds.append((sequential, prefetch_steps(cache, range(first, first + case.steps))))
     drop_page_cache(files)
     clock, steps = MemoryClock("cpu"), WARM_UP + case.steps
-    with patch("calib.train.LOG_EVERY", steps // 2):
-        run_training(cache, case.head_type, "cpu", steps, clock)
+    run_training(cache, case.head_type, "cpu", steps, clock)
     sequential, prefetch = np.median(rounds, axis=0).tolist()
     training = sum(clock.step_times[WARM_UP:]) / count_rois(cache, case.steps)
     limited_by = "cgroup" if group else "RLIMIT_DATA"
-    return Streamed(limited_by, sequential, prefetch, training, clock.peaks[0], clock.peaks[-1])
+    return Streamed(limited_by, sequential, prefetch, training, clock.peaks[steps // 2], clock.peaks[-1])
 
 
 class MemoryClock(StepClock):
-    """Also records the peak memory whenever the loss is logged.
+    """Also records the peak memory.
 
     Attributes:
-        peaks: bytes, one entry per log record.
+        peaks: bytes, one entry per step.
     """
 
     def __init__(self, device: str) -> None:
         super().__init__(device)
         self.peaks: list[int] = []
 
-    def set_postfix_str(self, text: str) -> None:
-        """Called when the loss is logged."""
+    def update(self) -> None:
+        """Called after each step."""
+        super().update()
         self.peaks.append(memory_status("VmHWM"))
 
 

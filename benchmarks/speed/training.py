@@ -27,7 +27,8 @@ import torch
 from benchmarks.speed.measure import Result, Timing, peak_memory, result, save, seconds
 from benchmarks.speed.traincache import TrainCache
 from calib.config import Config
-from calib.heads import Head, build_head
+from calib.head_types import build_head
+from calib.heads import Head
 from calib.sampler import BiLevelSampler
 from calib.train import train
 from extract import RoICache
