@@ -1,6 +1,6 @@
-"""Calibrated detectron2 detectors: importing this module registers the meta-architecture and its config keys.
+"""Calibrated detectron2 detectors. Importing this module registers the meta-architecture and its config keys.
 
-How to load what `python -m fuse export` has written to `out`:
+To load an export in the folder `out`:
 
     import fuse.plugins.detectron2
     cfg = get_cfg()
@@ -12,80 +12,93 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config.defaults import _C as DEFAULTS
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
 from torch import Tensor
 
 from extract.config import DetectorSpec
 from extract.detectors.detectron2 import Detectron2Detector
-from extract.detectors.detectron2_config import project, read_yaml
-from fuse.plugins import Calibration
+from extract.detectors.detectron2_config import project_function, read_yaml
+from fuse.plugins import Calibration, CalibrationConfig
 
 CONFIG = "model.yaml"
 
 
-def _node(options: Calibration) -> CfgNode:
-    return CfgNode({key.upper(): value for key, value in asdict(options).items()})
+def _to_node(config: CalibrationConfig) -> CfgNode:
+    return CfgNode({key.upper(): value for key, value in asdict(config).items()})
 
 
-_EXAMPLE = Calibration((0, 0), 1, "pooled", "cat", "softmax", "scores", "scores", 0.05, 0.0, 0.0, 0.5, 300, False)
-# Keys of a config must be known before a file is merged into it: this is the one import that makes them known.
-DEFAULTS.MODEL.CALIBRATION = _node(_EXAMPLE)
-
-
-class _Calibrated(GeneralizedRCNN):
-    """A detectron2 detector with a calibrated head; for inference only."""
-
-    def calibrate(self, options: Calibration, image_format: str) -> None:
-        """Adds the head, without weights."""
-        self.options, self.calibration = options, options.module().to(self.device)
-        self.image_format = image_format
-        self.eval().requires_grad_(False)
-
-    def inference(self, batched_inputs: list[dict], detected_instances: None = None, do_postprocess: bool = True):
-        """As `GeneralizedRCNN.inference`, whose other two arguments are for training and test-time augmentation."""
-        if detected_instances is not None or not do_postprocess:
-            raise NotImplementedError("a calibrated detector finds its own boxes and scales them to the image")
-        model = copy.copy(self)
-        model.__class__ = GeneralizedRCNN  # the same parts, whose own inference the adapter takes apart
-        detector = Detectron2Detector(model, ResizeShortestEdge([1, 1], 1), self.image_format)
-        results = []
-        for i, one in enumerate(batched_inputs):
-            forward = detector.forward_preprocessed([one], [i], self.options.level)
-            results += forward.to_framework(self.options.detect(self.calibration, forward))
-        return results
+# get_cfg() must define a key before a file with it can be merged; the values only set the types.
+DEFAULTS.MODEL.CALIBRATION = _to_node(
+    CalibrationConfig(
+        widths=(0, 0),
+        stages=1,
+        level="pooled",
+        mode="cat",
+        activation="softmax",
+        original_average="scores",
+        calibrated_average="scores",
+        threshold=0.05,
+        scale=0.0,
+        score_threshold=0.0,
+        iou_threshold=0.5,
+        max_detections=300,
+        skip_empty=False,
+    )
+)
 
 
 @META_ARCH_REGISTRY.register()
-def CalibratedRCNN(cfg: CfgNode) -> _Calibrated:  # noqa: N802, configs name it like a class
-    """The model of a config that `python -m fuse export` has written."""
-    options = Calibration(**{key.lower(): value for key, value in cfg.MODEL.CALIBRATION.items()})
-    original = cfg.clone()
-    original.defrost()
-    original.MODEL.META_ARCHITECTURE = GeneralizedRCNN.__name__
-    model = build_model(original)
-    model.__class__ = _Calibrated
-    model.calibrate(options, cfg.INPUT.FORMAT)
-    return model
+class CalibratedRCNN(GeneralizedRCNN):
+    """A detectron2 detector with a calibrated head, of the config in an export; for inference only."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        values = {key.lower(): value for key, value in cfg.MODEL.CALIBRATION.items()}
+        self.options = Calibration.from_config(values)
+        self.calibration = self.options.module()
+        self.eval().requires_grad_(False)
+
+    @cached_property
+    def _detector(self) -> Detectron2Detector:
+        """The adapter; made at the first inference, because it probes the loaded weights."""
+        # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
+        resize = ResizeShortestEdge([1, 1], 1)  # not used: inputs are resized already
+        return Detectron2Detector(copy.copy(self), resize, self.input_format)
+
+    def inference(
+        self, batched_inputs: list[dict[str, Any]], detected_instances: None = None, do_postprocess: bool = True
+    ) -> list[dict[str, Instances]]:
+        """Like `GeneralizedRCNN.inference`, without the arguments for training and test-time augmentation."""
+        if detected_instances is not None or not do_postprocess:
+            raise NotImplementedError("a calibrated detector predicts its own boxes and scales them to the image")
+        results = []
+        for i, one in enumerate(batched_inputs):
+            output = self._detector.forward_preprocessed([one], [i], self.options.level)
+            results += output.to_framework(self.options.detect(self.calibration, output))
+        return results
 
 
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
-    """The detector's config with the calibration in it, for a checkpoint in the folder `out`.
+    """Returns the detector's config with the calibration in it, for a checkpoint in the folder `out`.
 
-    Raises ValueError for a LazyConfig, which cannot be written down again.
+    Raises ValueError for a LazyConfig, which cannot be written to a file.
     """
     if spec.config_file.suffix == ".py":
         raise ValueError(f"{spec.config_file}: is a LazyConfig; a calibrated detector is written as .yaml only")
-    cfg = read_yaml(spec, project(spec.detector.partition(":")[2]))
+    cfg = read_yaml(spec, project_function(spec.detector.partition(":")[2]))
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = CalibratedRCNN.__name__, str(out / "model.pth")
-    cfg.MODEL.CALIBRATION = _node(options)
+    cfg.MODEL.CALIBRATION = _to_node(options.to_config())
     return cfg.dump().encode()
 
 
-def checkpoint(state: dict[str, Tensor]) -> dict:
-    """As detectron2's checkpointers write it."""
+def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Returns the content of a checkpoint file of detectron2."""
     return {"model": state}

@@ -1,6 +1,6 @@
-"""Calibrated mmdetection detectors: importing this module registers the model; exported configs import it themselves.
+"""Calibrated mmdetection detectors. Importing this module registers the model; exported configs import it themselves.
 
-How to load what `python -m fuse export` has written to `out`:
+To load an export in the folder `out`:
 
     model = init_detector("out/model.py", "out/model.pth")
     result = inference_detector(model, image)
@@ -9,8 +9,11 @@ How to load what `python -m fuse export` has written to `out`:
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmcv.transforms import Compose
 from mmdet.models.detectors import TwoStageDetector
@@ -26,45 +29,56 @@ from fuse.plugins import Calibration
 CONFIG = "model.py"
 
 
-class _Calibrated:
-    """What a calibrated model does otherwise than the detector it is made of; for inference only."""
+class _Calibrated(TwoStageDetector):
+    """A detector with a calibrated head; for inference only. `CalibratedRCNN` combines it with the detector's class."""
+
+    def __init__(self, calibration: Mapping[str, object], **model_config: Any):
+        super().__init__(**model_config)
+        self.options = Calibration.from_config(calibration)
+        self.calibration = self.options.module()
+        self.eval().requires_grad_(False)
+
+    @cached_property
+    def _detector(self) -> MmdetDetector:
+        """The adapter, made at the first inference."""
+        # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
+        resize = {"type": "mmdet.Resize", "scale": (1, 1), "keep_ratio": True}  # not used: inputs are resized already
+        return MmdetDetector(copy.copy(self), Compose([resize]))
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
     ) -> list[DetDataSample]:
-        """As `TwoStageDetector.predict`; boxes are of the original image."""
+        """Like `TwoStageDetector.predict`; boxes are in pixels of the original image."""
         if not rescale:
             raise NotImplementedError("a calibrated detector scales its boxes to the image")
-        model = copy.copy(self)
-        model.__class__ = type(self).__mro__[2]  # the same parts, whose own inference the adapter takes apart
-        packed = {"inputs": batch_inputs, "data_samples": batch_data_samples}
-        resize = Compose([{"type": "mmdet.Resize", "scale": (1, 1), "keep_ratio": True}])  # the inputs are resized
-        detector = MmdetDetector(model, resize)
-        forward = detector.forward_preprocessed(packed, range(len(batch_data_samples)), self.options.level)
-        return forward.to_framework(self.options.detect(self.calibration, forward))
+        if self.training:
+            self.eval()
+        inputs = {"inputs": batch_inputs, "data_samples": batch_data_samples}
+        output = self._detector.forward_preprocessed(inputs, range(len(batch_data_samples)), self.options.level)
+        return output.to_framework(self.options.detect(self.calibration, output))
 
 
 @MODELS.register_module()
-def CalibratedRCNN(detector: str, calibration: dict, **kwargs) -> TwoStageDetector:  # noqa: N802, as configs name it
-    """The model of a config that `python -m fuse export` has written; `detector` is the type that `kwargs` are for."""
-    model = MODELS.build({"type": detector, **kwargs})
-    model.options = Calibration(**calibration)
-    model.calibration = model.options.module()
-    model.__class__ = type("CalibratedRCNN", (_Calibrated, type(model)), {})
-    return model.eval().requires_grad_(False)
+def CalibratedRCNN(detector: str, **model_config: Any) -> _Calibrated:  # noqa: N802, the type in exported configs
+    """Builds the model of an exported config: of a subclass of `detector`, the registered type of the original."""
+    base = MODELS.get(detector)
+    if base is None:
+        raise KeyError(f"{detector} is not in the {MODELS.scope}::{MODELS.name} registry")
+    return type("CalibratedRCNN", (_Calibrated, base), {})(**model_config)
 
 
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
-    """The detector's config, whole in one file, with the calibration in it."""
+    """Returns the detector's config as one file, with the calibration in it."""
     config = read_config(spec.config_file, spec.detector_options)
     config.model.detector = config.model.type
-    config.model.type, config.model.calibration = f"mmdet.{CalibratedRCNN.__name__}", asdict(options)
+    config.model.type = f"mmdet.{CalibratedRCNN.__name__}"
+    config.model.calibration = asdict(options.to_config())
     custom = config.get("custom_imports") or {"imports": [], "allow_failed_imports": False}
     imports = [custom["imports"]] if isinstance(custom["imports"], str) else custom["imports"]
     config.custom_imports = {**custom, "imports": [*imports, __name__]}
     return config.pretty_text.encode()
 
 
-def checkpoint(state: dict[str, Tensor]) -> dict:
-    """As mmengine's checkpoints are."""
+def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Returns the content of a checkpoint file of mmengine."""
     return {"meta": {}, "state_dict": state}

@@ -1,6 +1,6 @@
 """Calibrated torchvision detectors.
 
-How to load what `python -m fuse export` has written to `out`:
+To load an export in the folder `out`:
 
     from fuse.plugins.torchvision import calibrated
     model = calibrated(my_models.build(), "out/calibration.json")
@@ -10,8 +10,11 @@ How to load what `python -m fuse export` has written to `out`:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from torch import Tensor
@@ -32,25 +35,35 @@ class CalibratedRCNN(GeneralizedRCNN):
         self.options, self.calibration = options, options.module()
         self.eval().requires_grad_(False)
 
+    @cached_property
+    def _detector(self) -> TorchvisionDetector:
+        """The adapter; made at the first inference, because it probes the loaded weights."""
+        # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
+        return TorchvisionDetector(copy.copy(self))
+
     def forward(self, images: Sequence[Tensor], targets: None = None) -> list[dict[str, Tensor]]:
-        """Images (3, H, W) float from 0 to 1 → dicts of boxes, labels, scores and masks, as torchvision's own."""
-        detector = TorchvisionDetector(self)
-        passes = [detector.forward_preprocessed([image], [i], self.options.level) for i, image in enumerate(images)]
-        return [one.to_framework(self.options.detect(self.calibration, one))[0] for one in passes]
+        """Returns dicts of boxes, labels, scores and masks for images (3, H, W) float, 0 to 1, like torchvision."""
+        if self.training:
+            self.eval()
+        results = []
+        for i, image in enumerate(images):
+            output = self._detector.forward_preprocessed([image], [i], self.options.level)
+            results += output.to_framework(self.options.detect(self.calibration, output))
+        return results
 
 
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
-    """What `calibrated` reads."""
-    return msgspec.json.format(msgspec.json.encode(options))
+    """Returns the file that `calibrated` reads."""
+    return msgspec.json.format(msgspec.json.encode(options.to_config()))
 
 
-def checkpoint(state: dict[str, Tensor]) -> dict:
-    """What `torch.save` is to write: the state_dict itself."""
+def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Returns the content of a checkpoint file, the state_dict itself."""
     return state
 
 
 def calibrated(model: GeneralizedRCNN, options: str | Path) -> CalibratedRCNN:
-    """The model with a calibration, without weights, as `python -m fuse export` has described it in a JSON file.
+    """Adds the calibration, without weights, that a JSON file of `python -m fuse export` describes.
 
     Raises FileNotFoundError, or ValueError naming the file.
     """
@@ -58,6 +71,9 @@ def calibrated(model: GeneralizedRCNN, options: str | Path) -> CalibratedRCNN:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; `python -m fuse export` writes it")
     try:
-        return CalibratedRCNN(model, msgspec.json.decode(path.read_bytes(), type=Calibration))
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{path}: not the description of a calibration: {error}") from None
+        calibration = Calibration.from_config(msgspec.json.decode(path.read_bytes(), type=dict))
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: not a JSON object: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return CalibratedRCNN(model, calibration)
