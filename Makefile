@@ -20,7 +20,7 @@ NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
-	$(EXTRACT) $(SPEC_$(DETECTOR)) --split train --images-per-class 20 \
+	$(EXTRACT) $(SPEC_$(DETECTOR)) --split train --min-images-per-class 20 \
 	    --annotations $(DATA)/train.json --images $(DATA)/train --out $(RUN)/train.zarr
 	$(EXTRACT) $(SPEC_$(DETECTOR)) --split val --proposals 300 --train-annotations $(DATA)/train.json \
 	    --annotations $(DATA)/val.json --images $(DATA)/val --out $(RUN)/val.zarr

@@ -6,7 +6,7 @@ set -euo pipefail
 BUCKET=${BUCKET:-s3://my-bucket/lvis}
 DETECTOR=(--detector detectron2 --config-file cascade.yaml --weights cascade.pth)
 
-torchrun --nproc-per-node 8 -m extract "${DETECTOR[@]}" --split train --images-per-class 100 \
+torchrun --nproc-per-node 8 -m extract "${DETECTOR[@]}" --split train --min-images-per-class 100 \
     --annotations lvis_v1_train.json --images coco --out "$BUCKET/train.zarr"
 torchrun --nproc-per-node 8 -m extract "${DETECTOR[@]}" --split val --train-annotations lvis_v1_train.json \
     --annotations lvis_v1_val.json --images coco --out "$BUCKET/val.zarr"

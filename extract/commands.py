@@ -19,7 +19,7 @@ def inspect(config: InspectConfig) -> None:
 
 
 def verify(config: VerifyConfig) -> None:
-    """Reads everything and compares logits; raises CacheError naming the image at the first fault."""
+    """Reads everything and recomputes logits; raises CacheError naming the first image at fault."""
     cache = open_cache(config.cache)
     worst = worst_logit_error(cache)
     checked = "no features to recompute logits from" if worst is None else f"logits equal to within {worst:.1e}"
@@ -27,11 +27,11 @@ def verify(config: VerifyConfig) -> None:
 
 
 def export_file(config: ExportConfig) -> None:
-    """Cache → HDF5."""
+    """Writes a cache to an HDF5 file."""
     export_hdf5(open_cache(config.cache), config.file)
     print(f"{config.file}: {config.file.stat().st_size / 1e6:,.1f} MB")
 
 
 def import_file(config: ImportConfig) -> None:
-    """HDF5 → cache."""
+    """Writes a cache from an HDF5 file."""
     print(import_hdf5(config.file, config.cache, config.overwrite))

@@ -1,4 +1,4 @@
-"""The options of `python -m extract`, and of its housekeeping commands."""
+"""The options of `python -m extract` and of its other commands."""
 
 from __future__ import annotations
 
@@ -11,87 +11,88 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Which detector to load, and where it runs."""
+    """Which detector to load, and on which device."""
 
     detector: str
-    """detectron2, mmdet, or torchvision:MODULE:BUILDER, a function that returns the model, as in
-    torchvision:my_models:mask_rcnn. detectron2:MODULE:FUNCTION calls FUNCTION(cfg) before the config file is
-    read, for a project that registers modules and keys of its own."""
+    """detectron2, mmdet, or torchvision:MODULE:BUILDER with a function that returns the model, as in
+    torchvision:my_models:mask_rcnn. detectron2:MODULE:FUNCTION calls FUNCTION(cfg) before it reads the config
+    file, for projects that register modules and config keys."""
 
     weights: Path | None = None
-    """The trained weights: .safetensors, .pth, or a .pkl of detectron2's model zoo; detectron2 has a default
-    in its config file."""
+    """Trained weights: .safetensors, .pth, or a .pkl of detectron2's model zoo; default for detectron2: those
+    that its config file names."""
 
     config_file: Path | None = None
-    """detectron2's .yaml or LazyConfig .py, or mmdetection's .py."""
+    """Config file: detectron2's .yaml or LazyConfig .py, or mmdetection's .py."""
 
     detector_options: Positional[tuple[str, ...]] = ()
-    """The framework's own options, handed on as they are: KEY VALUE … of detectron2 (key=value … of a
-    LazyConfig), key=value … of mmdetection, KEY=VALUE arguments of a builder."""
+    """The framework's own options, passed on unchanged: KEY VALUE … for detectron2 (key=value … for a
+    LazyConfig), key=value … for mmdetection, KEY=VALUE arguments for a builder."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one, else the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DetectorSpec):
-    """Computes a frozen detector's RoI features once and keeps them in a cache. The same command again resumes.
+    """Computes a frozen detector's RoI features once and stores them in a cache. The same command again resumes.
 
     Example: python -m extract --detector torchvision:benchmarks.minilvis.detector:mask_rcnn
-    --weights benchmarks/minilvis/weights/plain.safetensors --split train --images-per-class 10
+    --weights benchmarks/minilvis/weights/plain.safetensors --split train --min-images-per-class 10
     --annotations data/minilvis/train.json --images data/minilvis/train --out data/train.zarr
     """
 
     annotations: Path
-    """LVIS or COCO annotation file, or a data set's name in detectron2's catalog."""
+    """LVIS or COCO annotation file, or the name of a dataset in detectron2's catalog."""
 
     images: Path | None = None
-    """Folder that the file names in the annotations are relative to; a data set of the catalog brings its own."""
+    """Folder that the file names in the annotations are relative to; datasets of the catalog have a default."""
 
     out: str
-    """The cache to write, a path or an fsspec URL."""
+    """Path or fsspec URL of the cache to write."""
 
     split: Literal["train", "val"]
-    """A train cache keeps ground-truth boxes, matched foreground and a sample of background; a val cache
-    keeps the top proposals, and masks."""
+    """A train cache keeps ground-truth boxes, the proposals that match them and a sample of background; a val
+    cache keeps the top proposals, and masks."""
 
     level: Literal["pooled", "embedding", "logits"] = "pooled"
-    """What is kept of each RoI: pooled maps (any head can be trained), the embedding before the
-    classifier (linear heads only) or the logits alone (methods that need no training)."""
+    """Feature level, what is kept of each RoI: pooled maps (for any head), the embedding before the classifier
+    (for linear heads) or the logits alone (for methods that need no training)."""
 
     train_annotations: Path | None = None
-    """File or name that the class table's training counts come from; needed for val, `annotations` for train."""
+    """Annotations of the training set, from which its instances are counted; required for val, by default
+    `annotations` for train."""
 
-    images_per_class: int | None = None
-    """Visit only as many images as give every class so many."""
+    min_images_per_class: int | None = None
+    """Visit only as many images as are needed for every class to have this many, or all of its images."""
 
     proposals: int = 1000
-    """Proposals considered per image, best first."""
+    """Proposals per image, best first, that are kept (val) or matched (train)."""
 
     background: int = 64
-    """Most background RoIs kept per image of a train cache."""
+    """Background RoIs sampled per image of a train cache, at most."""
 
     flip: float | None = None
-    """Probability that an image is mirrored; by default 0.5 for train and 0 for val."""
+    """Probability that an image is flipped left to right; by default 0.5 for train and 0 for val."""
 
     masks: bool | None = None
-    """Keep class-agnostic mask probabilities; by default for val if the detector has them."""
+    """Keep class-agnostic mask probabilities; by default for val, if the detector predicts them."""
 
     batch_size: int = 4
     """Images per forward pass."""
 
     seed: int = 0
-    """Of the choice of images, mirroring and background."""
+    """Seed of the selection of images, of flips and of the background sample."""
 
     overwrite: bool = False
-    """Replace a cache that is there instead of resuming it."""
+    """Replace an existing cache instead of resuming it."""
 
     estimate: bool = False
-    """Print what it would take, from one batch, and stop."""
+    """Print size and time, estimated from the first images, and stop."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option, its value and its bound."""
-        bounds = {"images_per_class": 1, "proposals": 1, "background": 0, "batch_size": 1, "seed": 0}
+        bounds = {"min_images_per_class": 1, "proposals": 1, "background": 0, "batch_size": 1, "seed": 0}
         for name, bound in bounds.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -115,7 +116,7 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Reads a whole cache, checksums included, and compares its logits with those of the stored features.
+    """Reads a whole cache, verifies its checksums and recomputes its logits from the stored features.
 
     Example: python -m extract verify train.zarr
     """
@@ -140,7 +141,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Writes a cache from an HDF5 file; docs/format.md says what the file must hold.
+    """Writes a cache from an HDF5 file; docs/format.md specifies its content.
 
     Example: python -m extract import train.h5 train.zarr
     """
@@ -152,7 +153,7 @@ class ImportConfig:
     """Path or fsspec URL of the cache to write."""
 
     overwrite: bool = False
-    """Replace a cache that is there."""
+    """Replace an existing cache."""
 
 
 @dataclass(frozen=True)

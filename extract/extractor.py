@@ -1,8 +1,8 @@
-"""One extraction's images, and the RoIs of a block of them."""
+"""The images of one extraction, and the RoIs of a block of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice, tee
@@ -21,115 +21,141 @@ from extract.rois import RoIs
 from extract.utils.prefetch import prefetch
 
 READERS = 4
-"""Threads that read ahead: decoding hardly holds the interpreter's lock, and a network's files come slowly."""
+"""Threads that read images: decoding releases the interpreter's lock, and network file systems are slow."""
 BATCHES_AHEAD = 2
-"""So many batches of images are read while the detector is at work on one."""
+"""Batches of images that are read while the detector processes one."""
+FLIP_STREAM, SAMPLE_STREAM = 0, 1
+"""Random streams of an image: whether it is flipped, which background RoIs are sampled."""
 
 
 class BlockOutput(NamedTuple):
-    """A block's images behind the detector: RoIs without labels, features on its device, flipped images as seen."""
+    """The detector's output for one block of images.
+
+    Attributes:
+        block: number of the block.
+        rois: of each image, not labelled yet; features are on the detector's device, flipped images not flipped back.
+    """
 
     block: int
     rois: list[RoIs]
 
 
-class Extraction:
-    """The images to visit, in their order, and one block of them at a time."""
+class Extractor:
+    """Runs a detector over images, in blocks of a cache.
 
-    def __init__(self, config: Config, annotations: Annotations, detector: Detector):
+    Attributes:
+        positions: (N,) int64, positions in `annotations` of the images to visit, in the order of the cache.
+        flipped: (N,) bool, whether an image is flipped.
+        num_blocks: number of blocks.
+        with_masks: whether masks are kept.
+    """
+
+    def __init__(self, config: Config, annotations: Annotations, detector: Detector) -> None:
+        """Raises ValueError if there is no image to visit."""
+        assert config.images is not None, "resolve_files sets it"
         self.config, self.annotations, self.detector = config, annotations, detector
+        self._folder = config.images
         self.positions = np.arange(len(annotations.image_ids))
-        if config.images_per_class is not None:
-            self.positions = class_balanced_images(annotations, config.images_per_class, config.seed)
+        if config.min_images_per_class is not None:
+            self.positions = class_balanced_images(annotations, config.min_images_per_class, config.seed)
         if not len(self.positions):
             raise ValueError(f"{annotations.path}: no image has an annotation, so no class can be given images")
-        self.blocks = num_blocks(len(self.positions))
-        self.masks = config.masks if config.masks is not None else config.split == "val" and detector.has_masks
-        flip = config.flip if config.flip is not None else 0.5 * (config.split == "train")
-        self.flipped = np.array([self._rng(p, 0).random() < flip for p in self.positions], bool)
+        self.num_blocks = num_blocks(len(self.positions))
+        self.with_masks = config.masks if config.masks is not None else config.split == "val" and detector.has_masks
+        probability = config.flip if config.flip is not None else 0.5 * (config.split == "train")
+        draws = [self._rng(i, FLIP_STREAM).random() for i in range(len(self.positions))]
+        self.flipped = np.array(draws) < probability
 
     @property
-    def capacity(self) -> int:
+    def max_rois_per_image(self) -> int:
         """Upper bound of the RoIs kept of one image."""
         objects = np.diff(self.annotations.offsets)[self.positions].max(initial=0)
         return self.config.proposals + (int(objects) if self.config.split == "train" else 0)
 
-    def forwards(self, blocks: Iterable[int], check: Callable[[], None] = lambda: None) -> Iterator[BlockOutput]:
-        """The forward pass over each block's images, while the images of what follows are being read.
-
-        `check` is called after each batch, to raise what went wrong elsewhere.
-        """
-        todo, upcoming = tee((block, batch) for block in blocks for batch in self._batches(block))
-        done: dict[int, RoIs] = {}
-        every = (image for _, batch in upcoming for image in batch)
-        depth = BATCHES_AHEAD * self.config.batch_size
-        with closing(prefetch(self._load, every, threads=READERS, depth=depth)) as images:
-            for block, batch in todo:
-                pixels = list(islice(images, len(batch)))
-                done.update(zip(batch, self._forward(batch, pixels), strict=True))
-                check()
-                if len(done) == len(self.images(block)):
-                    whole, done = BlockOutput(block, [done[i] for i in self.images(block)]), {}
-                    yield whole
-
-    def finish(self, forwarded: BlockOutput) -> list[RoIs]:
-        """A block's RoIs in the computer's memory, labelled, in the coordinates of the unflipped images."""
-        return [self._finish(*one) for one in zip(self.images(forwarded.block), forwarded.rois, strict=True)]
-
-    def block(self, block: int) -> list[RoIs]:
-        """`finish` of the `forwards` of one block."""
-        (forwarded,) = self.forwards([block])
-        return self.finish(forwarded)
-
-    def images(self, block: int) -> range:
-        """Those of a block, as indices of `positions`."""
+    def block_images(self, block: int) -> range:
+        """Returns the images of a block, as indices of `positions`."""
         return range(len(self.positions))[block_slice(block)]
 
+    def forward_blocks(
+        self, blocks: Iterable[int], raise_if_failed: Callable[[], None] = lambda: None
+    ) -> Generator[BlockOutput, None, None]:
+        """Yields the detector's output for each block; threads read the images of later batches meanwhile.
+
+        Args:
+            blocks: consumed a few batches ahead.
+            raise_if_failed: called after each batch, to raise errors of other threads.
+        """
+        batches, upcoming = tee((block, batch) for block in blocks for batch in self._batches(block))
+        upcoming_images = (image for _, batch in upcoming for image in batch)
+        depth = BATCHES_AHEAD * self.config.batch_size
+        rois: dict[int, RoIs] = {}
+        with closing(prefetch(self._load, upcoming_images, threads=READERS, depth=depth)) as images:
+            for block, batch in batches:
+                rois.update(zip(batch, self._forward(batch, list(islice(images, len(batch)))), strict=True))
+                raise_if_failed()
+                if len(rois) == len(self.block_images(block)):
+                    output, rois = BlockOutput(block, [rois[i] for i in self.block_images(block)]), {}
+                    yield output
+
+    def finish_block(self, output: BlockOutput) -> list[RoIs]:
+        """Returns a block's RoIs for the cache: labelled, on the CPU, in coordinates of the unflipped images."""
+        return [self._finish(*item) for item in zip(self.block_images(output.block), output.rois, strict=True)]
+
+    def extract_block(self, block: int) -> list[RoIs]:
+        """Returns `finish_block` of one block's `forward_blocks`."""
+        (output,) = self.forward_blocks([block])
+        return self.finish_block(output)
+
     def _batches(self, block: int) -> Iterator[list[int]]:
-        a, images = self.annotations, self.images(block)
+        """Yields a block's images in batches of one size."""
+        images = self.block_images(block)
         positions = self.positions[images]
-        sizes = list(zip(a.heights[positions].tolist(), a.widths[positions].tolist(), strict=True))
+        heights, widths = self.annotations.heights[positions], self.annotations.widths[positions]
+        sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
         for batch in batches_of_one_size(sizes, self.config.batch_size):
             yield [images[i] for i in batch]
 
-    def _forward(self, batch: list[int], images: list[Image]) -> Iterator[RoIs]:
-        """Of each image of a batch the RoIs as the detector gives them, but features in half precision."""
-        truths = [self._truth(i) for i in batch]
-        forward = self.detector.forward(
-            images, self.config.level, lambda i, proposals: self._choose(batch[i], truths[i], proposals)
-        )
-        painted = forward.masks() if self.masks else [None] * len(images)
-        for rois, masks in zip(forward.rois, painted, strict=True):
-            yield replace(rois, features=None if rois.features is None else rois.features.half(), masks=masks)
-
-    def _finish(self, index: int, rois: RoIs) -> RoIs:
-        features = None if rois.features is None else rois.features.cpu().numpy()
-        labelled = assign_targets(replace(rois, features=features), self._truth(index), self.detector.stages)
-        return unflip_rois(labelled) if self.flipped[index] else labelled
-
     def _load(self, index: int) -> Image:
+        """Reads an image, flipped if it is to be."""
         position = self.positions[index]
         size = (int(self.annotations.heights[position]), int(self.annotations.widths[position]))
-        pixels = read_image(self.config.images, self.annotations.file_names[position], size)
+        pixels = read_image(self._folder, self.annotations.file_names[position], size)
         image_id = int(self.annotations.image_ids[position])
         return Image(image_id, pixels[:, ::-1] if self.flipped[index] else pixels)
 
-    def _truth(self, index: int) -> GroundTruth:
-        position = self.positions[index]
-        a, of = self.annotations, self.annotations.image_slice(position)
-        boxes = a.boxes[of]
-        if self.flipped[index]:
-            boxes = flip_boxes(boxes, int(a.widths[position]))
-        return GroundTruth(boxes, a.labels[of], a.ids[of], a.crowd[of], bool(a.exhaustive[position]))
+    def _forward(self, batch: list[int], images: list[Image]) -> Iterator[RoIs]:
+        """Yields each image's RoIs from one forward pass, features in half precision."""
+        gt = [self._ground_truth(i) for i in batch]
+        output = self.detector.forward(
+            images, self.config.level, lambda i, proposals: self._select_proposals(batch[i], gt[i], proposals)
+        )
+        masks = output.masks() if self.with_masks else [None] * len(images)
+        for rois, image_masks in zip(output.rois, masks, strict=True):
+            features = None if rois.features is None else rois.features.half()
+            yield replace(rois, features=features, masks=image_masks)
 
-    def _choose(self, index: int, truth: GroundTruth, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _select_proposals(self, index: int, gt: GroundTruth, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `extract.detectors.base.SelectProposals`."""
         proposals = proposals[: self.config.proposals]
         if self.config.split == "val":
             return np.arange(len(proposals)), np.empty((0, 4), np.float32)
-        rng = self._rng(self.positions[index], 1)
-        keep = select_training_samples(proposals, truth, self.detector.stages[0], self.config.background, rng)
-        return keep, truth.boxes[~truth.crowd]
+        rng = self._rng(index, SAMPLE_STREAM)
+        keep = select_training_samples(proposals, gt, self.detector.stages[0], self.config.background, rng)
+        return keep, gt.boxes[~gt.crowd]
 
-    def _rng(self, position: int, purpose: int) -> np.random.Generator:
-        """One generator per image and purpose, so that an image's draws depend on no other image."""
-        return np.random.default_rng([self.config.seed, int(self.annotations.image_ids[position]), purpose])
+    def _finish(self, index: int, rois: RoIs) -> RoIs:
+        features = None if rois.features is None else rois.features.cpu().numpy()
+        labelled = assign_targets(replace(rois, features=features), self._ground_truth(index), self.detector.stages)
+        return unflip_rois(labelled) if self.flipped[index] else labelled
+
+    def _ground_truth(self, index: int) -> GroundTruth:
+        """Returns an image's ground truth, flipped if the image is."""
+        position, a = self.positions[index], self.annotations
+        own = a.image_slice(position)
+        boxes = flip_boxes(a.boxes[own], int(a.widths[position])) if self.flipped[index] else a.boxes[own]
+        return GroundTruth(boxes, a.labels[own], a.ids[own], a.crowd[own], bool(a.exhaustive[position]))
+
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
+        """Returns a generator for one image and purpose, so that no image's random numbers depend on other images."""
+        image_id = int(self.annotations.image_ids[self.positions[index]])
+        return np.random.default_rng([self.config.seed, image_id, stream])

@@ -1,18 +1,20 @@
-"""Matching proposals with ground truth, and choosing the RoIs that a training cache keeps."""
+"""Matches proposals with ground truth, and samples the RoIs that a train cache keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from extract.rois import RoIs
 
 BACKGROUND_IOU = 0.1
-"""Lower bound of the IoU that background RoIs of a training cache have (their upper bound is the matching IoU)."""
-
-NO_CLASS = np.iinfo(np.int32).max
+"""Lower bound of the IoU of background RoIs in a train cache; the upper bound is the matching IoU."""
+IGNORE = -1
+"""Label of RoIs that are neither a class nor background."""
+UNUSED_CLASS = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +23,10 @@ class GroundTruth:
 
     Attributes:
         boxes: (G, 4) float32 xyxy.
-        labels: (G,) int32.
-        ids: (G,) int64.
+        labels: (G,) int32 contiguous classes.
+        ids: (G,) int64 annotation ids.
         crowd: (G,) bool, regions of many objects.
-        exhaustive: every object of the annotated classes is annotated.
+        exhaustive: whether all objects of the annotated classes are annotated.
     """
 
     boxes: np.ndarray
@@ -34,77 +36,83 @@ class GroundTruth:
     exhaustive: bool = True
 
 
+class Matches(NamedTuple):
+    """Labels (P,) int32, IoU (P,) float32 and annotation ids (P,) int64 of proposals; id -1 where nothing overlaps."""
+
+    labels: np.ndarray
+    ious: np.ndarray
+    ids: np.ndarray
+
+
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of boxes (P, 4) with boxes (G, 4), xyxy: (P, G) float32; 0 where a box has no area."""
+    """Returns the IoU of boxes (P, 4) with boxes (G, 4), xyxy: (P, G) float32; 0 for boxes without area."""
     inter, area_a, area_b = _overlap(a, b)
     union = area_a[:, None] + area_b[None, :] - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def match(
-    proposals: np.ndarray, truth: GroundTruth, threshold: float, num_classes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (P,) int32, IoU (P,) float32 and annotation ids (P,) int64 of proposals (P, 4).
+def match(proposals: np.ndarray, gt: GroundTruth, threshold: float, num_classes: int) -> Matches:
+    """Matches proposals (P, 4) with the ground-truth box of largest IoU.
 
-    A proposal takes the class of the ground-truth box that it overlaps most if that IoU is at least `threshold`,
-    else it is background (`num_classes`), or not known (-1) where that cannot be said: in an image that is not
-    annotated exhaustively, and where a share of at least `threshold` of the proposal lies in a crowd region.
-    In a federated data set "background" says no more than that no *annotated* object is there, as in the paper.
+    A proposal gets the class of that box if the IoU is at least `threshold`, else background (`num_classes`).
+    Background becomes ignore (-1) where it is uncertain: in images that are not annotated exhaustively, and if at least
+    the share `threshold` of the proposal lies in a crowd region. In a federated dataset "background" only means that
+    no *annotated* object is there, as in the paper.
     """
     proposals = np.asarray(proposals, np.float32)
-    single = ~truth.crowd
+    single = ~gt.crowd
     labels = np.full(len(proposals), num_classes, np.int32)
     ious = np.zeros(len(proposals), np.float32)
     ids = np.full(len(proposals), -1, np.int64)
     if single.any() and len(proposals):
-        iou = box_iou(proposals, truth.boxes[single])
+        iou = box_iou(proposals, gt.boxes[single])
         best = iou.argmax(1)
         ious = iou[np.arange(len(iou)), best]
-        ids = np.where(ious > 0, truth.ids[single][best], -1)
-        labels = np.where(ious >= threshold, truth.labels[single][best], num_classes).astype(np.int32)
-    if not truth.exhaustive:
-        labels[labels == num_classes] = -1
-    if truth.crowd.any() and len(proposals):
-        inter, area, _ = _overlap(proposals, truth.boxes[truth.crowd])
+        ids = np.where(ious > 0, gt.ids[single][best], -1)
+        labels = np.where(ious >= threshold, gt.labels[single][best], num_classes).astype(np.int32)
+    if not gt.exhaustive:
+        labels[labels == num_classes] = IGNORE
+    if gt.crowd.any() and len(proposals):
+        inter, area, _ = _overlap(proposals, gt.boxes[gt.crowd])
         inside = (inter >= threshold * area[:, None]).any(1)
-        labels[inside & (labels == num_classes)] = -1
-    return labels, ious, ids
+        labels[inside & (labels == num_classes)] = IGNORE
+    return Matches(labels, ious, ids)
 
 
-def assign_targets(rois: RoIs, truth: GroundTruth, stages: Sequence[float]) -> RoIs:
-    """`rois` with labels, ious and gt_ids of every stage, each by its own proposals and matching IoU.
+def assign_targets(rois: RoIs, gt: GroundTruth, stages: Sequence[float]) -> RoIs:
+    """Returns `rois` with labels, ious and gt_ids of every stage, each by its own proposals and matching IoU.
 
-    RoIs that are ground truth come in the order of `truth`, crowds left out, stay where they are in every stage and
-    are each matched with themselves: of two annotations with the same box neither takes the other's.
+    Ground-truth RoIs must be in the order of `gt`, without crowd regions. In every stage each matches itself, even if
+    another annotation has the same box.
     """
-    matched = [match(rois.proposals[:, s], truth, t, rois.num_classes) for s, t in enumerate(stages)]
-    labels, ious, ids = (np.stack(columns, 1) for columns in zip(*matched, strict=True))
+    matches = [match(rois.proposals[:, s], gt, threshold, rois.num_classes) for s, threshold in enumerate(stages)]
+    labels, ious, ids = (np.stack(columns, 1) for columns in zip(*matches, strict=True))
     if rois.is_gt.any():
-        single = ~truth.crowd
-        labels[rois.is_gt], ids[rois.is_gt] = truth.labels[single, None], truth.ids[single, None]
+        single = ~gt.crowd
+        labels[rois.is_gt], ids[rois.is_gt] = gt.labels[single, None], gt.ids[single, None]
         ious[rois.is_gt] = 1
     return replace(rois, labels=labels, ious=ious, gt_ids=ids)
 
 
 def select_training_samples(
-    proposals: np.ndarray, truth: GroundTruth, threshold: float, background: int, rng: np.random.Generator
+    proposals: np.ndarray, gt: GroundTruth, threshold: float, background: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Indices, ascending, of the proposals (P, 4) that a training cache keeps.
+    """Returns the indices, ascending, of the proposals (P, 4) that a train cache keeps.
 
-    All that match an object, and at most `background` of those whose IoU lies in [0.1, threshold).
+    These are all foreground proposals, and at most `background` background proposals with an IoU in [0.1, threshold).
     """
-    labels, ious, _ = match(proposals, truth, threshold, num_classes=NO_CLASS)
-    foreground = np.flatnonzero((labels >= 0) & (labels < NO_CLASS))
-    candidates = np.flatnonzero((labels == NO_CLASS) & (ious >= BACKGROUND_IOU))
+    labels, ious, _ = match(proposals, gt, threshold, num_classes=UNUSED_CLASS)
+    foreground = np.flatnonzero((labels >= 0) & (labels < UNUSED_CLASS))
+    candidates = np.flatnonzero((labels == UNUSED_CLASS) & (ious >= BACKGROUND_IOU))
     if len(candidates) > background:
         candidates = rng.choice(candidates, background, replace=False)
     return np.sort(np.concatenate([foreground, candidates]))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intersections (P, G) and the areas (P,), (G,)."""
+    """Returns intersections (P, G) and areas (P,), (G,)."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = np.clip(high - low, 0, None)
-    areas = [(x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b)]
+    areas = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (a, b)]
     return sides[..., 0] * sides[..., 1], areas[0], areas[1]

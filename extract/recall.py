@@ -1,4 +1,4 @@
-"""Proposal recall, the paper's Table 3: how many objects the proposals cover at all, whatever they are called."""
+"""Proposal recall (Table 3 of the paper): the share of objects that the proposals cover, whatever their class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = (100, 300, 1000)
 
 
 def report(config: RecallConfig) -> None:
-    """Prints `proposal_recall` in points."""
+    """Prints `proposal_recall`."""
     table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=edges(config.bins))
     print(table.to_string(float_format=lambda value: f"{value:.1f}"))
 
@@ -28,16 +28,22 @@ def proposal_recall(
     bins: tuple[float, ...] = BINS,
     limits: Sequence[int] = LIMITS,
 ) -> pd.DataFrame:
-    """Average recall of the first stage's proposals over IoU 0.50, 0.55 … 0.95, in points of 0 to 100.
+    """Returns the average recall of the first stage's proposals over IoU 0.50, 0.55 … 0.95, in percent.
 
-    Rows: each bin of training instances, then all objects. Columns: `objects`, then AR@N for every number N of best
-    proposals an image that the cache can tell: one of 300 proposals cannot tell AR@1000. Classes are ignored, as are
-    crowd regions; ground truth is that of the cache's images.
+    Args:
+        cache: a val cache.
+        annotations: ground truth of its images.
+        bins: edges of the bins of training instances.
+        limits: numbers N of best proposals per image. Limits above the cache's number of proposals are left out: a
+            cache of 300 proposals has no AR@1000.
+
+    Returns:
+        Rows: each bin, then all objects. Columns: `objects`, then AR@N. Classes and crowd regions are ignored.
 
     Raises ValueError naming the cache if it is no val cache or the annotations lack one of its images or classes.
     """
     if cache.split != "val":
-        raise ValueError(f"{cache.url}: is a {cache.split} cache, which holds a choice of proposals; use a val cache")
+        raise ValueError(f"{cache.url}: is a {cache.split} cache, which holds a sample of proposals; use a val cache")
     cap = cache.provenance.get("config", {}).get("proposals", max(limits))
     limits = [n for n in limits if n <= cap] or [cap]
     position = np.searchsorted(annotations.image_ids, ids := cache.images["image_id"].to_numpy())
@@ -48,21 +54,21 @@ def proposal_recall(
         raise ValueError(f"{cache.url}: has other categories than {annotations.path}")
     objects = np.concatenate([np.r_[annotations.image_slice(p)] for p in position])
     objects = objects[~annotations.crowd[objects]]
-    proposals = _results(cache, max(limits))
+    proposals = _coco_results(cache, max(limits))
     index = bin_index(cache.classes["instance_count"], bins)[annotations.labels[objects]]
     groups = {name: objects[index == i] for i, name in enumerate(bin_names(bins))} | {"all": objects}
     rows = {name: _recall(annotations, ids, group, proposals, limits) for name, group in groups.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["objects", *(f"AR@{n}" for n in limits)])
 
 
-def _results(cache: RoICache, limit: int) -> np.ndarray:
-    """Rows of image_id, x, y, w, h, score: each image's first proposals, those that are ground truth left out."""
+def _coco_results(cache: RoICache, limit: int) -> np.ndarray:
+    """Returns rows of image_id, x, y, w, h, score: each image's first proposals, without ground-truth boxes."""
     image = np.repeat(cache.images["image_id"].to_numpy(), np.diff(cache.offsets))
     rank = np.arange(cache.offsets[-1]) - np.repeat(cache.offsets[:-1], np.diff(cache.offsets))
     use = (rank < limit) & ~cache.read("is_gt")
     boxes = cache.read("proposals")[use, 0].astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    # The order of the cache is that of objectness; the rank as score keeps it where objectness ties.
+    # The cache is sorted by objectness; the rank as score keeps this order among equal values.
     return np.column_stack([image[use], boxes, -rank[use]])
 
 
@@ -73,6 +79,7 @@ def _recall(
     proposals: np.ndarray,
     limits: Sequence[int],
 ) -> list[float]:
+    """Returns the number of objects, then AR@N in percent for each limit; NaN if there are no objects."""
     from hotcoco import COCO, COCOeval
 
     if not len(objects):
@@ -80,7 +87,7 @@ def _recall(
     owner = np.searchsorted(annotations.offsets, objects, side="right") - 1
     xyxy = annotations.boxes[objects].astype(np.float64)
     xywh = np.column_stack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]])
-    truth = COCO(
+    gt = COCO(
         {
             "images": [{"id": int(i), "height": 0, "width": 0} for i in image_ids],
             "categories": [{"id": 1, "name": "object"}],
@@ -90,7 +97,7 @@ def _recall(
             ],
         }
     )
-    evaluation = COCOeval(truth, truth.load_res(np.column_stack([proposals, np.ones(len(proposals))])), "bbox")
+    evaluation = COCOeval(gt, gt.load_res(np.column_stack([proposals, np.ones(len(proposals))])), "bbox")
     evaluation.params.max_dets = list(limits)
     evaluation.evaluate()
     evaluation.accumulate()

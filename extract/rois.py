@@ -1,7 +1,7 @@
-"""`RoIs`: one image's regions of interest, the currency of the three packages.
+"""`RoIs`: one image's regions of interest, the data type that the three packages exchange.
 
-A detector adapter makes them, a cache stores and returns them, a scorer turns them into class scores.
-Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes, `D` feature axes of the level.
+A detector adapter returns them, a cache stores them, a scorer turns them into class scores.
+Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes, `*D` axes of a feature.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 class RoIs:
     """The regions of interest of one image, as flat arrays.
 
-    Boxes are xyxy in absolute pixels of the original, unflipped image. Classes are contiguous `0…K-1`,
-    background is `K`, and `-1` stands for a label that is not known.
+    Boxes are xyxy in absolute pixels of the original, unflipped image. Labels are contiguous classes `0…K-1`,
+    background `K`, or ignore `-1`.
 
     Attributes:
         image_id: the annotation file's id of the image.
         height, width: size of the original image in pixels.
-        proposals: (R, S, 4) float32, the boxes that each stage's features were pooled from.
+        proposals: (R, S, 4) float32, the boxes that each stage's features are pooled from.
         boxes: (R, 4) float32 refined boxes of a class-agnostic regressor, or (R, K, 4) of a class-specific one.
-        logits: (R, S, K+1) float16 or float32, the original classifier's, background last.
-        objectness: (R,) float32, the proposal network's probability (1 for ground-truth boxes).
+        logits: (R, S, K+1) float16 or float32, of the detector's own classifier, background last.
+        objectness: (R,) float32, the RPN's probability (1 for ground-truth boxes).
         features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at level "logits".
-            Straight from a detector they are a float32 tensor on its device, from a cache a float16 array.
-        labels: (R, S) int32, each stage's class by that stage's matching IoU.
+            A detector returns a tensor on its device, a cache a float16 array.
+        labels: (R, S) int32, by each stage's matching IoU.
         ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
-        gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 where there is none.
-        is_gt: (R,) bool, the proposal is itself a ground-truth box.
-        masks: (R, M, M) uint8, class-agnostic mask probability of `boxes` times 255 (a cache keeps at most 254),
+        gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 if none overlaps.
+        is_gt: (R,) bool, whether the proposal is a ground-truth box.
+        masks: (R, M, M) uint8, class-agnostic mask probability of `boxes`, times 255 (at most 254 in a cache),
             or None.
-        flipped: features and logits were computed on the mirrored image.
+        flipped: whether features and logits were computed on the image flipped left to right.
     """
 
     image_id: int

@@ -1,4 +1,4 @@
-"""Do a cache's features lead to its logits?"""
+"""Recomputes a cache's logits from its features."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from extract.cache.reader import RoICache
 from extract.cache.values import all_finite, check_values
 
 LOGIT_TOLERANCE = 2e-2
-"""Largest difference, relative to an image's largest logit, that fp16 features and logits account for."""
+"""Largest rounding error of fp16 features and logits, relative to an image's largest logit."""
 
 
 def worst_logit_error(cache: RoICache) -> float | None:
-    """Largest difference between stored logits and those that the detector's head gives for the stored features,
-    relative to the image's largest logit; None if the cache has no features or no head.
+    """Returns the largest difference between stored and recomputed logits, relative to the image's largest logit.
 
-    Raises CacheError naming the image if it is more than half floats account for, or if a value is not valid.
+    None if the cache has no features or no fully connected layers. Reads every value and verifies all checksums.
+
+    Raises CacheError naming the image if the difference exceeds rounding, or if a value is not valid.
     """
-    heads = [layers_on_features(cache, stage) for stage in range(len(cache.stages))]
-    worst = None
+    stages = [feature_layers(cache, stage) for stage in range(len(cache.stages))]
+    worst: float | None = None
     for rois in tqdm(cache, desc="verify", unit="image", disable=None):
         for field in cache.fields:
             values = getattr(rois, field)
@@ -30,7 +31,7 @@ def worst_logit_error(cache: RoICache) -> float | None:
             check_values(rois)
         except CacheError as error:
             raise CacheError(f"{cache.url}: image {rois.image_id}: {error}") from None
-        for stage, layers in enumerate(heads):
+        for stage, layers in enumerate(stages):
             if layers and len(rois):
                 stored = rois.logits[:, stage].astype(np.float32)
                 error = np.abs(forward(layers, rois.features[:, stage]) - stored).max() / np.abs(stored).max()
@@ -43,14 +44,14 @@ def worst_logit_error(cache: RoICache) -> float | None:
     return worst
 
 
-def layers_on_features(cache: RoICache, stage: int) -> Layers:
-    """The part of the detector's head that the stored features go through; [] if there is none."""
+def feature_layers(cache: RoICache, stage: int) -> Layers:
+    """Returns those of the detector's fully connected layers that apply to the stored features; [] if none does."""
     layers = cache.fc_layers(stage)
     return layers if cache.level == "pooled" else layers[-1:] if cache.level == "embedding" else []
 
 
 def forward(layers: Layers, features: np.ndarray) -> np.ndarray:
-    """Logits (R, K+1) float32 of features (R, …) through fully connected layers with ReLU between them."""
+    """Returns logits (R, K+1) float32: features (R, …) through fully connected layers with ReLU between them."""
     x = features.reshape(len(features), -1).astype(np.float32)
     for weight, bias in layers[:-1]:
         x = np.maximum(x @ weight.T + bias, 0)

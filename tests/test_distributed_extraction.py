@@ -16,7 +16,7 @@ import pytest
 import extract
 from extract.cache.format import IMAGES_PER_BLOCK, open_group
 from extract.cache.writer import resume_cache
-from extract.utils.distributed import Coordinator, local_rank, process_group, rank, world_size
+from extract.utils.distributed import Coordinator, is_main_process, local_rank, process_group, rank, world_size
 from tests.conftest import CLASSES, Tiny
 from tests.test_extraction import flags, folder_bytes
 
@@ -25,7 +25,7 @@ IMAGES, BLOCKS = 100, 7
 
 
 def mask_rcnn(num_classes: int):
-    """The detector of the tests. The process whose rank is `KILLED` ends when the first block of `CACHE` is written."""
+    """The tests' detector. The process of rank `KILLED` kills itself once the first block of `CACHE` is written."""
     from benchmarks.minilvis.detector import mask_rcnn
 
     model = mask_rcnn(num_classes)
@@ -45,7 +45,7 @@ def _killed() -> None:
 
 
 def _missing(cache: str) -> int:
-    """Blocks not written yet; 0 where there is no cache."""
+    """Number of blocks not written yet; 0 if there is no cache."""
     try:
         return len(resume_cache(cache).pending())
     except (FileNotFoundError, extract.CacheError):  # not there, or just being made
@@ -54,7 +54,7 @@ def _missing(cache: str) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
-    """A config, and the cache that a process alone makes of it."""
+    """A config whose cache a single process has written."""
     from benchmarks.minilvis import make
 
     folder = tmp_path_factory.mktemp("hundred")
@@ -73,7 +73,7 @@ def torchrun(processes: int, config: extract.Config, **environment: str) -> subp
 
 
 def test_processes_of_any_number_write_the_same_bytes(whole, tmp_path):
-    """Two, one of which is killed on the way, then three."""
+    """Two processes, one of which is killed on the way, then three."""
     config = replace(whole, out=str(tmp_path / "cache"))
     killed = torchrun(2, config, KILLED="1", CACHE=config.out)
     missing = _missing(config.out)
@@ -86,7 +86,7 @@ def test_processes_of_any_number_write_the_same_bytes(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_one_process_cannot_do_is_said_once(whole, tmp_path):
+def test_an_error_of_one_process_is_reported_once(whole, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(whole.images, images)
     victim = sorted(images.iterdir())[-1]
@@ -106,13 +106,14 @@ def test_blocks_share_no_file(whole):
     assert group["progress"].chunks[0] == IMAGES_PER_BLOCK
 
 
-def test_a_process_alone_needs_no_team(monkeypatch):
-    team = Coordinator()
-    with team.leader_first(), process_group("cpu"):
-        assert (rank(), local_rank(), world_size()) == (0, 0, 1)
-    assert team.told(3) == 3 and list(team.share([1, 2])) == [1, 2] and [team.done(4), team.done(5)] == [4, 9]
-    team.meet()
+def test_a_single_process_needs_no_store_and_no_group(monkeypatch):
+    coordinator = Coordinator()
+    with coordinator.raise_on_main_first(), coordinator.main_process_first(), process_group("cpu"):
+        assert (rank(), local_rank(), world_size(), is_main_process()) == (0, 0, 1, True)
+    assert coordinator.broadcast(3) == 3 and list(coordinator.work_queue([1, 2])) == [1, 2]
+    assert [coordinator.add_finished(4), coordinator.add_finished(5)] == [4, 9]
+    coordinator.barrier()
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert (rank(), local_rank(), world_size()) == (5, 1, 8)
+    assert (rank(), local_rank(), world_size(), is_main_process()) == (5, 1, 8, False)

@@ -35,7 +35,7 @@ def setting(request, tiny, tmp_path_factory):
     """A detector's spec, the folders of two heads of it, and its train cache."""
     folder = tmp_path_factory.mktemp("export")
     spec = frameworks.SPECS[request.param](folder)
-    config = tiny.config("train", folder / "train.zarr", images_per_class=1, **vars(spec))
+    config = tiny.config("train", folder / "train.zarr", min_images_per_class=1, **vars(spec))
     cache = extract.run(config)
     heads = {kind: folder / kind for kind in ("2fc_rand", "linear")}
     for kind, path in heads.items():

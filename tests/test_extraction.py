@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +26,13 @@ from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import flip_boxes, read_image
 from extract.detectors import load_detector
 from extract.detectors.base import Image
-from extract.extractor import Extraction
+from extract.detectors.torchvision import TorchvisionDetector
+from extract.extractor import Extractor
 from extract.matching import GroundTruth, match
 from extract.recall import proposal_recall
 from extract.utils.cli import run as run_command
 from extract.utils.prefetch import prefetch
-from extract.verify import forward, layers_on_features, worst_logit_error
+from extract.verify import feature_layers, forward, worst_logit_error
 from tests.conftest import CLASSES
 
 
@@ -42,7 +47,7 @@ def command(*arguments: object) -> int:
 
 
 def flags(config: extract.Config) -> list[str]:
-    """The command line that says the same as a config."""
+    """The command line of a config."""
     return [
         *("--detector", config.detector, "--weights", config.weights),
         *("--annotations", config.annotations, "--images", config.images, "--out", config.out),
@@ -51,9 +56,9 @@ def flags(config: extract.Config) -> list[str]:
     ]
 
 
-def truth_of(annotations: Annotations, position: int) -> GroundTruth:
-    of = annotations.image_slice(position)
-    return GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
+def ground_truth(annotations: Annotations, position: int) -> GroundTruth:
+    own = annotations.image_slice(position)
+    return GroundTruth(annotations.boxes[own], annotations.labels[own], annotations.ids[own], annotations.crowd[own])
 
 
 def test_val_cache_is_what_the_live_detector_gives(tiny, caches):
@@ -78,12 +83,12 @@ def test_train_cache_keeps_objects_matches_and_some_background(tiny, caches):
     annotations, cache = read_annotations(tiny.data / "train.json"), caches["train"]
     assert 0 < cache.images["flipped"].mean() < 1
     for position, rois in enumerate(cache):
-        of = annotations.image_slice(position)
-        assert rois.gt_ids[rois.is_gt, 0].tolist() == annotations.ids[of].tolist()
-        assert rois.labels[rois.is_gt, 0].tolist() == annotations.labels[of].tolist()
-        np.testing.assert_allclose(rois.proposals[rois.is_gt, 0], annotations.boxes[of], atol=1e-3)
-        truth = truth_of(annotations, position)
-        labels, ious, _ = match(rois.proposals[:, 0], truth, 0.5, cache.num_classes)
+        own = annotations.image_slice(position)
+        assert rois.gt_ids[rois.is_gt, 0].tolist() == annotations.ids[own].tolist()
+        assert rois.labels[rois.is_gt, 0].tolist() == annotations.labels[own].tolist()
+        np.testing.assert_allclose(rois.proposals[rois.is_gt, 0], annotations.boxes[own], atol=1e-3)
+        gt = ground_truth(annotations, position)
+        labels, ious, _ = match(rois.proposals[:, 0], gt, 0.5, cache.num_classes)
         np.testing.assert_allclose(ious, rois.ious[:, 0], atol=1e-4)
         np.testing.assert_array_equal(labels, rois.labels[:, 0])
         background = rois.labels[:, 0] == cache.num_classes
@@ -104,23 +109,23 @@ def test_logits_follow_from_the_stored_features(caches, split):
 
 def test_levels(tiny, tmp_path):
     for level, shape in {"embedding": (1, 256), "logits": None}.items():
-        cache = extract.run(tiny.config("val", tmp_path / level, level=level, images_per_class=1))
+        cache = extract.run(tiny.config("val", tmp_path / level, level=level, min_images_per_class=1))
         assert cache.fields.get("features") == shape and cache.level == level
         error = worst_logit_error(cache)
         assert error is None if level == "logits" else error < 5e-3
     rois = extract.open_cache(str(tmp_path / "embedding"))[0]
-    layers = layers_on_features(extract.open_cache(str(tmp_path / "embedding")), 0)
+    layers = feature_layers(extract.open_cache(str(tmp_path / "embedding")), 0)
     assert len(layers) == 1 and forward(layers, rois.features[:, 0]).shape == rois.logits[:, 0].shape
 
 
-def test_mirrored_images_come_back_in_the_coordinates_of_the_original(tiny, tmp_path):
-    """Mirroring the file as well must undo mirroring the image: same features, mirrored boxes."""
-    config = tiny.config("val", tmp_path / "a", flip=1.0, images_per_class=1)
-    mirrored = replace(config, out=str(tmp_path / "b"), images=tmp_path / "images", flip=0.0)
-    shutil.copytree(config.images, mirrored.images)
-    for file in mirrored.images.iterdir():
+def test_flipped_images_come_back_in_the_coordinates_of_the_original(tiny, tmp_path):
+    """Flipping the file as well must undo flipping the image: same features, flipped boxes."""
+    config = tiny.config("val", tmp_path / "a", flip=1.0, min_images_per_class=1)
+    flipped = replace(config, out=str(tmp_path / "b"), images=tmp_path / "images", flip=0.0)
+    shutil.copytree(config.images, flipped.images)
+    for file in flipped.images.iterdir():
         PILImage.open(file).transpose(PILImage.Transpose.FLIP_LEFT_RIGHT).save(file)
-    for a, b in zip(extract.run(config), extract.run(mirrored), strict=True):
+    for a, b in zip(extract.run(config), extract.run(flipped), strict=True):
         assert a.flipped and not b.flipped
         np.testing.assert_array_equal(a.features, b.features)
         np.testing.assert_allclose(a.boxes, flip_boxes(b.boxes, b.width), atol=1e-3)
@@ -133,14 +138,15 @@ def folder_bytes(folder) -> dict[str, bytes]:
 
 def interrupt(monkeypatch, error: BaseException) -> None:
     """Lets the forward pass of the second block fail."""
-    forward = Extraction._forward
+    forward, seen = TorchvisionDetector.forward, []
 
-    def interrupted(self, batch, images):
-        if batch[0] >= IMAGES_PER_BLOCK:
+    def interrupted(self, images, *arguments):
+        if len(seen) >= IMAGES_PER_BLOCK:
             raise error
-        return forward(self, batch, images)
+        seen.extend(images)
+        return forward(self, images, *arguments)
 
-    monkeypatch.setattr(Extraction, "_forward", interrupted)
+    monkeypatch.setattr(TorchvisionDetector, "forward", interrupted)
 
 
 def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
@@ -152,7 +158,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
         extract.run(broken)
     with pytest.raises(extract.CacheError, match="not finished, 16 of 30 images are done"):
         extract.open_cache(broken.out)
-    assert not [t for t in threading.enumerate() if t.name.startswith(("prefetch", "behind"))]
+    assert not [t for t in threading.enumerate() if t.name.startswith(("prefetch", "background"))]
     monkeypatch.undo()
     extract.run(broken)
     assert folder_bytes(tmp_path / "whole") == folder_bytes(tmp_path / "broken")
@@ -162,12 +168,11 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
 def test_what_overlaps_writes_the_bytes_of_one_thing_after_the_other(tiny, caches, tmp_path, split):
     config, finished = tiny.config(split, tmp_path / "cache"), caches[split]
     annotations, classes = read_annotations(config.annotations), finished.classes.reset_index()
-    job = Extraction(config, annotations, load_detector(config))
-    blocks = [job.block(b) for b in range(job.blocks)]
-    images = finished.images.drop(columns="roi_count")
-    writer = create_cache(
-        config.out, blocks[0][0], finished.header, classes, images, job.capacity, job.detector.fc_layers("pooled")
-    )
+    extractor = Extractor(config, annotations, load_detector(config))
+    blocks = [extractor.extract_block(b) for b in range(extractor.num_blocks)]
+    images, fc_layers = finished.images.drop(columns="roi_count"), extractor.detector.fc_layers("pooled")
+    capacity = extractor.max_rois_per_image
+    writer = create_cache(config.out, blocks[0][0], finished.header, classes, images, capacity, fc_layers)
     for block, rois in enumerate(blocks):
         writer.write_block(block, rois)
     writer.finish()
@@ -176,13 +181,13 @@ def test_what_overlaps_writes_the_bytes_of_one_thing_after_the_other(tiny, cache
 
 def test_what_fails_behind_the_forward_pass_ends_it(tiny, tmp_path, monkeypatch):
     config, seen = tiny.config("train", tmp_path / "cache", batch_size=1), []
-    forward = Extraction._forward
+    forward = TorchvisionDetector.forward
 
-    def slow(self, batch, images):
-        seen.extend(batch)
-        if batch[0] > IMAGES_PER_BLOCK:
+    def slow(self, images, *arguments):
+        seen.extend(images)
+        if len(seen) > IMAGES_PER_BLOCK + 1:
             assert failed.wait(10)
-        return forward(self, batch, images)
+        return forward(self, images, *arguments)
 
     failed = threading.Event()
 
@@ -190,7 +195,7 @@ def test_what_fails_behind_the_forward_pass_ends_it(tiny, tmp_path, monkeypatch)
         failed.set()
         raise extract.CacheError("no space left")
 
-    monkeypatch.setattr(Extraction, "_forward", slow)
+    monkeypatch.setattr(TorchvisionDetector, "forward", slow)
     monkeypatch.setattr(CacheWriter, "write_block", broken)
     with pytest.raises(extract.CacheError, match="no space left"):
         extract.run(config)
@@ -249,8 +254,8 @@ def test_recall_is_that_of_a_plain_count(tiny, caches):
     found = 0.0
     for threshold in np.arange(0.5, 1.0, 0.05):
         for position, rois in enumerate(caches["val"]):
-            truth = truth_of(annotations, position)
-            labels, _, ids = match(rois.proposals[:, 0], truth, threshold, CLASSES)
+            gt = ground_truth(annotations, position)
+            labels, _, ids = match(rois.proposals[:, 0], gt, threshold, CLASSES)
             found += len(np.unique(ids[labels < CLASSES]))
     expected = found / 10 / len(annotations.ids) * 100
     assert table.loc["all", "AR@60"] == pytest.approx(expected, abs=0.5)
@@ -260,8 +265,8 @@ def test_recall_is_that_of_a_plain_count(tiny, caches):
 
 
 def test_command_line(tiny, caches, tmp_path, capsys):
-    out, config = tmp_path / "c.zarr", tiny.config("val", tmp_path / "c.zarr", images_per_class=1)
-    arguments = [*flags(config), "--images-per-class", 1]
+    out, config = tmp_path / "c.zarr", tiny.config("val", tmp_path / "c.zarr", min_images_per_class=1)
+    arguments = [*flags(config), "--min-images-per-class", 1]
     assert command(*arguments, "--estimate") == 0 and not out.exists()
     assert command(*arguments) == 0
     assert "of them in it" in capsys.readouterr().out
@@ -275,7 +280,6 @@ def test_command_line(tiny, caches, tmp_path, capsys):
 
 
 def test_usage(capsys):
-    assert command("--version") == 0 and "tailcal" in capsys.readouterr().out
     assert command("--help") == 0 and "Other commands: inspect, verify" in capsys.readouterr().out
     assert command("inspect", "--help") == 0
     capsys.readouterr()
@@ -283,6 +287,25 @@ def test_usage(capsys):
     assert command("--split", "test") == 2
     assert command("inspekt") == 2
     assert "no command 'inspekt'; it has inspect, verify, recall, export, import" in capsys.readouterr().err
+
+
+def test_version_is_what_a_bug_report_needs(capsys, monkeypatch):
+    monkeypatch.setattr("extract.utils.cli.PACKAGES", ("zarr", "no_such_package"))
+    assert command("--version") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "python -m extract"
+    report = dict(line.split(maxsplit=1) for line in lines[1:])
+    assert report.keys() == {"tailcal", "python", "platform", "CPUs", "zarr"}
+    assert report["tailcal"] == version("tailcal") and report["zarr"] == version("zarr")
+    assert report["python"] == platform.python_version() and int(report["CPUs"]) >= 1
+
+
+def test_version_imports_no_framework():
+    code = (
+        "import sys; from extract.__main__ import main; main(['--version']); "
+        "assert not {'torch', 'torchvision', 'numba', 'zarr'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def change_json(tiny, tmp_path, change):
@@ -302,7 +325,7 @@ BAD_INPUT = {
         "detector builder .* failed with options {'num_classes': 'many'}",
     ),
     "nothing annotated": (
-        lambda t, p: {**change_json(t, p, lambda c: c.update(annotations=[])), "images_per_class": 1},
+        lambda t, p: {**change_json(t, p, lambda c: c.update(annotations=[])), "min_images_per_class": 1},
         "no image has an annotation",
     ),
     "no images": (lambda t, p: {"images": p}, "has no "),
@@ -313,7 +336,7 @@ BAD_INPUT = {
     ),
     "fewer categories": (
         lambda t, p: change_json(t, p, lambda c: c["categories"].append({"id": 9999, "name": "new"})),
-        "categories of .* differ in 1 entries, such as 9999 'calibrated', which only .*val.json has",
+        "categories of .* differ in 1 entries, such as 9999 'new', which only .*val.json has",
     ),
     "negative size": (lambda t, p: {"proposals": 0}, "proposals is 0, expected at least 1"),
     "flip": (lambda t, p: {"flip": 1.5}, r"flip is 1.5, expected a probability in \[0, 1\]"),

@@ -36,7 +36,7 @@ def setting(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
     config = tiny.config("val", folder / "val.zarr", proposals=1000)
     val = extract.run(config)
-    train = extract.run(tiny.config("train", folder / "train.zarr", images_per_class=2))
+    train = extract.run(tiny.config("train", folder / "train.zarr", min_images_per_class=2))
     calib.train_head(train, head_type="3fc_ft", steps=5, out=str(folder / "head"))
     annotations = read_annotations(config.annotations)
     pictures = [read_image(config.images, names, (112, 112)) for names in annotations.file_names]
@@ -83,7 +83,7 @@ def test_live_runs_the_functions_of_the_offline_path(setting, mode, tmp_path):
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # mmdetection's masks
 def test_cascades_of_other_frameworks_live_and_offline(name, tiny, tmp_path):
     spec = frameworks.SPECS[name](tmp_path)
-    options = {**vars(spec), "images_per_class": 1}
+    options = {**vars(spec), "min_images_per_class": 1}
     train, val = (extract.run(tiny.config(s, tmp_path / s, proposals=1000, **options)) for s in ("train", "val"))
     head = calib.train_head(train, head_type="2fc_rand", hidden=16, steps=3)
     options = {"mode": "cat", "tail": 4, "max_detections": 50}
@@ -172,7 +172,7 @@ def test_a_scorer_says_the_level_of_the_features_it_takes(setting):
 def test_the_head_given_stays_on_its_device(setting):
     detector, _, head, _ = setting
     loaded, elsewhere = calib.load_head(head), copy.copy(detector)
-    elsewhere.device = torch.device("meta")
+    elsewhere.model = copy.deepcopy(detector.model).to("meta")
     live = CalibratedDetector(elsewhere, loaded)
     assert next(live.fusion.calibrated.parameters()).device.type == "meta"
     assert next(loaded.parameters()).device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Matching and the choice of training RoIs, against plain loops."""
+"""Matching and the selection of training RoIs, against plain loops."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def reference_iou(a: np.ndarray, b: np.ndarray) -> float:
     return width * height / (area[0] + area[1] - width * height)
 
 
-def reference_match(proposals, truth, threshold):
+def reference_match(proposals, gt, threshold):
     labels, ious, ids = [], [], []
     for proposal in proposals:
-        overlaps = [(reference_iou(proposal, b), -g) for g, b in enumerate(truth.boxes) if not truth.crowd[g]]
+        overlaps = [(reference_iou(proposal, b), -g) for g, b in enumerate(gt.boxes) if not gt.crowd[g]]
         iou, minus = max(overlaps, default=(0.0, 0))
-        labels.append(truth.labels[-minus] if iou >= threshold else K)
+        labels.append(gt.labels[-minus] if iou >= threshold else K)
         ious.append(iou)
-        ids.append(truth.ids[-minus] if iou > 0 else -1)
+        ids.append(gt.ids[-minus] if iou > 0 else -1)
     return labels, ious, ids
 
 
@@ -37,7 +37,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([low, low + rng.integers(1, 8, (count, 2))], 1).astype(np.float32)
 
 
-def truth_of(boxes: np.ndarray, crowd: list[bool] | None = None) -> GroundTruth:
+def make_gt(boxes: np.ndarray, crowd: list[bool] | None = None) -> GroundTruth:
     count = len(boxes)
     labels = (np.arange(count) * 4 % K).astype(np.int32)
     return GroundTruth(boxes, labels, 100 + np.arange(count), np.array(crowd or [False] * count, bool))
@@ -47,9 +47,9 @@ def truth_of(boxes: np.ndarray, crowd: list[bool] | None = None) -> GroundTruth:
 @given(seed=st.integers(0, 10**6), proposals=st.integers(0, 12), objects=st.integers(0, 6))
 def test_match_equals_a_loop(seed, proposals, objects):
     rng = np.random.default_rng(seed)
-    boxes, truth = random_boxes(rng, proposals), truth_of(random_boxes(rng, objects))
-    labels, ious, ids = match(boxes, truth, 0.5, K)
-    expected = reference_match(boxes.astype(float), truth, 0.5)
+    boxes, gt = random_boxes(rng, proposals), make_gt(random_boxes(rng, objects))
+    labels, ious, ids = match(boxes, gt, 0.5, K)
+    expected = reference_match(boxes.astype(float), gt, 0.5)
     assert labels.dtype == np.int32 and ious.dtype == np.float32 and ids.dtype == np.int64
     np.testing.assert_array_equal(labels, expected[0])
     np.testing.assert_allclose(ious, expected[1], rtol=1e-6)
@@ -61,21 +61,21 @@ def test_iou_of_a_box_without_area_is_zero():
     assert box_iou(point, point).tolist() == [[0.0]]
 
 
-def test_background_inside_a_crowd_is_not_known():
-    truth = truth_of(np.float32([[0, 0, 10, 10], [20, 20, 60, 60]]), crowd=[False, True])
+def test_background_inside_a_crowd_is_ignored():
+    gt = make_gt(np.float32([[0, 0, 10, 10], [20, 20, 60, 60]]), crowd=[False, True])
     proposals = np.float32([[0, 0, 10, 10], [25, 25, 35, 35], [55, 55, 75, 75], [70, 0, 80, 9]])
-    labels, _, ids = match(proposals, truth, 0.5, K)
+    labels, _, ids = match(proposals, gt, 0.5, K)
     assert labels.tolist() == [0, -1, K, K]
     assert ids.tolist() == [100, -1, -1, -1], "nothing is matched with a crowd"
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6), background=st.integers(0, 10))
-def test_training_choice(seed, background):
+def test_training_samples(seed, background):
     rng = np.random.default_rng(seed)
-    boxes, truth = random_boxes(rng, 40), truth_of(random_boxes(rng, 3))
-    keep = select_training_samples(boxes, truth, 0.5, background, np.random.default_rng(seed))
-    labels, ious, _ = match(boxes, truth, 0.5, K)
+    boxes, gt = random_boxes(rng, 40), make_gt(random_boxes(rng, 3))
+    keep = select_training_samples(boxes, gt, 0.5, background, np.random.default_rng(seed))
+    labels, ious, _ = match(boxes, gt, 0.5, K)
     eligible = (labels == K) & (ious >= 0.1)
     assert (np.diff(keep) > 0).all()
     assert set(np.flatnonzero(labels < K)) <= set(keep)

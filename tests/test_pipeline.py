@@ -29,7 +29,7 @@ def test_pipeline(tiny, tmp_path, capsys):
         run(
             extract.__main__,
             *("--detector", "torchvision:benchmarks.minilvis.detector:mask_rcnn", "--weights", tiny.weights),
-            *("--split", split, "--images-per-class", 2),
+            *("--split", split, "--min-images-per-class", 2),
             *("--train-annotations", tiny.data / "train.json", "--annotations", tiny.data / f"{split}.json"),
             *("--images", tiny.data / split, "--out", tmp_path / f"{split}.zarr", "--proposals", 40),
             f"num_classes={CLASSES}",
@@ -62,7 +62,7 @@ def test_a_class_specific_detector_is_evaluated_by_its_boxes(tiny, tmp_path, cap
         "detector": "torchvision:tests.detectors:mask_rcnn",
         "detector_options": (f"num_classes={CLASSES + 1}",),
         "weights": tmp_path / "w.safetensors",
-        "images_per_class": 1,
+        "min_images_per_class": 1,
     }
     train, val = (extract.run(tiny.config(s, tmp_path / f"{s}.zarr", **changes)) for s in ("train", "val"))
     assert "masks" not in val.fields and val.fields["boxes"] == (CLASSES, 4)
@@ -75,9 +75,9 @@ def test_a_class_specific_detector_is_evaluated_by_its_boxes(tiny, tmp_path, cap
 
 
 def test_heads_of_other_detectors_are_refused(tiny, tmp_path, capsys):
-    train = extract.run(tiny.config("train", tmp_path / "train.zarr", images_per_class=1))
+    train = extract.run(tiny.config("train", tmp_path / "train.zarr", min_images_per_class=1))
     calib.__main__.main(["train", "--cache", train.url, "--out", str(tmp_path / "head"), "--steps", "2"])
-    other = tiny.config("val", tmp_path / "val.zarr", images_per_class=1, weights=tmp_path / "other.safetensors")
+    other = tiny.config("val", tmp_path / "val.zarr", min_images_per_class=1, weights=tmp_path / "other.safetensors")
     content = bytearray(tiny.weights.read_bytes())
     content[-1] ^= 1
     other.weights.write_bytes(content)

@@ -21,7 +21,7 @@ from extract.cache.format import num_blocks
 from extract.data.annotations import read_annotations
 from extract.detectors.torchvision import TorchvisionDetector
 from extract.detectors.weights import load_weights
-from extract.extractor import Extraction
+from extract.extractor import Extractor
 from fuse.commands.paper_rows import paper_rows
 from fuse.config import FusionConfig
 from fuse.evaluation.lvis import load_annotations
@@ -57,10 +57,10 @@ def evaluate(model: MaskRCNN, data: Path, images: int) -> pd.DataFrame:
         train_annotations=train.path,
         images=data / "val",
     )
-    extraction = Extraction(config, annotations, TorchvisionDetector(copy.deepcopy(model)))
-    extraction.positions = extraction.positions[:images]
-    rois = [one for block in range(num_blocks(len(extraction.positions))) for one in extraction.block(block)]
-    description = extraction.detector.description
+    extractor = Extractor(config, annotations, TorchvisionDetector(copy.deepcopy(model)))
+    extractor.positions = extractor.positions[:images]
+    rois = [one for block in range(num_blocks(len(extractor.positions))) for one in extractor.extract_block(block)]
+    description = extractor.detector.description
     cache = extract.write_cache(
         "memory://check.zarr", rois, train.classes, split="val", level="logits", detector=description, overwrite=True
     )

@@ -34,7 +34,7 @@ from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, ForwardOutput, Image
-from extract.extractor import Extraction
+from extract.extractor import Extractor
 from extract.matching import GroundTruth, select_training_samples
 
 MINILVIS = Path("data/minilvis")
@@ -73,7 +73,7 @@ def main() -> None:
 def time_extraction(case: str, job: Job, threads: int, rounds: int) -> Result:
     """Checks the cache, then times extractions into new folders."""
     config, forward = job.config, ForwardPass(job)
-    with patch("extract.extraction.load_detector", lambda _: job.detector):
+    with patch("extract.preparation.load_detector", lambda _: job.detector):
         check_cache(extract.run(config), job)
         numbers = count()
         timing = compare(
@@ -138,8 +138,8 @@ class ForwardPass:
 
 def check_cache(cache: extract.RoICache, job: Job) -> None:
     """Asserts that the cache holds what the images of its first block give one after the other."""
-    extraction = Extraction(job.config, read_annotations(job.config.annotations), job.detector)
-    for position, rois in enumerate(extraction.block(0)):
+    extractor = Extractor(job.config, read_annotations(job.config.annotations), job.detector)
+    for position, rois in enumerate(extractor.extract_block(0)):
         stored = cache[position]
         for field in COLUMNS:
             ours, theirs = getattr(stored, field), getattr(rois, field)

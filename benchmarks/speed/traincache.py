@@ -21,7 +21,7 @@ from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs, make_rois
 from extract.cache.format import IMAGES_PER_BLOCK, Header, Layers
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import create_cache
-from extract.image_selection import cover
+from extract.image_selection import cover_classes
 from extract.rois import RoIs
 
 ROIS_PER_INSTANCE = 15.6
@@ -47,7 +47,7 @@ class TrainCache:
         self.classes, self.level = lvis_classes(), level
         self.detector: dict[str, object] = {}
         self.num_classes = len(self.classes)
-        chosen = np.sort(rng.permutation(cover(classes, owners, images_per_class, rng))[:images])
+        chosen = np.sort(rng.permutation(cover_classes(classes, owners, images_per_class, rng))[:images])
         kept = np.isin(owners, chosen)
         classes, owners = classes[kept], np.searchsorted(chosen, owners[kept])
         rate = (self.classes["instance_count"] / self.classes["image_count"]).to_numpy()

@@ -1,1 +1,1 @@
-"""Annotation files, class tables, bins of classes and images."""
+"""Reading of annotation files and images; class tables and bins of classes."""

@@ -1,4 +1,4 @@
-"""LVIS and COCO annotation files as flat arrays: the only module that reads them."""
+"""LVIS and COCO annotation files as flat arrays."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OVERHANG = 1.0
-"""Pixels by which a box may reach over the image's edge, as rounded boxes do; it is clipped there."""
+"""Pixels by which a box may exceed the image, as rounded boxes do; it is clipped."""
 
 
 class AnnotationError(ValueError):
-    """An annotation file that is not valid; the message names the file, the entry and the field."""
+    """An invalid annotation file; the message names the file, the entry and the field."""
 
 
 class _Image(msgspec.Struct):
@@ -61,13 +61,13 @@ class Annotations:
         sha256: of its bytes.
         image_ids: (N,) int64, ascending.
         heights, widths: (N,) int32 pixels.
-        file_names: N candidates for each image's path below the image folder, the likeliest first.
+        file_names: for each image the candidates for its path in the image folder, the likeliest first.
         classes: class table with the counts of this file.
         ids: (A,) int64 annotation ids, grouped by image.
         labels: (A,) int32 contiguous classes.
         boxes: (A, 4) float32 xyxy pixels, inside the image.
-        crowd: (A,) bool, regions of many objects that no proposal is matched with.
-        exhaustive: (N,) bool, no class is marked as only partly annotated in the image.
+        crowd: (A,) bool, regions of many objects, which no proposal matches.
+        exhaustive: (N,) bool, whether the image has no class that is annotated only in part.
         offsets: (N+1,) int64; image i owns annotations `offsets[i]:offsets[i+1]`.
     """
 
@@ -86,15 +86,15 @@ class Annotations:
     offsets: np.ndarray
 
     def image_slice(self, position: int) -> slice:
-        """The annotations of the image at a position."""
+        """Returns the positions of an image's annotations."""
         return slice(int(self.offsets[position]), int(self.offsets[position + 1]))
 
 
 def read_annotations(path: str | Path) -> Annotations:
     """Reads an LVIS (v0.5, v1) or COCO file.
 
-    Classes are numbered by ascending category id. The tag r/c/f is the file's own where it has one, else it
-    follows from the image count as LVIS defines it (1–10, 11–100, more).
+    Classes are numbered by ascending category id. If the file has no frequency (r, c or f) of a category, it follows
+    from the image count as LVIS defines it (1–10, 11–100, more).
 
     Raises FileNotFoundError, or AnnotationError naming the file, the entry, the field and the value.
     """
@@ -136,7 +136,7 @@ def read_annotations(path: str | Path) -> Annotations:
 
 
 def unique_ids(path: Path, what: str, ids: list[int]) -> np.ndarray:
-    """Ascending ids as (n,) int64. Raises AnnotationError for one that repeats, and for no images or categories."""
+    """Returns ascending ids as (n,) int64. Raises AnnotationError if one repeats, or for no images or categories."""
     values = np.array(ids, np.int64)
     if len(values) == 0 and what != "annotations":
         raise AnnotationError(f"{path}: {what} is empty")
@@ -147,7 +147,10 @@ def unique_ids(path: Path, what: str, ids: list[int]) -> np.ndarray:
 
 
 def positions_of(path: Path, annotations: list[_Annotation], field: str, known: np.ndarray) -> np.ndarray:
-    """(A,) int64 positions of the annotations' ids in the ascending `known`. Raises AnnotationError for others."""
+    """Returns (A,) int64, the positions of the annotations' ids in the ascending `known`.
+
+    Raises AnnotationError for an id that is not there.
+    """
     wanted = np.array([getattr(a, field) for a in annotations], np.int64)
     position = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     bad = np.flatnonzero(known[position] != wanted)
@@ -159,9 +162,9 @@ def positions_of(path: Path, annotations: list[_Annotation], field: str, known: 
 
 
 def clipped_boxes(path: Path, annotations: list[_Annotation], size: np.ndarray) -> np.ndarray:
-    """(A, 4) float32 xyxy of the annotations' boxes, clipped to `size` (A, 2) = (width, height) of their images.
+    """Returns the annotations' boxes (A, 4) float32 xyxy, clipped to `size` (A, 2) = (width, height) of their images.
 
-    Raises AnnotationError for a box that is not finite, has no area or reaches further outside than `OVERHANG`.
+    Raises AnnotationError for a box that is not finite, has no area or exceeds the image by more than `OVERHANG`.
     """
     xywh = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
@@ -201,7 +204,7 @@ def _class_table(path: Path, categories: list[_Category], owner: np.ndarray, lab
 
 
 def _candidates(image: _Image) -> tuple[str, ...]:
-    """LVIS v1 names an image by its COCO address only; v0.5 prefixes names that COCO 2017 does without."""
+    """Returns possible paths: LVIS v1 has COCO URLs only, and v0.5 prefixes names that have no prefix in COCO 2017."""
     name = image.file_name or image.coco_url
     short = name.rsplit("/", 1)[-1]
     folder = "/".join(image.coco_url.rsplit("/", 2)[-2:])

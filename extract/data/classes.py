@@ -1,4 +1,4 @@
-"""The class table that every cache carries: contiguous class index → category id, name, frequency, counts."""
+"""The class table of every cache: contiguous class → category id, name, frequency, counts of the training set."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ COLUMNS = {
 
 
 def check_classes(classes: pd.DataFrame, source: str) -> pd.DataFrame:
-    """A class table with the columns of `COLUMNS` in order and index 0…K-1; counts are of the training set.
+    """Returns the class table with the columns of `COLUMNS`, in this order, and index 0…K-1.
 
-    Raises ValueError naming `source`, the column and the offending value.
+    Raises ValueError naming `source`, the column and the invalid value.
     """
     missing = [name for name in COLUMNS if name not in classes]
     if missing:

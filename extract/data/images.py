@@ -1,4 +1,4 @@
-"""Reading images, and mirroring them left to right."""
+"""Reads images, batches them by size, and flips boxes and RoIs left to right."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from extract.rois import RoIs
 
 
 def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> np.ndarray:
-    """The first of `names` that exists below `folder`, as (H, W, 3) uint8 RGB.
+    """Reads the first of `names` that exists in `folder`, as (H, W, 3) uint8 RGB.
 
-    Raises FileNotFoundError naming the folder and the names tried, ValueError for a file that is no image or
-    not of `size` (height, width).
+    Raises FileNotFoundError naming the folder and the names, ValueError for a file that is no image or not of `size`
+    (height, width).
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
@@ -32,29 +32,30 @@ def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> n
 
 
 def decode_image(path: Path) -> np.ndarray:
-    """A file as (H, W, 3) uint8 RGB, turned upright as its EXIF says, as frameworks' readers turn it.
+    """Reads a file as (H, W, 3) uint8 RGB, rotated by its EXIF orientation as the frameworks' readers do.
 
-    Raises FileNotFoundError, or ValueError for a file that is no image."""
+    Raises FileNotFoundError, or ValueError for a file that is no image.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
         with PILImage.open(path) as image:
-            return np.asarray(_upright(image).convert("RGB"))
+            return np.asarray(_rotated_by_exif(image).convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path}: not a readable image: {error}") from None
 
 
-def _upright(image: PILImage.Image) -> PILImage.Image:
+def _rotated_by_exif(image: PILImage.Image) -> PILImage.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF may raise anything; where it is the pixels, reading them says so
+    except Exception:  # damaged EXIF raises all kinds of errors; damaged pixels raise again when they are decoded
         return image
 
 
 def batches_of_one_size(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:
-    """Positions of images in batches of at most `limit` that share one size (height, width).
+    """Yields positions of images in batches of at most `limit` of the same size (height, width).
 
-    Padding an image to a larger neighbour would change what a detector sees in it.
+    Padding an image to the size of a larger one would change its features.
     """
     for _, group in groupby(sorted(range(len(sizes)), key=sizes.__getitem__), key=sizes.__getitem__):
         members = list(group)
@@ -62,14 +63,14 @@ def batches_of_one_size(sizes: Sequence[tuple[int, int]], limit: int) -> Iterato
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """xyxy boxes (…, 4) of the image mirrored left to right."""
-    mirrored = boxes.copy()
-    mirrored[..., 0], mirrored[..., 2] = width - boxes[..., 2], width - boxes[..., 0]
-    return mirrored
+    """Returns xyxy boxes (…, 4) in the image flipped left to right."""
+    flipped = boxes.copy()
+    flipped[..., 0], flipped[..., 2] = width - boxes[..., 2], width - boxes[..., 0]
+    return flipped
 
 
 def unflip_rois(rois: RoIs) -> RoIs:
-    """RoIs of a mirrored image in the coordinates of the original."""
+    """Returns the RoIs of a flipped image in coordinates of the original image."""
     return replace(
         rois,
         proposals=flip_boxes(rois.proposals, rois.width),

@@ -1,1 +1,1 @@
-"""What every command needs: command lines, devices, files, threads and processes."""
+"""What all three packages use: command line, devices, files, threads, processes, memory."""

@@ -1,29 +1,33 @@
-"""The frame of every command: flags from a Config dataclass, one line for an error, and the exit codes.
+"""Command lines: flags from a Config dataclass, errors in one line, exit codes, `--version`.
 
-0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import os
+import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 DISTRIBUTION = "tailcal"
+PACKAGES = ("torch", "torchvision", "detectron2", "mmdet", "mmcv", "zarr", "numba", "numpy", "hotcoco", "lvis")
+"""Packages whose versions `--version` prints."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One job of a program.
+    """One command of a program.
 
     Attributes:
-        config: frozen dataclass; its fields become flags, its docstring the help text.
-        function: "module:function", imported only when the command runs; called with the config.
+        config: frozen dataclass; its fields become flags, its docstring becomes the help text.
+        function: "module:function", called with the config; imported only when the command runs.
     """
 
     config: type
@@ -31,16 +35,20 @@ class Command:
 
 
 def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
-    """Runs a program of several commands; the one named "" is the main job, done where no command is named.
+    """Runs a program of several commands and returns the exit code.
 
-    Returns the exit code. Errors of the expected kinds become one line on stderr; with the environment's
-    PYTHONDEVMODE or -X dev they keep their traceback.
+    Expected errors become one line on stderr; PYTHONDEVMODE in the environment, or -X dev, keeps their traceback.
+
+    Args:
+        prog: name of the program in messages; that of its console script if it was started by that.
+        commands: by name; the command "" runs if no name is given.
+        argv: arguments, by default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if Path(sys.argv[0]).name.startswith(DISTRIBUTION):
         prog = Path(sys.argv[0]).name
     if arguments[:1] == ["--version"]:
-        print(f"{prog} ({DISTRIBUTION} {_version()})")
+        print(version_report(prog))
         return 0
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     if name not in commands:
@@ -60,16 +68,43 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
     except BrokenPipeError:
         return 1
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        # Of the RuntimeErrors only "out of memory" is the user's to mend; the rest are faults of the program.
-        foreseen = not isinstance(error, RuntimeError) or "out of memory" in str(error)
-        if sys.flags.dev_mode or not foreseen:
+        # Users can mend only one kind of RuntimeError; the others are faults of the program.
+        expected = not isinstance(error, RuntimeError) or "out of memory" in str(error)
+        if sys.flags.dev_mode or not expected:
             raise
         print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1
     return 0
 
 
-def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: list[str]):
+def version_report(prog: str) -> str:
+    """Returns what a bug report needs: versions of program, Python and packages, platform and number of CPUs.
+
+    Reads the packages' metadata without importing them. Packages that are not installed are left out.
+    """
+    try:
+        own = version(DISTRIBUTION)
+    except PackageNotFoundError:
+        own = "not installed"
+    lines = [
+        (DISTRIBUTION, own),
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+        ("CPUs", str(os.cpu_count())),
+        *_package_versions(),
+    ]
+    return "\n".join([prog, *(f"{name:<12} {text}" for name, text in lines)])
+
+
+def _package_versions() -> Iterator[tuple[str, str]]:
+    """Yields the installed packages of `PACKAGES` and their versions, with the distribution if its name differs."""
+    distributions = packages_distributions()
+    for package in PACKAGES:
+        for name in dict.fromkeys(distributions.get(package, ())):
+            yield package, version(name) + (f" ({name})" if name != package else "")
+
+
+def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: list[str]) -> object:
     import tyro
 
     description = inspect.cleandoc(commands[name].config.__doc__ or "")
@@ -82,10 +117,3 @@ def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: lis
         description=description,
         args=arguments,
     )
-
-
-def _version() -> str:
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "not installed"

@@ -1,4 +1,4 @@
-"""Which device the networks run on."""
+"""The device that networks run on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from extract.utils.distributed import local_rank, world_size
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" is CUDA where there is one, else the CPU.
+    """Returns the torch device of a name; "auto" is CUDA if available, else the CPU.
 
-    Of processes that torchrun starts each takes a GPU of its own where none is named by its number.
+    Under torchrun, "cuda" means `cuda:LOCAL_RANK`.
 
-    Raises ValueError naming the device if it cannot be used here.
+    Raises ValueError naming the device if it cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

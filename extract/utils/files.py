@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A name to write to, which takes the place of `path` if the block ends well; makes its folder."""
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` if the block raises no error; creates the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Replaces a file in one step, so that readers see the old or the new content."""
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replaces a file atomically: readers see the old or the new content."""
     with replacing(path) as partial:
         partial.write_bytes(data)

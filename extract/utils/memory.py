@@ -1,4 +1,4 @@
-"""How much memory a process may use."""
+"""The memory that a process may use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def available_memory(
     cgroup: Path = Path("/sys/fs/cgroup"),
     membership: Path = Path("/proc/self/cgroup"),
 ) -> int:
-    """Bytes that can be used without swapping, what a container (cgroup v1 or v2) has left respected."""
+    """Returns the bytes that can be used without swapping, within the limits of the container (cgroup v1 or v2)."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
@@ -24,14 +24,14 @@ def available_memory(
         ):
             if (folder / limit_file).exists() and (limit := (folder / limit_file).read_text().strip()).isdigit():
                 statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                # The kernel drops files that were read and not used since, so they count as free.
+                # The kernel evicts cached files that are not in use, so they count as free.
                 used = int((folder / usage_file).read_text()) - int(statistics[inactive])
                 limits.append(max(int(limit) - used, 0))
     return min(limits)
 
 
 def _groups(cgroup: Path, membership: Path) -> Iterator[Path]:
-    """The folders of this process's groups and of those around them; a container may see no more than the outermost."""
+    """Yields the folders of this process's cgroups and their parents; containers may show only the outermost."""
     lines = membership.read_text().splitlines() if membership.exists() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if not controllers or "memory" in controllers.split(","):

@@ -1,0 +1,141 @@
+"""What an extraction reads and checks before it computes anything."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import asdict, fields, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from extract.cache.format import CacheError, Header, open_group
+from extract.cache.reader import RoICache, open_cache
+from extract.cache.writer import CacheWriter, resume_cache
+from extract.config import Config
+from extract.data.annotations import Annotations, read_annotations
+from extract.detectors import load_detector, registered_dataset
+from extract.detectors.base import Detector
+from extract.extractor import Extractor
+from extract.utils.identity import flatten, refuse_changes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
+RUNTIME_FIELDS |= {"overwrite", "estimate"}
+"""Options that do not change the cache's content, or whose files are recorded by their sha256."""
+
+
+class Job(NamedTuple):
+    """An extraction, ready to run.
+
+    Attributes:
+        extractor: images and detector.
+        header: of the cache.
+        classes: class table with the counts of the training set.
+    """
+
+    extractor: Extractor
+    header: Header
+    classes: pd.DataFrame
+
+
+def prepare(config: Config) -> Job:
+    """Reads annotations and loads the detector.
+
+    Raises ValueError or FileNotFoundError naming what is missing or does not fit.
+    """
+    config = resolve_files(config)
+    annotations = read_annotations(config.annotations)
+    train_annotations = read_annotations(config.train_annotations) if config.train_annotations else annotations
+    _check_categories(annotations, train_annotations)
+    detector = load_detector(config)
+    _check_detector(detector, annotations, config)
+    extractor = Extractor(config, annotations, detector)
+    _warn(extractor, train_annotations)
+    provenance = _provenance(config, annotations, train_annotations)
+    header = Header(config.split, config.level, detector.stages, detector.description, provenance)
+    return Job(extractor, header, train_annotations.classes)
+
+
+def find_existing(url: str, header: Header) -> RoICache | CacheWriter | None:
+    """Returns the finished cache at `url`, or the writer of an unfinished one; None if there is none.
+
+    Raises CacheError if its header differs from `header`. Versions may differ: a newer library resumes what an older
+    one has begun.
+    """
+    try:
+        attributes = open_group(url, "r").attrs.asdict()
+    except FileNotFoundError:
+        return None
+    refuse_changes(url, _identity(Header.from_attributes(attributes)), _identity(header), CacheError)
+    return open_cache(url) if attributes["complete"] else resume_cache(url)
+
+
+def resolve_files(config: Config) -> Config:
+    """Replaces names of datasets in the framework's catalog by their files.
+
+    Raises ValueError if the folder of images is not given and not in the catalog.
+    """
+    for field in ("annotations", "train_annotations"):
+        name = getattr(config, field)
+        dataset = None if name is None or name.exists() else registered_dataset(config.detector, str(name))
+        if dataset is not None:
+            annotations, images = dataset
+            config = replace(config, **{field: annotations})
+            if field == "annotations" and config.images is None:
+                config = replace(config, images=images)
+    if config.images is None:
+        raise ValueError(f"images: give the folder of the images that {config.annotations} names")
+    return config
+
+
+def _check_categories(annotations: Annotations, train_annotations: Annotations) -> None:
+    """Raises ValueError unless both files have the same categories."""
+    columns = ["category_id", "name"]
+    own, train = (set(map(tuple, a.classes[columns].to_numpy())) for a in (annotations, train_annotations))
+    if own != train:
+        example = sorted(own ^ train)[0]
+        owner = annotations.path if example in own else train_annotations.path
+        raise ValueError(
+            f"categories of {annotations.path} and {train_annotations.path} differ in {len(own ^ train)} entries, "
+            f"such as {example[0]} {example[1]!r}, which only {owner} has"
+        )
+
+
+def _check_detector(detector: Detector, annotations: Annotations, config: Config) -> None:
+    """Raises ValueError unless the detector has the annotations' number of classes and the masks to be kept."""
+    if detector.num_classes != len(annotations.classes):
+        raise ValueError(
+            f"detector {config.detector} has {detector.num_classes} classes besides background, "
+            f"{annotations.path} has {len(annotations.classes)}"
+        )
+    if config.masks and not detector.has_masks:
+        raise ValueError(f"masks: detector {config.detector} predicts no class-agnostic masks")
+
+
+def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
+    """Warns of what is allowed but rarely intended."""
+    config = extractor.config
+    if config.split == "val" and train_annotations.sha256 == extractor.annotations.sha256:
+        log.warning("training counts are taken from %s itself, the file evaluated on", train_annotations.path)
+    if config.split == "val" and config.masks is None and not extractor.with_masks:
+        log.warning("no masks are kept: the detector has none that are class-agnostic; evaluation will be of boxes")
+
+
+def _provenance(config: Config, annotations: Annotations, train_annotations: Annotations) -> dict[str, Any]:
+    content = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in RUNTIME_FIELDS}
+    content |= {"detector_options": list(config.detector_options)}
+    return {
+        "config": content,
+        "annotations_sha256": annotations.sha256,
+        "train_annotations_sha256": train_annotations.sha256,
+        "versions": {"python": platform.python_version(), "numpy": version("numpy"), "zarr": version("zarr")},
+    }
+
+
+def _identity(header: Header) -> dict[str, object]:
+    """Returns the header as flat options, without versions."""
+    options = flatten(asdict(header)).items()
+    return {name.removeprefix("provenance.config."): value for name, value in options if "version" not in name}
