@@ -20,7 +20,7 @@ from extract.rois import RoIs
 
 if TYPE_CHECKING:
     from extract import RoICache
-    from extract.detectors import Detector
+    from extract.detectors.base import Detector
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,9 @@ class _Loaded(NamedTuple):
     num_rois: list[int]
 
 
-def batches(sampler: BiLevelSampler, features: Features, stages: int, steps: range) -> Iterator[list[Batch]]:
+def batches(
+    sampler: BiLevelSampler, features: Features, stages: int, steps: range
+) -> Generator[list[Batch], None, None]:
     """Yields one batch per stage for every step. Closing the iterator, or an error in it, ends its threads."""
 
     # Each step is read on its own, with its rows in image order; reading class by class was no faster. Reading four

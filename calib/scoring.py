@@ -6,7 +6,7 @@ Letters in shapes: `R` RoIs, `S` stages of the box head, `K` classes. Background
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast, get_args
 
 import numpy as np
@@ -145,15 +145,20 @@ class Original:
             check_activation(detector.get("activation", "softmax")),
         )
 
+    def averaged(self, average: str) -> Original:
+        """Returns the scorer that averages stages by "scores" or "logits"."""
+        return replace(self, average=check_average(average))
+
     def scores(self, rois: RoIs) -> np.ndarray:
         """Returns (R, K+1) float32 class scores."""
         return stage_scores(rois.logits, self.average, self.activation)
 
 
 def with_stage_average(scorer: Scorer, average: str | None) -> Scorer:
-    """Returns the scorer with its stages averaged by scores or logits; None leaves its own way.
+    """Returns the scorer with its stages averaged by "scores" or "logits"; with None the scorer itself.
 
-    Raises ValueError for a scorer that averages no stages, which has no method `averaged(average)`.
+    Raises:
+        ValueError: the scorer has no method `averaged(average)`.
     """
     if average is None:
         return scorer
@@ -169,7 +174,7 @@ def _to_tensor(values: np.ndarray) -> torch.Tensor:
     """
     import torch  # here, so that importing this module does not import torch
 
-    tensor = torch.from_numpy(np.require(values, requirements="CW"))
+    tensor = torch.from_numpy(np.require(values, requirements=("C", "W")))
     if tensor.dtype == torch.float32:
         return tensor
     return torch.from_numpy(np.empty(tensor.shape, np.float32)).copy_(tensor)

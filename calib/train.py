@@ -194,7 +194,7 @@ def train_head(cache: RoICache | str | Path, **options: Any) -> Head:
     if isinstance(cache, str | Path):
         from extract import open_cache
 
-        cache = open_cache(cache)
+        cache = open_cache(str(cache))
     return train(cache, Config(**{"out": "", **options, "cache": cache.url}))
 
 

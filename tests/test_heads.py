@@ -1,4 +1,4 @@
-"""Heads: where their layers come from, what they score, and their folder on disk."""
+"""Heads: layers of each type, scores, and the folder on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import calib
 from calib.config import HEAD_TYPES
-from calib.head_types import build_head
+from calib.head_types import RECIPES, build_head
 from calib.scoring import stage_scores
 from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache, toy_classes
 
@@ -24,11 +24,11 @@ def cache(tmp_path_factory):
     return toy_cache(tmp_path_factory.mktemp("heads") / "pooled.zarr", stages=CASCADE, images=3)
 
 
-def build(cache, kind, hidden=8, seed=0):
-    return build_head(cache, kind, hidden, seed, {})
+def build(cache, head_type, hidden=8, seed=0):
+    return build_head(cache, head_type, hidden, seed, {})
 
 
-def test_3fc_ft_begins_as_the_detector(cache):
+def test_3fc_ft_starts_from_the_detector(cache):
     rois = cache.image(107)
     head = build(cache, "3fc_ft")
     logits = head.logits(rois)
@@ -38,7 +38,7 @@ def test_3fc_ft_begins_as_the_detector(cache):
 
 
 @pytest.mark.parametrize(
-    ("kind", "widths", "frozen"),
+    ("head_type", "widths", "frozen"),
     [
         ("linear", (147, HIDDEN, HIDDEN, CLASSES + 1), 2),
         ("2fc_rand", (147, 8, CLASSES + 1), 0),
@@ -46,11 +46,11 @@ def test_3fc_ft_begins_as_the_detector(cache):
         ("3fc_ft", (147, HIDDEN, HIDDEN, CLASSES + 1), 0),
     ],
 )
-def test_kinds_differ_in_their_layers(cache, kind, widths, frozen):
-    head = build(cache, kind)
+def test_head_types_differ_in_their_layers(cache, head_type, widths, frozen):
+    head = build(cache, head_type)
     assert head.info.widths == widths and head.info.frozen_layers == frozen
     assert sum(not p.requires_grad for p in head.parameters()) == 2 * frozen * len(CASCADE)
-    assert (head.name, head.num_classes, head.info.category_ids[:3]) == (kind, CLASSES, (2, 5, 8))
+    assert (head.name, head.num_classes, head.info.category_ids[:3]) == (head_type, CLASSES, (2, 5, 8))
 
 
 def test_linear_on_pooled_features_scores_the_detectors_embedding(cache):
@@ -85,9 +85,13 @@ def test_scores_average_the_stages_as_the_detector_does(tmp_path, average):
     np.testing.assert_allclose(head.scores(rois).sum(1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", HEAD_TYPES)
-def test_round_trip_through_a_folder(cache, tmp_path, kind):
-    head = build(cache, kind)
+def test_every_head_type_has_a_recipe():
+    assert {recipe.head_type for recipe in RECIPES} == set(HEAD_TYPES)
+
+
+@pytest.mark.parametrize("head_type", HEAD_TYPES)
+def test_round_trip_through_a_folder(cache, tmp_path, head_type):
+    head = build(cache, head_type)
     calib.save_head(head, tmp_path / "head")
     calib.save_head(head, tmp_path / "head")
     loaded = calib.load_head(tmp_path / "head")
@@ -100,11 +104,11 @@ def test_round_trip_through_a_folder(cache, tmp_path, kind):
     assert len(modes) == 1
 
 
-def test_a_kind_that_the_cache_cannot_feed_is_refused(tmp_path):
+def test_a_head_type_that_the_cache_does_not_support_is_refused(tmp_path):
     bare = toy_cache(tmp_path / "bare.zarr", images=1, fc_layers=False)
-    for kind in ("3fc_ft", "linear"):
-        with pytest.raises(ValueError, match=f"bare.zarr: head '{kind}' needs the detector's own layers, .* 2fc_rand"):
-            build(bare, kind)
+    for head_type in ("3fc_ft", "linear"):
+        with pytest.raises(ValueError, match=f"bare.zarr: head '{head_type}' needs the detector's own layers.* 2fc"):
+            build(bare, head_type)
     logits = toy_cache(tmp_path / "logits.zarr", "logits", images=1)
     with pytest.raises(ValueError, match="needs features of level 'pooled' or 'embedding', the cache has 'logits'"):
         build(logits, "linear")

@@ -1,4 +1,4 @@
-"""Methods without training against references of a few lines."""
+"""Post-hoc methods against references of a few lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cache(request, tmp_path_factory):
 
 
 def _expect(scorer, cache, adjust):
-    """`adjust(logits (R, K+1), stage)` is the reference for one stage."""
+    """Compares scores with the reference `adjust(logits (R, K+1), stage)` for one stage."""
     rois = cache.image(107)
     logits = rois.logits.astype(np.float64)
     adjusted = np.stack([adjust(logits[:, s], s) for s in range(3)], axis=1)

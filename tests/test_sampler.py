@@ -1,4 +1,4 @@
-"""Bi-level sampling: statistics, and every step against a slow reference."""
+"""Bi-level sampling: statistics, and steps against a slow reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from calib import BiLevelSampler
 
 @dataclass
 class Labels:
-    """As much of a cache as the sampler reads. `labels`, `ious`: (R, S)."""
+    """The part of a cache that the sampler reads. `labels`, `ious`: (R, S)."""
 
     labels: np.ndarray
     ious: np.ndarray
@@ -35,7 +35,7 @@ class Labels:
 
 
 def make(num_classes=40, images=200, stages=(0.5,), seed=0, long_tail=1.0):
-    """Images of 0 to 60 RoIs with up to five classes each, long-tailed; some labels unknown."""
+    """Images of 0 to 60 RoIs with up to five classes each, long-tailed; some labels are ignore (-1)."""
     rng = np.random.default_rng(seed)
     share = np.arange(1, num_classes + 1) ** -long_tail
     counts = rng.integers(0, 61, images)
@@ -49,7 +49,7 @@ def make(num_classes=40, images=200, stages=(0.5,), seed=0, long_tail=1.0):
 
 
 def check(step, cache, stage, classes_per_step, images_per_class):
-    """What the method promises of a step, written down the slow way."""
+    """Asserts that a step has the classes, images and RoIs that the method prescribes."""
     labels, ious = cache.labels[:, stage], cache.ious[:, stage]
     image = np.repeat(np.arange(len(cache.offsets) - 1), np.diff(cache.offsets))
     available = sorted({int(c) for c in labels if 0 <= c < cache.num_classes})
@@ -120,7 +120,7 @@ def test_classes_are_drawn_uniformly_however_long_the_tail():
 
 @pytest.mark.parametrize("images_per_class", [1, 3])
 def test_images_of_a_class_are_drawn_uniformly(images_per_class):
-    # One class, 20 images with 1, 2, … 20 of its RoIs: the number of RoIs must not matter.
+    # One class, 20 images with 1, 2, … 20 RoIs of it: the number of RoIs must not matter.
     counts = np.arange(1, 21)
     total = counts.sum()
     cache = Labels(
@@ -136,8 +136,8 @@ def test_images_of_a_class_are_drawn_uniformly(images_per_class):
     assert _chi_square(np.bincount(drawn, minlength=20)) < 20 + 3 * np.sqrt(40)
 
 
-def test_background_is_drawn_from_all_images_alike():
-    # Two classes, one image each, ten background RoIs in either.
+def test_background_is_drawn_uniformly_from_all_images():
+    # Two classes, one image each, with ten background RoIs.
     labels = np.array([0] * 5 + [2] * 10 + [1] * 5 + [2] * 10, np.int32)[:, None]
     cache = Labels(labels, np.where(labels == 2, 0.3, 0.9).astype(np.float32), np.array([0, 15, 30]), 2)
     rows = np.concatenate([s.rows[10:] for s in islice(BiLevelSampler(cache), 500)])
@@ -148,7 +148,7 @@ def test_background_is_drawn_from_all_images_alike():
 def test_background_bounds_are_half_open_and_follow_the_stage():
     ious = np.float32([0.9, 0.0999, 0.1, 0.4999, 0.5, 0.65, 0.7])
     labels = np.array([[0, 0]] + [[1, 1]] * 6, np.int32)
-    labels[4:, 0] = -1  # above the first stage's threshold and yet not foreground: say, a crowd region
+    labels[4:, 0] = -1  # IoU above the first stage's threshold, but not foreground: a crowd region
     cache = Labels(labels, np.stack([ious, ious], 1), np.array([0, 7]), 1, (0.5, 0.7))
     sampler = BiLevelSampler(cache)
     seen = [{int(r) for i in range(50) for r in sampler.step(i, stage).rows[1:]} for stage in (0, 1)]

@@ -1,4 +1,4 @@
-"""Training: schedule, learning, determinism, resuming after every kind of end, command line."""
+"""Training: schedule, learning, determinism, resuming after crashes and interrupts, command line."""
 
 from __future__ import annotations
 
@@ -81,16 +81,16 @@ def test_bad_configurations_are_named(field, value, expected):
         calib.Config(cache="c", out="o", **{field: value})
 
 
-@pytest.mark.parametrize("kind", ["linear", "2fc_rand", "3fc_rand", "3fc_ft"])
-def test_training_learns_the_classes(cache, kind):
-    head = calib.train_head(cache, head_type=kind, hidden=32, steps=150, lr=0.03)
+@pytest.mark.parametrize("head_type", ["linear", "2fc_rand", "3fc_rand", "3fc_ft"])
+def test_training_learns_the_classes(cache, head_type):
+    head = calib.train_head(cache, head_type=head_type, hidden=32, steps=150, lr=0.03)
     rois = cache.image(100)
     labels = rois.labels[:, 0]
     scores = head.scores(rois)
     assert scores.shape == (30, CLASSES + 1)
     right = scores.argmax(1) == labels
-    # The toy detector's embedding is a random one, so a linear head on it learns less.
-    assert right[labels < CLASSES].mean() > (0.4 if kind == "linear" else 0.9)
+    # The toy detector's layers are random, so a linear head on its embedding learns less.
+    assert right[labels < CLASSES].mean() > (0.4 if head_type == "linear" else 0.9)
 
 
 def test_linear_leaves_the_detectors_layers_alone(cache):
@@ -223,7 +223,7 @@ def test_resume_equals_an_uninterrupted_run(cache, tmp_path, monkeypatch, capsys
     assert "resumed: stopped after step 94; the same command resumes" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert_same(calib.train_head(cache, out=str(out), **options), whole)
-    # Stopping closes an interval of the metrics; all others are those of the whole run.
+    # The interrupted run has one more record, at its last step; the other intervals are equal.
     assert [r["step"] for r in records(out)] == [50, 94, 100, 120]
     assert [records(out)[i] for i in (0, 3)] == [records(tmp_path / "whole")[i] for i in (0, 2)]
 
@@ -237,7 +237,7 @@ def long_run(cache):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_process_that_is_ended_resumes_exactly(cache, tmp_path, long_run, number, code):
+def test_a_killed_or_interrupted_process_resumes_exactly(cache, tmp_path, long_run, number, code):
     out = tmp_path / "head"
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in LONG.items()]
     command = [sys.executable, "-m", "calib.train", f"--cache={cache.url}", f"--out={out}", *flags]
@@ -291,7 +291,7 @@ def test_commands_exit_codes_and_messages(cache, tmp_path, capsys, monkeypatch):
         ("calib/__main__.py", ["train", "--help"], "python -m calib train"),
     ],
 )
-def test_help_calls_a_command_by_its_name(capsys, monkeypatch, program, arguments, prog):
+def test_help_shows_the_name_of_the_command(capsys, monkeypatch, program, arguments, prog):
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     assert main() == 0
     assert capsys.readouterr().out.startswith(f"usage: {prog} [-h] ")
@@ -358,7 +358,7 @@ def test_folders_of_others_are_left_alone(cache, tmp_path, files, overwrite):
 
 @pytest.mark.parametrize("step", [10, 70])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_that_ended_early_or_late_is_known_as_one(cache, tmp_path, monkeypatch, step, overwrite):
+def test_a_run_is_recognised_before_and_after_its_first_checkpoint(cache, tmp_path, monkeypatch, step, overwrite):
     out = tmp_path / "head"
 
     call_before_step(monkeypatch, step, crash)
@@ -388,6 +388,6 @@ def test_features_that_are_not_finite_are_named(cache, tmp_path, monkeypatch, va
     assert not (tmp_path / "head" / "config.json").exists()
 
 
-def test_a_diverging_run_says_what_to_change(cache):
+def test_a_diverging_run_names_the_learning_rate(cache):
     with pytest.raises(ValueError, match=r"loss is not finite between steps 0 and 50.* lower lr \(now 1e\+20\)"):
         calib.train_head(cache, **{**OPTIONS, "lr": 1e20})

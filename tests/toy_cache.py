@@ -1,4 +1,4 @@
-"""A small RoI cache of a made-up detector: class prototypes plus noise, and random layers of its own."""
+"""A small RoI cache of a synthetic detector: features are class prototypes plus noise, its layers are random."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from extract import RoICache, RoIs, write_cache
+from extract.cache.format import Layers
 
 CLASSES, CHANNELS, HIDDEN = 12, 3, 16
 
 
 def toy_classes(num_classes: int = CLASSES) -> pd.DataFrame:
-    """Category ids with gaps; counts that differ between images and instances."""
+    """A class table: category ids have gaps, image and instance counts differ."""
     index = np.arange(num_classes)
     return pd.DataFrame(
         {
@@ -27,8 +28,8 @@ def toy_classes(num_classes: int = CLASSES) -> pd.DataFrame:
     )
 
 
-def toy_layers(rng: np.random.Generator, stages: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Per stage two hidden layers and a classifier."""
+def toy_layers(rng: np.random.Generator, stages: int) -> list[Layers]:
+    """Random layers: per stage two hidden ones and a classifier."""
     widths = (CHANNELS * 49, HIDDEN, HIDDEN, CLASSES + 1)
     return [
         [
@@ -39,8 +40,8 @@ def toy_layers(rng: np.random.Generator, stages: int) -> list[list[tuple[np.ndar
     ]
 
 
-def forward(layers: list[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
-    """The layers in float32, ReLU between them."""
+def forward(layers: Layers, features: np.ndarray) -> np.ndarray:
+    """The reference of a head: fully connected layers in float32 with ReLU between them."""
     out = features.reshape(len(features), -1).astype(np.float32)
     for depth, (weight, bias) in enumerate(layers):
         out = out @ weight.T + bias
@@ -59,7 +60,7 @@ def toy_cache(
     split: str = "train",
     classes: pd.DataFrame | None = None,
 ) -> RoICache:
-    """30 RoIs an image, the first three of them ground-truth boxes; half of the others foreground."""
+    """A cache with 30 RoIs per image: three ground-truth boxes, and of the others about half are foreground."""
     rng = np.random.default_rng(seed)
     layers = toy_layers(rng, len(stages))
     prototypes = rng.normal(size=(CLASSES + 1, CHANNELS, 7, 7))
@@ -78,7 +79,15 @@ def toy_cache(
     )
 
 
-def _toy_image(rng, image_id, level, stages, layers, prototypes, size=30) -> RoIs:
+def _toy_image(
+    rng: np.random.Generator,
+    image_id: int,
+    level: str,
+    stages: tuple[float, ...],
+    layers: list[Layers],
+    prototypes: np.ndarray,
+    size: int = 30,
+) -> RoIs:
     present = rng.integers(0, CLASSES, 3)
     ious = np.repeat(rng.random((size, 1), np.float32), len(stages), axis=1)
     labels = np.where(ious >= np.array(stages), present[rng.integers(0, 3, size)][:, None], CLASSES)
