@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice, tee
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from extract.image_selection import class_balanced_images
 from extract.matching import GroundTruth, assign_targets, select_training_samples
 from extract.rois import RoIs
 from extract.utils.prefetch import prefetch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 READERS = 4
 """Threads that read images: decoding releases the interpreter's lock, and network file systems are slow."""
@@ -131,8 +134,8 @@ class Extractor:
         )
         masks = output.masks() if self.with_masks else [None] * len(images)
         for rois, image_masks in zip(output.rois, masks, strict=True):
-            features = None if rois.features is None else rois.features.half()
-            yield replace(rois, features=features, masks=image_masks)
+            features = cast("Tensor | None", rois.features)
+            yield replace(rois, features=None if features is None else features.half(), masks=image_masks)
 
     def _select_proposals(self, index: int, gt: GroundTruth, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `extract.detectors.base.SelectProposals`."""
@@ -144,8 +147,9 @@ class Extractor:
         return keep, gt.boxes[~gt.crowd]
 
     def _finish(self, index: int, rois: RoIs) -> RoIs:
-        features = None if rois.features is None else rois.features.cpu().numpy()
-        labelled = assign_targets(replace(rois, features=features), self._ground_truth(index), self.detector.stages)
+        features = cast("Tensor | None", rois.features)
+        on_cpu = replace(rois, features=None if features is None else features.cpu().numpy())
+        labelled = assign_targets(on_cpu, self._ground_truth(index), self.detector.stages)
         return unflip_rois(labelled) if self.flipped[index] else labelled
 
     def _ground_truth(self, index: int) -> GroundTruth:

@@ -82,10 +82,10 @@ def resolve_files(config: Config) -> Config:
         name = getattr(config, field)
         dataset = None if name is None or name.exists() else registered_dataset(config.detector, str(name))
         if dataset is not None:
-            annotations, images = dataset
-            config = replace(config, **{field: annotations})
+            changes: dict[str, Any] = {field: dataset[0]}
             if field == "annotations" and config.images is None:
-                config = replace(config, images=images)
+                changes["images"] = dataset[1]
+            config = replace(config, **changes)
     if config.images is None:
         raise ValueError(f"images: give the folder of the images that {config.annotations} names")
     return config

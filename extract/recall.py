@@ -101,5 +101,6 @@ def _recall(
     evaluation.params.max_dets = list(limits)
     evaluation.evaluate()
     evaluation.accumulate()
+    assert evaluation.eval is not None
     recall = evaluation.eval["recall"][:, 0, 0, :]
     return [len(objects), *(100 * recall.mean(axis=0)).tolist()]

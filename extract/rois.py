@@ -59,7 +59,7 @@ class RoIs:
         """Raises ValueError naming the image, the field, its shape and the expected one."""
         rois, stages, width = self._ndim("logits", 3)
         classes = width - 1
-        expected = {
+        expected: dict[str, list[tuple[int, ...]]] = {
             "proposals": [(rois, stages, 4)],
             "boxes": [(rois, 4), (rois, classes, 4)],
             "objectness": [(rois,)],

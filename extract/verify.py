@@ -34,12 +34,12 @@ def worst_logit_error(cache: RoICache) -> float | None:
         for stage, layers in enumerate(stages):
             if layers and len(rois):
                 stored = rois.logits[:, stage].astype(np.float32)
-                error = np.abs(forward(layers, rois.features[:, stage]) - stored).max() / np.abs(stored).max()
-                worst = max(worst or 0.0, float(error))
-                if error > LOGIT_TOLERANCE:
+                difference = np.abs(forward(layers, rois.features[:, stage]) - stored).max() / np.abs(stored).max()
+                worst = max(worst or 0.0, float(difference))
+                if difference > LOGIT_TOLERANCE:
                     raise CacheError(
-                        f"{cache.url}: image {rois.image_id}: stage {stage}: logits of the stored features differ "
-                        f"from the stored logits by {error:.1e} of the largest, expected {LOGIT_TOLERANCE:.0e} at most"
+                        f"{cache.url}: image {rois.image_id}: stage {stage}: logits of the stored features differ from "
+                        f"the stored logits by {difference:.1e} of the largest, expected {LOGIT_TOLERANCE:.0e} at most"
                     )
     return worst
 

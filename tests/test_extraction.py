@@ -289,6 +289,7 @@ def test_usage(capsys):
     assert "no command 'inspekt'; it has inspect, verify, recall, export, import" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_version_is_what_a_bug_report_needs(capsys, monkeypatch):
     monkeypatch.setattr("extract.utils.cli.PACKAGES", ("zarr", "no_such_package"))
     assert command("--version") == 0
@@ -300,6 +301,7 @@ def test_version_is_what_a_bug_report_needs(capsys, monkeypatch):
     assert report["python"] == platform.python_version() and int(report["CPUs"]) >= 1
 
 
+@pytest.mark.process
 def test_version_imports_no_framework():
     code = (
         "import sys; from extract.__main__ import main; main(['--version']); "

@@ -96,7 +96,7 @@ class _Hdf5Images(Sequence[RoIs]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, position: int) -> RoIs:
+    def __getitem__(self, position: int) -> RoIs:  # type: ignore[override]  # no slices
         rows = slice(self._offsets[position], self._offsets[position + 1])
         arrays = {field: column[rows] for field, column in self._columns.items()}
         image = {name: self._images[name][position].item() for name in IMAGE_COLUMNS[:-1]}

@@ -133,8 +133,9 @@ class RoICache(Sequence[RoIs]):
         small = {field: values[first:stop].copy() for field, values in self._small_columns(block).items()}
         unwanted = set() if fields is None else OPTIONAL - set(fields)
         large = self._read_images(self.columns.keys() - small.keys() - unwanted, position, position + 1)
-        image = {name: self._image_table[name][position].item() for name in IMAGE_COLUMNS[:-1]}
-        return RoIs(**image, **{**dict.fromkeys(COLUMNS), **small, **large})
+        values: dict[str, Any] = {name: self._image_table[name][position].item() for name in IMAGE_COLUMNS[:-1]}
+        values |= dict.fromkeys(COLUMNS) | small | large
+        return RoIs(**values)
 
     def image(self, image_id: int) -> RoIs:
         """Returns the RoIs of one image, with all columns of the cache. Raises KeyError for an unknown id."""

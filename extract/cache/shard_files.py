@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+# NumPy declares its arrays to be buffers from Python 3.12 on only, hence the ignored types.
 
 
 class ShardFile(Protocol):
@@ -77,8 +79,8 @@ class LocalFiles:
         try:
             with open(partial, "wb", buffering=0) as file:
                 for buffers in parts:
-                    written = os.writev(file.fileno(), buffers)
-                    rest = memoryview(b"".join(buffers) if written < sum(map(len, buffers)) else b"")[written:]
+                    written = os.writev(file.fileno(), buffers)  # type: ignore[arg-type]
+                    rest = memoryview(_join(buffers) if written < sum(map(len, buffers)) else b"")[written:]
                     while rest:  # the system may write less than it is given
                         rest = rest[file.write(rest) :]
             os.replace(partial, path)
@@ -109,7 +111,7 @@ class LocalFile:
 
     def read(self, buffers: Sequence[np.ndarray], begin: int, size: int) -> None:
         """See `ShardFile.read`."""
-        if os.preadv(self._descriptor, buffers, begin) != size:
+        if os.preadv(self._descriptor, buffers, begin) != size:  # type: ignore[arg-type]
             raise ValueError("its end is missing")
 
 
@@ -134,7 +136,7 @@ class RemoteFiles:
 
     def replace(self, name: str, parts: Iterator[list[np.ndarray]]) -> None:
         """See `ShardFiles.replace`."""
-        self._system.pipe_file(f"{self._folder}/{name}", b"".join(buffer for buffers in parts for buffer in buffers))
+        self._system.pipe_file(f"{self._folder}/{name}", _join(buffer for buffers in parts for buffer in buffers))
 
 
 class RemoteFile:
@@ -166,3 +168,7 @@ class RemoteFile:
         for buffer in buffers:
             buffer[:] = data[position : position + len(buffer)]
             position += len(buffer)
+
+
+def _join(buffers: Iterable[np.ndarray]) -> bytes:
+    return b"".join(buffers)  # type: ignore[arg-type]

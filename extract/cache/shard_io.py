@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -76,7 +76,7 @@ class ShardedArray:
     def from_zarr(cls, array: zarr.Array, url: str) -> ShardedArray | None:
         """Returns the array of the cache at `url`; None if its layout or its store is not one that this class reads."""
         codec = array.metadata.codecs[0]
-        inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
+        inner: Sequence[Any] = codec.codecs if isinstance(codec, ShardingCodec) else ()
         kinds = [type(one) for one in inner]
         readable = (
             kinds in ([BytesCodec, Crc32cCodec], [BytesCodec, ZstdCodec, Crc32cCodec])

@@ -72,5 +72,5 @@ def image_digest(arrays: Sequence[np.ndarray]) -> int:
     """Returns the first eight bytes of the sha256 of one image's stored arrays, as a signed integer."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return int.from_bytes(digest.digest()[:8], "little", signed=True)

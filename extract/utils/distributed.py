@@ -134,13 +134,15 @@ class Coordinator:
         if rank() == 0:
             self._store.set(key, json.dumps(value))
         else:
-            self._wait(key)
+            _wait(self._store, key)
         return json.loads(self._store.get(key))
 
     @contextmanager
     def raise_on_main_first(self) -> Iterator[None]:
-        """A block that all processes run at the same time. If it fails in all of them, only rank 0 reports the error:
-        the others raise once rank 0 has left the block without an error, and torchrun ends them otherwise."""
+        """A block that all processes run at the same time; if it fails in all of them, only rank 0 reports the error.
+
+        The other ranks raise their error once rank 0 has left the block without one; otherwise torchrun ends them.
+        """
         try:
             yield
         except Exception:
@@ -151,7 +153,7 @@ class Coordinator:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """A block that rank 0 runs before the others, which find what it has made."""
+        """A block that rank 0 runs first; the others run it once rank 0 has left it."""
         if rank():
             self.broadcast(None)
         yield
@@ -164,10 +166,10 @@ class Coordinator:
             key = self._next_key()
             if self._store.add(f"{key} count", 1) == world_size():
                 self._store.set(key, "")
-            self._wait(key)
+            _wait(self._store, key)
 
     def work_queue(self, items: Sequence[T]) -> Iterator[T]:
-        """Yields each item in one process only, whichever asks next. All processes pass the same items."""
+        """Yields items that no other process gets, in order of demand. All processes pass the same items."""
         if self._store is None:
             yield from items
         else:
@@ -175,7 +177,7 @@ class Coordinator:
                 yield items[ticket - 1]
 
     def add_finished(self, amount: int) -> int:
-        """Adds to the amount of work that all processes have finished; returns the sum."""
+        """Adds to the amount of work finished by all processes; returns the sum."""
         self._finished += amount
         return self._finished if self._store is None else self._store.add("finished", amount)
 
@@ -183,9 +185,10 @@ class Coordinator:
         self._calls += 1
         return f"call {self._calls}"
 
-    def _wait(self, key: str) -> None:
-        while not self._store.check([key]):  # unlike the store's own wait, Ctrl-C interrupts this one
-            time.sleep(0.1)
+
+def _wait(store: Store, key: str) -> None:
+    while not store.check([key]):  # unlike the store's own wait, Ctrl-C interrupts this one
+        time.sleep(0.1)
 
 
 def _torchrun_store() -> Store:

@@ -1,18 +1,19 @@
-"""Threads beside the main thread: prefetch what it needs next, map over items in parallel, store behind it."""
+"""Threads beside the main thread: prefetching, parallel maps, background work."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import TypeVar
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 PIECES_PER_THREAD = 2
-"""Pieces of work per thread that `parallel_map` has begun or queued at a time."""
+"""Items per thread that `parallel_map` has begun or queued at a time."""
 
 
 def prefetch(
@@ -22,7 +23,7 @@ def prefetch(
     threads: int,
     depth: int,
     initializer: Callable[[], object] | None = None,
-) -> Iterator[U]:
+) -> Generator[U, None, None]:
     """Yields `function(item)` in order, computed by threads up to `depth` items ahead.
 
     Args:
@@ -45,7 +46,7 @@ def prefetch(
         pool.shutdown(cancel_futures=True)
 
 
-def parallel_map(function: Callable[[int], T], count: int) -> Iterator[T]:
+def parallel_map(function: Callable[[int], T], count: int) -> Generator[T, None, None]:
     """Yields `function(0)`, `function(1)`, … `function(count - 1)`, computed by one thread per available CPU.
 
     The kernels, torch and NumPy release the interpreter's lock. Only a few results are in memory at once. While it
@@ -74,7 +75,8 @@ class BackgroundWorker:
     """
 
     def __enter__(self) -> BackgroundWorker:
-        self._pool, self._job = ThreadPoolExecutor(1, thread_name_prefix="background"), Future()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="background")
+        self._job: Future[object] = Future()
         self._job.set_result(None)
         return self
 
