@@ -256,6 +256,7 @@ def test_resuming_in_other_stores(tmp_path):
         open_cache(url)
 
 
+@pytest.mark.process  # h5py runs `uname` when it is imported
 def test_hdf5_round_trip(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", stages=(0.5, 0.6))
     export_hdf5(cache, tmp_path / "c.h5")
@@ -270,6 +271,7 @@ def test_hdf5_round_trip(tmp_path):
         export_hdf5(cache, tmp_path / "c.h5")
 
 
+@pytest.mark.process
 def test_hdf5_faults(tmp_path):
     import h5py
 
@@ -313,7 +315,7 @@ def biggest_shard(folder: Path) -> Path:
 
 
 def without_a_chunk(shard: bytes, chunks: int) -> bytes:
-    """The index says that the first chunk is not there."""
+    """Returns the shard with an index that marks the first chunk as missing."""
     index = b"\xff" * 16 + shard[-16 * chunks + 12 : -4]
     return shard[: -16 * chunks - 4] + index + np.uint32(google_crc32c.value(index)).tobytes()
 

@@ -165,7 +165,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_what_overlaps_writes_the_bytes_of_one_thing_after_the_other(tiny, caches, tmp_path, split):
+def test_overlapped_extraction_writes_the_bytes_of_a_sequential_one(tiny, caches, tmp_path, split):
     config, finished = tiny.config(split, tmp_path / "cache"), caches[split]
     annotations, classes = read_annotations(config.annotations), finished.classes.reset_index()
     extractor = Extractor(config, annotations, load_detector(config))
@@ -179,7 +179,7 @@ def test_what_overlaps_writes_the_bytes_of_one_thing_after_the_other(tiny, cache
     assert folder_bytes(tmp_path / "cache") == folder_bytes(Path(finished.url))
 
 
-def test_what_fails_behind_the_forward_pass_ends_it(tiny, tmp_path, monkeypatch):
+def test_an_error_while_storing_ends_the_extraction(tiny, tmp_path, monkeypatch):
     config, seen = tiny.config("train", tmp_path / "cache", batch_size=1), []
     forward = TorchvisionDetector.forward
 
@@ -199,10 +199,10 @@ def test_what_fails_behind_the_forward_pass_ends_it(tiny, tmp_path, monkeypatch)
     monkeypatch.setattr(CacheWriter, "write_block", broken)
     with pytest.raises(extract.CacheError, match="no space left"):
         extract.run(config)
-    assert len(seen) < 30, "it is said before the next block is through"
+    assert len(seen) < 30, "it is raised before the next block is done"
 
 
-def test_reading_ahead_keeps_the_order_and_stops_where_it_fails():
+def test_prefetch_keeps_the_order_and_stops_where_it_fails():
     begun = []
 
     def read(item):
@@ -215,7 +215,7 @@ def test_reading_ahead_keeps_the_order_and_stops_where_it_fails():
     assert [next(results) for _ in range(7)] == [0, 10, 20, 30, 40, 50, 60]
     with pytest.raises(ValueError, match="seven"):
         next(results)
-    assert max(begun) < 12, "nobody waits for more than is asked for"
+    assert max(begun) < 12, "reads no further ahead than its depth"
 
 
 def test_object_store(tiny, caches):
@@ -248,7 +248,7 @@ def test_recall_is_that_of_a_plain_count(tiny, caches):
     annotations = read_annotations(tiny.data / "val.json")
     table = proposal_recall(caches["val"], annotations, limits=(10, 60, 100))
     assert table.loc["all", "objects"] == len(annotations.ids) == table["objects"].iloc[:-1].sum()
-    assert list(table.columns) == ["objects", "AR@10", "AR@60"], "60 proposals cannot tell AR@100"
+    assert list(table.columns) == ["objects", "AR@10", "AR@60"], "60 proposals have no AR@100"
     with pytest.raises(ValueError, match="is a train cache"):
         proposal_recall(caches["train"], read_annotations(tiny.data / "train.json"))
     found = 0.0
@@ -264,6 +264,7 @@ def test_recall_is_that_of_a_plain_count(tiny, caches):
     assert means is None or means / len(annotations.ids) == pytest.approx(table.loc["all", "AR@60"])
 
 
+@pytest.mark.process  # h5py runs `uname` when it is imported
 def test_command_line(tiny, caches, tmp_path, capsys):
     out, config = tmp_path / "c.zarr", tiny.config("val", tmp_path / "c.zarr", min_images_per_class=1)
     arguments = [*flags(config), "--min-images-per-class", 1]
@@ -344,7 +345,7 @@ BAD_INPUT = {
     "flip": (lambda t, p: {"flip": 1.5}, r"flip is 1.5, expected a probability in \[0, 1\]"),
     "another size": (
         lambda t, p: change_json(t, p, lambda c: [i.update(height=224) for i in c["images"]]),
-        "image is 112×112, the annotations say 112×224",
+        "image is 112×112, the annotations have 112×224",
     ),
     "out is a file": (lambda t, p: {"out": str(t.weights)}, "is a file, a RoI cache is a folder"),
 }
@@ -361,7 +362,7 @@ def test_bad_input(tiny, tmp_path, name):
 
 
 def test_neighbours_in_a_batch_do_not_matter(tiny, tmp_path):
-    """Images of other sizes in the same batch would be padded, and so seen otherwise."""
+    """Images of other sizes in the same batch would be padded, which changes features."""
     content = json.loads((tiny.data / "val.json").read_text())
     images = tmp_path / "images"
     images.mkdir()
@@ -394,7 +395,7 @@ def test_two_objects_in_one_place_and_images_not_annotated_exhaustively(tiny, tm
     found = dict(zip(rois.gt_ids[rois.is_gt, 0].tolist(), rois.labels[rois.is_gt, 0].tolist(), strict=True))
     ids = cache.classes["category_id"].tolist()
     assert found[first["id"]] == ids.index(first["category_id"]) and found[10**6] == ids.index(other)
-    assert cache.num_classes not in cache.image(partial["id"]).labels, "its background is not known to be that"
+    assert cache.num_classes not in cache.image(partial["id"]).labels, "its background is ignored"
 
 
 def test_photographs_are_turned_upright(tmp_path):
@@ -405,7 +406,7 @@ def test_photographs_are_turned_upright(tmp_path):
     PILImage.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
     read = read_image(tmp_path, ("a.jpg",), (40, 20))
     assert read.shape == (40, 20, 3) and read[:15].min() > 200 and read[25:].max() < 50
-    with pytest.raises(ValueError, match="a.jpg: image is 20×40, the annotations say 40×20"):
+    with pytest.raises(ValueError, match="a.jpg: image is 20×40, the annotations have 40×20"):
         read_image(tmp_path, ("a.jpg",), (20, 40))
 
 

@@ -26,7 +26,7 @@ def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> n
     pixels = decode_image(path)
     if pixels.shape[:2] != size:
         raise ValueError(
-            f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations say {size[1]}×{size[0]}"
+            f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations have {size[1]}×{size[0]}"
         )
     return pixels
 

@@ -18,34 +18,33 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=30)
-"""How long a process waits for the others: their shares of the work may differ by hours. torchrun ends all processes
-when one fails."""
+"""How long a process waits for the others, whose work may take hours longer; torchrun ends all when one fails."""
 
 _coordinators = count()
 
 
 def rank() -> int:
-    """Rank of this process, 0 … `world_size() - 1`; 0 without torchrun."""
+    """Returns the rank of this process, 0 … `world_size() - 1`; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Rank of this process on its machine, which selects its GPU; 0 without torchrun."""
+    """Returns the rank of this process on its machine, which selects its GPU; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_world_size() -> int:
-    """Number of processes on this machine; 1 without torchrun."""
+    """Returns the number of processes on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def world_size() -> int:
-    """Number of processes; 1 without torchrun."""
+    """Returns the number of processes; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main_process() -> bool:
-    """Whether this process writes the files and shows the progress."""
+    """Returns whether this process has rank 0: it writes the files and shows the progress."""
     return rank() == 0
 
 
@@ -71,7 +70,7 @@ def process_group(device: str | torch.device) -> Iterator[None]:
 
 
 def distributed_data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network in DistributedDataParallel, which averages gradients over processes."""
+    """Returns the network in DistributedDataParallel, which averages gradients over processes."""
     if world_size() == 1:
         return network
     from torch.nn.parallel import DistributedDataParallel
@@ -81,19 +80,19 @@ def distributed_data_parallel(network: nn.Module, device: torch.device) -> nn.Mo
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum over processes, a new tensor."""
+    """Returns the sum over processes; leaves `values` unchanged."""
     return _all_reduce(values, "SUM")
 
 
 def all_reduce_min(value: int, device: torch.device) -> int:
-    """Minimum over processes."""
+    """Returns the minimum over processes."""
     import torch
 
     return int(_all_reduce(torch.tensor(value, device=device), "MIN"))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
+    """Returns whether the flag is set in any process."""
     return all_reduce_min(not flag, device) == 0
 
 
@@ -192,7 +191,7 @@ def _wait(store: Store, key: str) -> None:
 
 
 def _torchrun_store() -> Store:
-    """torchrun's store, with a prefix that is new for every coordinator and every restart."""
+    """Returns torchrun's store, with a prefix that is new for every coordinator and every restart."""
     from torch.distributed import PrefixStore, rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
