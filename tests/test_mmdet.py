@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -19,249 +19,67 @@ from benchmarks import mmcv_ext
 from calib.scoring import Original
 from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
+from extract.data.images import read_image
 from extract.detectors import load_detector
 from extract.detectors.base import Image, ImageDetections
 from extract.matching import GroundTruth, match
 from extract.verify import LOGIT_TOLERANCE, worst_logit_error
 from fuse import class_nms
 from tests.conftest import CLASSES as TINY_CLASSES
-from tests.exactness import assert_same_detections, make_images, our_detections
+from tests.exactness import (
+    assert_layers_give_logits,
+    assert_same_detections,
+    assert_selection_is_applied,
+    make_images,
+    our_detections,
+    select_none,
+)
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of the frameworks about each other, when they are imported
+    warnings.simplefilter("ignore")  # of the frameworks about each other, at import
     pytest.importorskip("mmcv")
     mmcv_ext.install()
     pytest.importorskip("mmdet")
-    from mmdet.apis import inference_detector, init_detector
     from mmdet.models.layers import multiclass_nms
     from mmengine.structures import InstanceData
 
-    import extract.detectors.mmdet
+    from tests.frameworks.mmdet import (
+        CHANNELS,
+        CLASSES,
+        KINDS,
+        SEESAW,
+        cascade,
+        changed,
+        hybrid,
+        mask_rcnn,
+        reference,
+        write_config,
+        write_spec,
+    )
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),  # of a cascade's masks
 ]
-CLASSES, CHANNELS, STRIDES = 20, 32, [4, 8, 16]
-DELTAS = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
-COSINE = {"cls_predictor_cfg": {"type": "NormedLinear", "tempearture": 20}}
-SEESAW = {"loss_cls": {"type": "SeesawLoss", "num_classes": CLASSES}}
-
-
-def extractor(size: int, strides: list[int] = STRIDES) -> dict:
-    align = {"type": "RoIAlign", "output_size": size, "sampling_ratio": 2}
-    return {
-        "type": "SingleRoIExtractor",
-        "roi_layer": align,
-        "out_channels": CHANNELS,
-        "featmap_strides": strides,
-        "finest_scale": 24,
-    }
-
-
-def box_head(classes: int, agnostic: bool = True, **changes) -> dict:
-    return {
-        "type": "Shared2FCBBoxHead",
-        "in_channels": CHANNELS,
-        "fc_out_channels": 48,
-        "roi_feat_size": 7,
-        "num_classes": classes,
-        "reg_class_agnostic": agnostic,
-        "bbox_coder": DELTAS,
-        **changes,
-    }
-
-
-def mask_head(classes: int, agnostic: bool = True, **changes) -> dict:
-    size = {"num_convs": 1, "in_channels": CHANNELS, "conv_out_channels": CHANNELS}
-    return {"type": "FCNMaskHead", **size, "num_classes": classes, "class_agnostic": agnostic, **changes}
-
-
-def training(iou: float) -> dict:
-    return {
-        "assigner": {"type": "MaxIoUAssigner", "pos_iou_thr": iou, "neg_iou_thr": iou, "min_pos_iou": iou},
-        "sampler": {"type": "RandomSampler", "num": 16, "pos_fraction": 0.25},
-        "pos_weight": -1,
-        "mask_size": 28,
-        "allowed_border": -1,
-        "debug": False,
-    }
-
-
-def two_stage(roi_head: dict, kind: str = "TwoStageDetector", rcnn_training=None) -> dict:
-    """A whole config around a RoI head."""
-    backbone = {"type": "ResNet", "depth": 18, "num_stages": 3, "strides": (1, 2, 2), "dilations": (1, 1, 1)}
-    anchors = {"type": "AnchorGenerator", "scales": [4, 8], "ratios": [0.75, 1.33], "strides": STRIDES}
-    rpn_test = {
-        "nms_pre": 200,
-        "max_per_img": 60,
-        "nms": {"type": "nms", "iou_threshold": 0.7},
-        "min_bbox_size": 0,
-    }
-    rcnn_test = {
-        "score_thr": 0.0,
-        "nms": {"type": "nms", "iou_threshold": 0.5},
-        "max_per_img": 300,
-        "mask_thr_binary": 0.5,
-    }
-    pipeline = [
-        {"type": "LoadImageFromFile"},
-        {"type": "Resize", "scale": (160, 112), "keep_ratio": True},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "PackDetInputs", "meta_keys": ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")},
-    ]
-    model = {
-        "type": kind,
-        "data_preprocessor": {
-            "type": "DetDataPreprocessor",
-            "mean": [123.7, 116.3, 103.5],
-            "std": [58.4, 57.1, 57.4],
-            "bgr_to_rgb": True,
-            "pad_size_divisor": 16,
-        },
-        "backbone": {**backbone, "out_indices": (0, 1, 2), "base_channels": 16, "stem_channels": 16},
-        "neck": {"type": "FPN", "in_channels": [16, 32, 64], "out_channels": CHANNELS, "num_outs": 3},
-        "rpn_head": {
-            "type": "RPNHead",
-            "in_channels": CHANNELS,
-            "feat_channels": CHANNELS,
-            "anchor_generator": anchors,
-            "bbox_coder": {**DELTAS, "target_stds": [1.0] * 4},
-        },
-        "roi_head": roi_head,
-        "test_cfg": {"rpn": rpn_test, "rcnn": rcnn_test},
-    }
-    model["train_cfg"] = rcnn_training and {"rpn": training(0.7), "rcnn": rcnn_training}
-    dataset = {"type": "CocoDataset", "test_mode": True, "pipeline": pipeline}
-    return {"default_scope": "mmdet", "model": model, "test_dataloader": {"dataset": dataset}}
-
-
-def mask_rcnn(classes: int = CLASSES, agnostic: bool = True, **changes) -> dict:
-    roi_head = {
-        "type": "StandardRoIHead",
-        "bbox_roi_extractor": extractor(7),
-        "bbox_head": box_head(classes, agnostic, **changes),
-        "mask_roi_extractor": extractor(14),
-        "mask_head": mask_head(classes, agnostic),
-    }
-    return two_stage(roi_head, "MaskRCNN")
-
-
-def cascade(classes: int = CLASSES, agnostic: bool = True, **changes) -> dict:
-    roi_head = {
-        "type": "CascadeRoIHead",
-        "num_stages": 3,
-        "stage_loss_weights": [1, 0.5, 0.25],
-        "bbox_roi_extractor": extractor(7),
-        "bbox_head": [box_head(classes, agnostic, **changes) for _ in range(3)],
-        "mask_roi_extractor": extractor(14),
-        "mask_head": [mask_head(classes, agnostic) for _ in range(3)],
-    }
-    return two_stage(roi_head, "CascadeRCNN", [training(iou) for iou in (0.5, 0.6, 0.7)])
-
-
-def hybrid(classes: int = CLASSES, semantic: bool = True) -> dict:
-    config = cascade(classes)
-    roi_head = config["model"]["roi_head"]
-    roi_head["type"], config["model"]["type"] = "HybridTaskCascadeRoIHead", "HybridTaskCascade"
-    roi_head["mask_head"] = [mask_head(classes, type="HTCMaskHead", with_conv_res=bool(i)) for i in range(3)]
-    if semantic:
-        roi_head["semantic_roi_extractor"] = extractor(14, [8])
-        roi_head["semantic_head"] = {
-            "type": "FusedSemanticHead",
-            "num_ins": 3,
-            "fusion_level": 1,
-            "seg_scale_factor": 1 / 8,
-            "num_convs": 1,
-            "in_channels": CHANNELS,
-            "conv_out_channels": CHANNELS,
-            "num_classes": 5,
-            "loss_seg": {"type": "CrossEntropyLoss", "ignore_index": 255, "avg_non_ignore": True},
-        }
-    return config
-
-
-def resnext() -> dict:
-    """Another backbone, no masks, and box regressors per class in every stage."""
-    config = cascade(agnostic=False)
-    model = config["model"]
-    model["backbone"] |= {"type": "ResNeXt", "depth": 50, "groups": 4, "base_width": 4}
-    model["neck"]["in_channels"] = [64, 128, 256]
-    del model["roi_head"]["mask_head"], model["roi_head"]["mask_roi_extractor"]
-    return config
-
-
-VARIANTS = {
-    "class-agnostic": mask_rcnn,
-    "class-specific": lambda: mask_rcnn(agnostic=False),
-    "cascade": cascade,
-    "hybrid": lambda: hybrid(semantic=False),
-    "hybrid, semantic": hybrid,
-    "cosine": lambda: mask_rcnn(**COSINE),
-    "seesaw": lambda: mask_rcnn(**SEESAW),
-    "ResNeXt, no masks": resnext,
-}
-
-
-def write_config(path: Path, config: dict) -> Path:
-    path.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
-    return path
-
-
-def built_by_mmdetection(*args, **options) -> nn.Module:
-    """`init_detector`, which changes the filters of warnings and then warns of class names it has not."""
-    with warnings.catch_warnings(record=True):
-        return init_detector(*args, device="cpu", **options)
-
-
-def make_detector(folder: Path, config: dict) -> DetectorSpec:
-    """A config file and random weights, larger in the predictors so that scores and boxes differ as trained ones do."""
-    path = write_config(folder / "tiny.py", config)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = built_by_mmdetection(str(path))
-        for module in model.modules():
-            if hasattr(module, "fc_cls"):
-                nn.init.normal_(module.fc_cls.weight, std=0.5)
-                nn.init.normal_(module.fc_reg.weight, std=0.2)
-                nn.init.normal_(module.fc_cls.bias, std=0.5)
-            if hasattr(module, "conv_logits"):
-                nn.init.normal_(module.conv_logits.weight, std=0.3)
-    torch.save({"state_dict": model.state_dict()}, folder / "weights.pth")
-    return DetectorSpec("mmdet", folder / "weights.pth", path, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def specs(tmp_path_factory):
-    """The spec of a variant by name, made when it is first asked for."""
-    made = {}
-
-    def spec(name: str) -> DetectorSpec:
-        if name not in made:
-            made[name] = make_detector(tmp_path_factory.mktemp("mmdet"), VARIANTS[name]())
-        return made[name]
-
-    return spec
-
-
-def reference(spec: DetectorSpec, images, threshold: float) -> list:
-    """mmdetection's own results, images one at a time."""
-    options = {"model.test_cfg.rcnn.score_thr": threshold}
-    model = built_by_mmdetection(str(spec.config_file), str(spec.weights), cfg_options=options)
-    return inference_detector(model, [np.ascontiguousarray(i.pixels[..., ::-1]) for i in images])
+def specs(tmp_path_factory) -> Callable[[str], DetectorSpec]:
+    """Kind of detector → its files."""
+    return functools.cache(lambda kind: write_spec(tmp_path_factory.mktemp("mmdet"), KINDS[kind]()))
 
 
 @pytest.mark.parametrize(("threshold", "batch"), [(0.0, 1), (0.05, 2)])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_detections_and_results_equal_inference_detectors(specs, name, threshold, batch):
+@pytest.mark.parametrize("name", KINDS)
+def test_detections_and_results_equal_inference_detector(specs, name, threshold, batch):
     detector = load_detector(specs(name))
     images = make_images(*[(96, 144)] * batch)
     expected = reference(specs(name), images, threshold)
-    forward = detector.forward(images, "logits")
-    ours = [our_detections(rois, detector, threshold) for rois in forward.rois]
+    output = detector.forward(images, "logits")
+    ours = [our_detections(rois, detector, threshold) for rois in output.rois]
     for mine, theirs in zip(ours, expected, strict=True):
         assert len(mine.scores) == 300 if threshold == 0 else len(mine.scores) > 20
         assert_same_detections(mine, detector.to_arrays(theirs)[0])
-    for mine, theirs in zip(forward.to_framework(ours), expected, strict=True):
+    for mine, theirs in zip(output.to_framework(ours), expected, strict=True):
         (found, masks), (expected_found, expected_masks) = map(detector.to_arrays, (mine, theirs))
         assert_same_detections(found, expected_found)
         assert type(mine) is type(theirs) and set(mine.pred_instances.keys()) == set(theirs.pred_instances.keys())
@@ -273,38 +91,25 @@ def test_detections_and_results_equal_inference_detectors(specs, name, threshold
             assert masks.dtype == bool and masks.shape[1:] == (96, 144) and masks.any((1, 2)).mean() > 0.1
 
 
-def test_results_of_nothing_detected(specs):
+def test_no_proposals_and_no_detections(specs):
     for name in ("cascade", "ResNeXt, no masks"):
         detector = load_detector(specs(name))
-        nothing = lambda i, p: (np.empty(0, int), np.empty((0, 4), np.float32))  # noqa: E731
-        forward = detector.forward(make_images((96, 96)), "pooled", nothing)
-        (rois,) = forward.rois
+        output = detector.forward(make_images((96, 96)), "pooled", select_none)
+        (rois,) = output.rois
         assert len(rois) == 0 and rois.boxes.shape in ((0, 4), (0, CLASSES, 4)) and rois.features.shape[1] == 3
-        (result,) = forward.to_framework([our_detections(rois, detector, 0.0)])
+        (result,) = output.to_framework([our_detections(rois, detector, 0.0)])
         assert len(result.pred_instances) == 0 and "bboxes" in result.pred_instances
         if detector.has_masks:
-            assert forward.masks()[0].shape == (0, 28, 28)
+            assert output.masks()[0].shape == (0, 28, 28)
 
 
 @pytest.mark.parametrize("name", ["class-agnostic", "hybrid, semantic", "ResNeXt, no masks"])
-def test_features_lead_to_the_logits(specs, name):
-    detector = load_detector(specs(name))
-    for level in ("pooled", "embedding"):
-        (rois,) = detector.forward(make_images((96, 96)), level).rois
-        heads = detector.fc_layers(level)
-        assert len(heads) == len(detector.stages) == rois.features.shape[1]
-        for stage, layers in enumerate(heads):
-            x = rois.features[:, stage].float().flatten(1)
-            for depth, (weight, bias) in enumerate(layers if level == "pooled" else layers[-1:]):
-                x = torch.relu(x) if depth else x
-                x = x @ torch.from_numpy(weight).T + torch.from_numpy(bias)
-            expected = rois.logits[:, stage]
-            np.testing.assert_allclose(x, expected, atol=0.01 * np.abs(expected).max())
-    assert detector.fc_layers("logits") == []
+def test_layers_give_the_logits(specs, name):
+    assert_layers_give_logits(load_detector(specs(name)), make_images((96, 96)))
 
 
 @pytest.mark.parametrize("name", ["cosine", "seesaw"])
-def test_classifiers_that_are_no_linear_layer_have_features_and_no_head(specs, name):
+def test_classifiers_that_are_not_linear_have_no_layers(specs, name):
     detector = load_detector(specs(name))
     (rois,) = detector.forward(make_images((96, 96)), "embedding").rois
     assert rois.features.shape[1:] == (1, 48) and rois.logits.shape[2] == CLASSES + 1
@@ -318,18 +123,16 @@ def test_a_score_of_zero_stays_zero(specs):
     assert np.isfinite(rois.logits).all() and (Original.from_description(detector.description).scores(rois) == 0).any()
 
 
-def test_masks_are_the_mean_of_the_stages_that_infer(specs):
+def test_masks_are_the_mean_of_the_stages(specs):
     for name in ("class-agnostic", "cascade", "hybrid, semantic"):
         detector = load_detector(specs(name))
         assert detector.has_masks and detector.description["class_agnostic_masks"]
-        forward = detector.forward(make_images((96, 144), (96, 144)), "logits")
-        rois, masks = forward.rois[1], forward.masks()[1]
+        output = detector.forward(make_images((96, 144), (96, 144)), "logits")
+        rois, masks = output.rois[1], output.masks()[1]
         head = detector.model.roi_head.mask_head
         last = head[-1] if isinstance(head, nn.ModuleList) else head
         with patch.object(last, "predict_by_feat", return_value=[None]) as paste:
-            forward.features.image(1).predict_masks(
-                InstanceData(bboxes=torch.from_numpy(rois.boxes) / forward.scales[1])
-            )
+            output.features.image(1).predict_masks(InstanceData(bboxes=torch.from_numpy(rois.boxes) / output.scales[1]))
         (expected,) = paste.call_args.kwargs["mask_preds"]
         expected = expected[:, 0] if name != "class-agnostic" else expected[:, 0].sigmoid()
         assert masks.dtype == np.uint8 and masks.shape == (len(rois), 28, 28)
@@ -344,13 +147,13 @@ def test_description(specs):
     assert described["class_agnostic_boxes"] and len(described["weights_sha256"]) == 64
     assert load_detector(specs("hybrid")).device == torch.device("cpu")
     assert load_detector(specs("hybrid")).stages == (0.5, 0.6, 0.7)
-    assert load_detector(specs("cosine")).stages == (0.5,), "also where nothing is said of training"
+    assert load_detector(specs("cosine")).stages == (0.5,), "without train_cfg"
     assert load_detector(specs("hybrid")).size == (112, 160)
     stages = replace(specs("hybrid"), detector_options=("model.train_cfg.rcnn.1.assigner.pos_iou_thr=0.65",))
     assert load_detector(stages).stages == (0.5, 0.65, 0.7)
 
 
-def test_config_digest_is_of_what_decides_the_outcome(specs):
+def test_config_sha256_depends_on_what_changes_the_output(specs):
     spec = specs("class-agnostic")
 
     def digest(*options: str) -> str:
@@ -367,7 +170,7 @@ def test_options_are_mmdetections_own(specs):
     assert len(detector.forward(make_images((96, 96)), "logits").rois[0]) == 7 and detector.size == (100, 200)
 
 
-def test_resized_shares_the_weights_and_sees_other_sizes(specs):
+def test_resized_shares_the_weights(specs):
     detector = load_detector(specs("cascade"))
     other = detector.resized(100, 200)
     assert other.model is detector.model and other.size == (100, 200) and detector.size == (112, 160)
@@ -379,32 +182,27 @@ def test_resized_shares_the_weights_and_sees_other_sizes(specs):
     assert not np.allclose(rois.boxes[:20], before.boxes[:20], atol=0.1)
 
 
-def test_added_boxes_come_last_and_stay_in_every_stage(specs):
+def test_selection_is_applied(specs):
     detector = load_detector(specs("hybrid, semantic"))
-    extra = np.float32([[10, 20, 60, 70]])
-    (rois,) = detector.forward(make_images((96, 144)), "pooled", lambda i, p: (np.arange(3)[::-1], extra)).rois
-    (plain,) = detector.forward(make_images((96, 144)), "pooled").rois
-    assert rois.is_gt.tolist() == [False, False, False, True] and rois.objectness[3] == 1
-    np.testing.assert_allclose(rois.proposals[3], np.repeat(extra, 3, 0), atol=1e-4)
-    np.testing.assert_allclose(rois.logits[:3], plain.logits[:3][::-1], atol=1e-4)
-    np.testing.assert_allclose(rois.proposals[:3], plain.proposals[:3][::-1], atol=1e-4)
-    assert np.abs(np.diff(plain.proposals, axis=1)).max() > 1 and (np.diff(plain.objectness) <= 0).all()
+    assert_selection_is_applied(detector)
+    (rois,) = detector.forward(make_images((96, 144)), "pooled").rois
+    assert np.abs(np.diff(rois.proposals, axis=1)).max() > 1, "stages refine the proposals"
 
 
 @pytest.fixture(scope="module")
 def caches(tiny, tmp_path_factory):
-    """Both splits of the tiny data set, and the annotation files, through a cascade with a semantic branch."""
+    """Split → cache of the tiny dataset by a cascade with a semantic branch, its annotations, and its config."""
     folder = tmp_path_factory.mktemp("mmdet_caches")
-    spec = make_detector(folder, hybrid(TINY_CLASSES))
-    made = {}
+    spec = write_spec(folder, hybrid(TINY_CLASSES))
+    caches = {}
     for split in ("train", "val"):
         changes = {"detector": "mmdet", "config_file": spec.config_file, "weights": spec.weights}
         config = tiny.config(split, folder / f"{split}.zarr", detector_options=(), proposals=20, **changes)
-        made[split] = extract.run(config), read_annotations(config.annotations), config
-    return made
+        caches[split] = extract.run(config), read_annotations(config.annotations), config
+    return caches
 
 
-def test_caches_hold_what_each_stage_really_sees(caches):
+def test_caches_hold_the_features_of_each_stage(caches):
     for cache, *_ in caches.values():
         assert cache.stages == (0.5, 0.6, 0.7) and cache.fields
         assert 0 < worst_logit_error(cache) < LOGIT_TOLERANCE
@@ -413,8 +211,6 @@ def test_caches_hold_what_each_stage_really_sees(caches):
     stored = cache.image(image_id)
     assert stored.masks is not None and not np.allclose(stored.features[:, 0], stored.features[:, 1], atol=0.1)
     detector.model.roi_head.semantic_fusion = ()
-    from extract.data.images import read_image
-
     pixels = read_image(config.images, annotations.file_names[0], (112, 112))
     (bare,) = detector.forward([Image(image_id, pixels)], "pooled").rois
     assert not np.allclose(bare.features[:20, 0], stored.features[:, 0], atol=0.05), "the semantic branch adds to it"
@@ -436,7 +232,7 @@ def test_labels_of_each_stage_are_by_its_own_iou(caches):
     assert differ > 0
 
 
-def test_a_changed_config_is_noticed_on_resume(caches):
+def test_a_changed_config_is_refused_on_resume(caches):
     config = caches["train"][2]
     assert extract.run(config).stages == (0.5, 0.6, 0.7)
     config.config_file.write_text(config.config_file.read_text().replace("'nms_pre': 200", "'nms_pre': 100"))
@@ -445,7 +241,7 @@ def test_a_changed_config_is_noticed_on_resume(caches):
 
 
 def per_class_nms(boxes: np.ndarray, scores: np.ndarray, limit: int) -> ImageDetections:
-    """The plain meaning: torchvision's suppression of each class by itself, then the best of all."""
+    """The definition: torchvision's NMS of each class by itself, then the best of all."""
     boxes, scores = torch.from_numpy(boxes), torch.from_numpy(scores[:, :-1])
     kept = [(roi, label) for label in range(scores.shape[1]) for roi in nms(boxes, scores[:, label], 0.5).tolist()]
     roi, label = torch.tensor([(r, c) for r, c in kept if scores[r, c] > 0]).T
@@ -453,16 +249,16 @@ def per_class_nms(boxes: np.ndarray, scores: np.ndarray, limit: int) -> ImageDet
     return ImageDetections(boxes[roi[order]].numpy(), label[order].numpy(), scores[roi[order], label[order]].numpy())
 
 
-def test_with_1230_classes_suppression_is_exact(tmp_path):
-    spec = make_detector(tmp_path, mask_rcnn(1230))
+def test_nms_of_1230_classes_is_exact(tmp_path):
+    spec = write_spec(tmp_path, mask_rcnn(1230))
     detector = load_detector(spec)
     (rois,) = detector.forward(make_images((96, 144)), "logits").rois
     expected = per_class_nms(rois.boxes, Original.from_description(detector.description).scores(rois), 300)
     assert_same_detections(our_detections(rois, detector, 0.0), expected, box=0, score=0)
 
 
-def test_class_offsets_make_the_frameworks_suppression_inexact():
-    """mmcv moves each class's boxes apart in float32: at class 1,229 a hundredth of a pixel is lost."""
+def test_class_offsets_make_mmcvs_nms_inexact():
+    """mmcv shifts each class's boxes by an offset in float32: at class 1,229 this rounds by a hundredth of a pixel."""
     boxes = np.float32([[0, 0, 100, 100], [0, 0, 100, 50.003]])  # IoU just above 0.5
     scores = np.zeros((2, 1231), np.float32)
     scores[:, 1229] = 0.9, 0.8
@@ -527,18 +323,6 @@ def test_another_scope_is_left_as_it_was(specs):
         assert DefaultScope.get_current_instance().scope_name == "elsewhere"
 
 
-def changed(config: dict, **parts) -> dict:
-    """A copy with dotted parts of the config replaced (`__` for a dot)."""
-    config = copy.deepcopy(config)
-    for name, value in parts.items():
-        *path, last = name.split("__")
-        inner = config
-        for key in path:
-            inner = inner[key]
-        inner[last] = value
-    return config
-
-
 RETINA = {"type": "RetinaHead", "num_classes": 3, "in_channels": CHANNELS}
 WRONG = {
     "no model": ({"default_scope": "mmdet"}, "has no attribute 'model'"),
@@ -565,15 +349,15 @@ WRONG = {
         changed(mask_rcnn(), test_dataloader__dataset__pipeline=[{"type": "LoadImageFromFile"}]),
         "the test pipeline has 0 steps of type Resize",
     ),
-    "suppression of other classes": (
+    "NMS across classes": (
         changed(mask_rcnn(), model__test_cfg__rcnn__nms__class_agnostic=True),
         "model.test_cfg.rcnn.nms has class_agnostic True, expected NMS within each class",
     ),
-    "suppression in whole pixels": (
+    "NMS in whole pixels": (
         changed(mask_rcnn(), model__test_cfg__rcnn__nms__offset=1),
         "model.test_cfg.rcnn.nms has offset 1, expected 0",
     ),
-    "a cap in the suppression": (
+    "a limit in NMS": (
         changed(mask_rcnn(), model__test_cfg__rcnn__nms__max_num=5),
         "model.test_cfg.rcnn.nms has max_num 5, expected none",
     ),
@@ -581,7 +365,7 @@ WRONG = {
 }
 
 
-def test_soft_nms_is_replaced_and_said_to_be(specs, caplog):
+def test_soft_nms_is_replaced_with_a_warning(specs, caplog):
     for options, replaced in ((), []), (("model.test_cfg.rcnn.nms.type=soft_nms",), ["the config's soft_nms"]):
         caplog.clear()
         load_detector(replace(specs("class-agnostic"), detector_options=options))
@@ -624,11 +408,11 @@ def test_wrong_files_and_options(specs, tmp_path):
     assert_one_line(other, str(other.weights), "weights of another model: has roi_head.bbox_head.0")
 
 
-def test_losses_whose_scores_no_logits_stand_for(tmp_path):
+def test_a_loss_whose_scores_do_not_sum_to_one_is_refused(tmp_path):
     from mmdet.registry import MODELS
 
     @MODELS.register_module(force=True)
-    class EachByItself(nn.Module):
+    class IndependentScores(nn.Module):
         custom_cls_channels = custom_activation = custom_accuracy = True
 
         def get_cls_channels(self, classes: int) -> int:
@@ -637,6 +421,6 @@ def test_losses_whose_scores_no_logits_stand_for(tmp_path):
         def get_activation(self, scores: torch.Tensor) -> torch.Tensor:
             return scores.sigmoid()
 
-    path = write_config(tmp_path / "wrong.py", mask_rcnn(loss_cls={"type": "EachByItself"}))
-    message = "loss_cls is a EachByItself, expected scores of K classes and background that sum to 1"
+    path = write_config(tmp_path / "wrong.py", mask_rcnn(loss_cls={"type": "IndependentScores"}))
+    message = "loss_cls is a IndependentScores, expected scores of K classes and background that sum to 1"
     assert_one_line(DetectorSpec("mmdet", tmp_path / "w.pth", path), message)

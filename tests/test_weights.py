@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import tests.detectors as builders
+import tests.frameworks.torchvision as builders
 from extract.detectors.weights import load_weights, read_state_dict
 
 
