@@ -1,8 +1,12 @@
-"""A tiny Mini-LVIS and a detector with random weights, made once for all tests that need real input."""
+"""What all tests share: a tiny Mini-LVIS with a random detector, and the markers' checks."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -10,17 +14,66 @@ import pytest
 from extract import Config
 
 CLASSES = 12
+FRAMEWORKS = ("torchvision", "detectron2", "mmdet", "mmcv", "mmengine")
+FRAMEWORK_MODULES = {
+    "test_detectron2.py",
+    "test_distributed_extraction.py",
+    "test_exports.py",
+    "test_extraction.py",
+    "test_live.py",
+    "test_mmdet.py",
+    "test_plugins.py",
+    "test_torchvision.py",
+    "test_trained.py",
+    "test_weights.py",
+}
+"""Test modules that import a framework, so that all their tests are marked `framework`."""
+
+platform.processor()  # starts `uname` at its first call, which importing h5py would be
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Does not import the modules whose tests `-m "not framework"` would only deselect."""
+    excluded = "not framework" in config.option.markexpr and collection_path.name in FRAMEWORK_MODULES
+    return True if excluded else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in FRAMEWORK_MODULES or "tiny" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.framework)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Makes the import of a framework an error where no test is marked `framework`: the one that fails lacks it."""
+    if session.items and not any(item.get_closest_marker("framework") for item in session.items):
+        imported = [name for name in FRAMEWORKS if name in sys.modules]
+        if imported:
+            raise pytest.UsageError(f"{imported} imported, but no test is marked framework: see FRAMEWORK_MODULES")
+        sys.modules.update(dict.fromkeys(FRAMEWORKS))
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_start_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("process"):
+
+        def refuse(*_: object, **__: object) -> None:
+            pytest.fail("a test that starts a process needs the marker `process`")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(BaseProcess, "start", refuse)
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """Where the tiny data set and the detector's weights lie."""
+    """Where the tiny dataset and the detector's weights are."""
 
     data: Path
     weights: Path
 
     def config(self, split: str, out: Path, **changes) -> Config:
-        """What extracts a split with the random detector."""
+        """The config that extracts a split with the random detector."""
         config = Config(
             detector="torchvision:benchmarks.minilvis.detector:mask_rcnn",
             weights=self.weights,
@@ -38,7 +91,7 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
-    """12 classes, 30 training and 12 validation images of 112 pixels."""
+    """12 classes, 30 training and 12 validation images of 112 pixels; tests that use it are marked `framework`."""
     import torch
     from safetensors.torch import save_file
 

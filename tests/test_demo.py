@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+pytestmark = [pytest.mark.framework, pytest.mark.process, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[1]
 BINS = ["AP(0,10)", "AP[10,100)", "AP[100,1000)", "AP[1000,-)"]
 
@@ -33,7 +35,6 @@ def run_demo(detector: str, data: Path, run: Path) -> pd.DataFrame:
     return metrics
 
 
-@pytest.mark.slow
 def test_demo(data, tmp_path):
     started = time.perf_counter()
     metrics = run_demo("plain", data, tmp_path)
@@ -47,7 +48,6 @@ def test_demo(data, tmp_path):
     assert seconds < 900, "five minutes on two idle cores; tests may run on busier ones"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["cascade", "htc"])
 def test_cascades(detector, data, tmp_path):
     """Tables 5 and 7: cascades of other frameworks, with tail bounds 10 and 100."""

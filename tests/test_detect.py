@@ -329,6 +329,7 @@ def test_top_of_groups_prefers_the_earlier_of_equals():
     assert top_of_groups(groups, scores, 0).tolist() == []
 
 
+@pytest.mark.process
 def test_the_package_imports_nothing_heavy():
     import subprocess
     import sys

@@ -20,6 +20,8 @@ from extract.utils.distributed import Coordinator, is_main_process, local_rank, 
 from tests.conftest import CLASSES, Tiny
 from tests.test_extraction import flags, folder_bytes
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 IMAGES, BLOCKS = 100, 7
 

@@ -15,6 +15,8 @@ import torch
 import calib
 from tests.toy_cache import toy_cache
 
+pytestmark = pytest.mark.process
+
 torch.set_num_threads(1)
 OPTIONS = {"head_type": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_every": 25}
 WORKER = """

@@ -153,6 +153,7 @@ def test_batches_cover_epochs_and_depend_on_the_seed():
     assert np.array_equal(first(3), first(3)) and not np.array_equal(first(3), first(4))
 
 
+@pytest.mark.framework
 def test_detector_is_small_and_class_agnostic():
     from benchmarks.minilvis.detector import mask_rcnn
 

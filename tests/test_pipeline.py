@@ -54,12 +54,12 @@ def test_pipeline(tiny, tmp_path, capsys):
 def test_a_class_specific_detector_is_evaluated_by_its_boxes(tiny, tmp_path, capsys):
     from safetensors.torch import save_file
 
-    from tests.detectors import mask_rcnn
+    from tests.frameworks.torchvision import mask_rcnn
 
     options = {"num_classes": CLASSES + 1}
     save_file(mask_rcnn(**options).state_dict(), tmp_path / "w.safetensors")
     changes = {
-        "detector": "torchvision:tests.detectors:mask_rcnn",
+        "detector": "torchvision:tests.frameworks.torchvision:mask_rcnn",
         "detector_options": (f"num_classes={CLASSES + 1}",),
         "weights": tmp_path / "w.safetensors",
         "min_images_per_class": 1,
@@ -88,6 +88,7 @@ def test_heads_of_other_detectors_are_refused(tiny, tmp_path, capsys):
     assert "detector weights" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("package", ["extract", "calib", "fuse"])
 def test_importing_a_package_is_quick_and_help_too(package):
     heavy = "{'torch', 'numba', 'zarr', 'pandas', 'h5py', 'matplotlib', 'torchvision'}"

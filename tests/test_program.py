@@ -73,6 +73,7 @@ def test_sigmoid_given_scale_and_half_floats():
     np.testing.assert_allclose(made(features, logits), expected(made, features.float(), logits.float()), atol=2e-6)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("mode", "stages"), [("cat", 3), ("cat-scale", 1)])
 def test_the_program_runs_without_this_library(tmp_path, mode, stages):
     made = module(mode, stages)

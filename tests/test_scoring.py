@@ -71,6 +71,7 @@ def test_original_scores_the_cached_logits(tmp_path):
     np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.process
 def test_importing_the_package_imports_no_framework():
     code = "import sys, calib, calib.config; print({'torch', 'numba', 'zarr', 'pandas'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -236,6 +236,7 @@ def long_run(cache):
     return calib.train_head(cache, **LONG)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_or_interrupted_process_resumes_exactly(cache, tmp_path, long_run, number, code):
     out = tmp_path / "head"
