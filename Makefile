@@ -16,7 +16,7 @@ SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
 EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
 NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables live bench test test-slow lint docs
+.PHONY: demo tables live bench test test-fast test-slow lint types hooks docs
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
@@ -56,15 +56,28 @@ bench: $(VENV)/frameworks
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
+# Under a minute: no detector's framework, no other process. It needs no more than `make demo`.
+test-fast: $(VENV)/dev
+	$(BIN)/python -m pytest -m "not framework and not process and not slow"
+
 test-slow: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/mypy
 
-# The API reference: public names, and the interfaces of docs/extending.md. pdoc warns of annotations that a dataclass
-# inherits from another module, and shows them as they are written.
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+# `git commit` then checks what `make lint` does.
+hooks: $(VENV)/dev
+	$(BIN)/pre-commit install
+
+# The API reference: public names, and the interfaces of docs/extending.md. pdoc warns of annotations of dataclasses and
+# named tuples that it cannot evaluate, and shows them as they are written.
 API = extract extract.detectors.base calib calib.scoring calib.head_types fuse fuse.scores
 docs: $(VENV)/dev
 	$(BIN)/python -W error -W "ignore:Error parsing type annotation" -m pdoc --docformat google \
