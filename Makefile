@@ -56,7 +56,7 @@ bench: $(VENV)/frameworks
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
-# Under a minute: no detector's framework, no other process. It needs no more than `make demo`.
+# Under a minute: without the frameworks and without other processes.
 test-fast: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not framework and not process and not slow"
 
