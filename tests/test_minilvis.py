@@ -18,23 +18,24 @@ TINY = dict(classes=12, train_images=30, eval_images=12, size=112)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def folder(tmp_path_factory):
     return make.make(make.Config(out=tmp_path_factory.mktemp("minilvis"), workers=1, **TINY))
 
 
 @pytest.fixture(scope="module")
-def train(tiny):
-    return json.loads((tiny / "train.json").read_text())
+def train(folder):
+    return json.loads((folder / "train.json").read_text())
 
 
-def test_same_config_gives_identical_files_with_any_number_of_processes(tiny, tmp_path):
+@pytest.mark.process
+def test_same_config_gives_identical_files_with_any_number_of_processes(folder, tmp_path):
     again = make.make(make.Config(out=tmp_path, workers=2, **TINY))
-    names = sorted(path.relative_to(tiny) for path in tiny.rglob("*.*"))
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
     assert names == sorted(path.relative_to(again) for path in again.rglob("*.*")) and len(names) == 3 + 54
-    assert all((tiny / name).read_bytes() == (again / name).read_bytes() for name in names)
+    assert all((folder / name).read_bytes() == (again / name).read_bytes() for name in names)
 
 
-def test_seed_changes_the_dataset(tiny, train, tmp_path):
+def test_seed_changes_the_dataset(folder, train, tmp_path):
     other = json.loads((make.make(make.Config(out=tmp_path, seed=1, workers=1, **TINY)) / "train.json").read_text())
     assert other["annotations"] != train["annotations"]
 
@@ -66,7 +67,7 @@ def test_classes_are_distinct_and_all_drawn():
     assert all(len(drawings) == 2 and drawings[0].mode == "RGBA" for drawings in classes.load_sprites(emoji))
 
 
-def test_json_has_the_lvis_layout(tiny, train):
+def test_json_has_the_lvis_layout(folder, train):
     ids = [one["id"] for one in train["categories"]]
     assert ids == sorted(ids) and ids != list(range(ids[0], ids[0] + len(ids)))
     assert [one["id"] for one in train["annotations"]] == list(range(1, len(train["annotations"]) + 1))
@@ -78,7 +79,7 @@ def test_json_has_the_lvis_layout(tiny, train):
     for image in train["images"]:
         assert by_image[image["id"]].isdisjoint(image["neg_category_ids"])
         assert by_image[image["id"]].issuperset(image["not_exhaustive_category_ids"])
-        with Image.open(tiny / "train" / image["file_name"]) as pixels:
+        with Image.open(folder / "train" / image["file_name"]) as pixels:
             assert pixels.size == (image["width"], image["height"]) == (112, 112)
     for category in train["categories"]:
         instances = sum(one["category_id"] == category["id"] for one in train["annotations"])
@@ -124,8 +125,8 @@ def test_invalid_options_are_named(options, name, tmp_path):
         make.make(dataclasses.replace(make.Config(out=tmp_path, workers=1, **TINY), **options))
 
 
-def test_flip_moves_boxes_with_masks(tiny):
-    split = dataset.load(tiny, "val")
+def test_flip_moves_boxes_with_masks(folder):
+    split = dataset.load(folder, "val")
     plain, flipped = split.target(0), split.target(0, flip=True)
     assert torch.equal(plain["masks"].flip(2), flipped["masks"])
     assert torch.equal(split.tensor(0).flip(2), split.tensor(0, flip=True))
@@ -170,12 +171,13 @@ def test_detector_is_small_and_class_agnostic():
     assert found["masks"].shape == (10, 1, 144, 144) and found["labels"].min() >= 1
 
 
-def test_training_resumes_to_the_same_weights(tiny, tmp_path, monkeypatch):
+@pytest.mark.framework
+def test_training_resumes_to_the_same_weights(folder, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     from benchmarks.minilvis import train as trainer
 
-    config = trainer.Config(out=tmp_path / "whole", data=tiny, sampling="rfs", steps=2, batch=2, warmup=1)
+    config = trainer.Config(out=tmp_path / "whole", data=folder, sampling="rfs", steps=2, batch=2, warmup=1)
     whole = load_file(trainer.train(config))
 
     def stop(path, config, step, *rest):
