@@ -40,6 +40,13 @@ def test_links(page):
         assert not anchor or anchor in anchors(file), target
 
 
+@pages
+def test_paths(page):
+    """Paths from the root, in backticks; NAME stands for a name to choose."""
+    named = re.findall(r"`((?:extract|calib|fuse|benchmarks|tests|docs|examples)/[\w/.]*)`", page.read_text())
+    assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
