@@ -16,7 +16,7 @@ SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
 EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
 NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables live bench test test-fast test-slow lint types hooks docs
+.PHONY: demo tables live pictures bench test test-fast test-slow lint types hooks docs
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
@@ -45,6 +45,11 @@ tables:
 live: $(VENV)/frameworks
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.live
 	$(BIN)/python -m benchmarks.documents
+
+# The pictures of the README.
+pictures:
+	$(MAKE) demo DETECTOR=plain
+	$(BIN)/python -m benchmarks.pictures
 
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
 BENCHMARKS = nms detection training streaming storage extraction evaluation imports growth

@@ -236,7 +236,7 @@ def test_predict_command(setting, tiny, tmp_path, capsys):
     assert len(records) == 600 and {r["file_name"] for r in records} == {str(tmp_path / f"{i}.png") for i in range(2)}
     assert {r["name"] for r in records} <= set(val.classes["name"]) and records[0]["segmentation"]["size"] == [112, 112]
     with PILImage.open(tmp_path / "out" / "0.png") as drawn:
-        assert drawn.size == (2 * 560, 560)
+        assert drawn.size == (2 * 560 + 8, 560)
     (tmp_path / "b").mkdir()
     PILImage.fromarray(pictures[0]).save(tmp_path / "b" / "0.png")
     arguments.insert(3, tmp_path / "b" / "0.png")

@@ -12,7 +12,6 @@ from extract.data.images import decode_image
 from extract.detectors import load_detector
 from extract.detectors.base import ImageDetections
 from extract.utils.files import replacing, write_bytes
-from extract.utils.optional import require
 from fuse.commands.config import PredictConfig
 from fuse.commands.inputs import LiveClassifier, load_live_classifier
 from fuse.drawing import draw_detections, side_by_side
@@ -24,8 +23,6 @@ PREDICTIONS_FILE = "predictions.json"
 def predict(config: PredictConfig) -> None:
     """Writes predictions.json, and with `save_images` a drawing of every image."""
     _check_files(config)
-    if config.save_images:
-        require("torchvision", "torchvision")
     detector = load_detector(config)
     classifier = load_live_classifier(config, detector)
     calibrated = CalibratedDetector(detector, classifier.scorer, **vars(config.fusion()))
