@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.tables import accuracy_table, live_table, recall_table, speed_table, targets_table
+from benchmarks.tables import BINS, FREQUENCIES, accuracy_table, live_table, recall_table, speed_table, targets_table
 from extract import open_cache
 from extract.data.annotations import read_annotations
 from extract.recall import proposal_recall
@@ -28,6 +28,7 @@ VAL = ROOT / "data" / "minilvis" / "val.json"
 SWEEPS = ("plain", "rfs", "cascade", "htc")
 SPEED = ("nms", "detection", "training", "streaming", "storage", "extraction", "evaluation", "imports")
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat", "props-gt"]
+README_COLUMNS = [column for column in BINS if column != "bAP"]
 
 
 def main(arguments: list[str]) -> None:
@@ -35,9 +36,9 @@ def main(arguments: list[str]) -> None:
     for argument in arguments:
         name, source = argument.split("=")
         keep_metrics(name, Path(source))
-    fill(ROOT / "README.md", {"readme": readme_table}, optional=True)
+    fill(ROOT / "README.md", {"readme": readme_table})
     accuracy = {name: partial(sweep_table, name) for name in SWEEPS}
-    others = {"recall": recall_table, "folding": partial(accuracy_table, bins_only=True), "live": live_table}
+    others = {"recall": recall_table, "folding": partial(accuracy_table, columns=BINS), "live": live_table}
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
     fill(ROOT / "docs" / "results.md", {**accuracy, **tables})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
@@ -54,14 +55,12 @@ def keep_metrics(name: str, source: Path) -> None:
         metrics.round(4).to_csv(RESULTS / f"{name}.csv", index=False)
 
 
-def fill(document: Path, tables: dict[str, Callable[[], str]], optional: bool = False) -> None:
-    """Replaces the blocks of a document. Raises ValueError for a block that is missing unless they are optional."""
+def fill(document: Path, tables: dict[str, Callable[[], str]]) -> None:
+    """Replaces the blocks of a document. Raises ValueError for a block that is missing."""
     text = document.read_text()
     for name, table in tables.items():
         pattern = rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)"
         if not re.search(pattern, text, flags=re.S):
-            if optional:
-                continue
             raise ValueError(f"{document}: has no block results:{name}")
         block = table()
         text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.S)
@@ -70,14 +69,14 @@ def fill(document: Path, tables: dict[str, Callable[[], str]], optional: bool = 
 
 def readme_table() -> str:
     """The four rows that show what calibration does to the plain detector."""
-    return sweep_table("plain", README_ROWS)
+    return sweep_table("plain", README_ROWS, README_COLUMNS)
 
 
-def sweep_table(name: str, rows: list[str] | None = None) -> str:
-    """Mask AP of a sweep's rows, all by default."""
+def sweep_table(name: str, rows: list[str] | None = None, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:
+    """Mask AP of a sweep's rows and columns, all by default."""
     metrics = pd.read_csv(RESULTS / f"{name}.csv")
     metrics = metrics[metrics["iou_type"] == "segm"].drop(columns="iou_type")
-    return accuracy_table(metrics if rows is None else metrics.set_index("row").loc[rows].reset_index())
+    return accuracy_table(metrics if rows is None else metrics.set_index("row").loc[rows].reset_index(), columns)
 
 
 def speed_targets() -> str:

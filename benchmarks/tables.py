@@ -17,10 +17,9 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def accuracy_table(metrics: pd.DataFrame, bins_only: bool = False) -> str:
+def accuracy_table(metrics: pd.DataFrame, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:
     """AP in points of every `row`: by bin of training instances, of all classes, and by LVIS's frequency tag."""
-    columns = BINS if bins_only else BINS + FREQUENCIES
-    values = metrics[columns].map("{:.1f}".format)
+    values = metrics[list(columns)].map("{:.1f}".format)
     return markdown(["row", *columns], ([name, *row] for name, row in zip(metrics["row"], values.values, strict=True)))
 
 
