@@ -1,49 +1,91 @@
-"""The same functions in Numba, NumPy and torch: one table for the tests of correctness and the benchmarks.
+"""The kernels in Numba, NumPy and torch: one table for the correctness tests and the benchmarks.
 
-NumPy's are the readable references, torch's the standard path.
+The NumPy functions are readable references, the torch functions the standard path. Letters in shapes: `R` RoIs, `K`
+classes, `N` boxes or masks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-import torchvision
 from pycocotools import mask as coco_mask
 
 from fuse.ops.masks import encode_masks
-from fuse.ops.nms import class_nms
+from fuse.ops.nms import NMSResult, batched_nms, class_nms
 from fuse.ops.nms_kernels import argsort_descending
 from fuse.ops.score_kernels import replace_columns
 
 
-def class_nms_numpy(boxes, scores, iou_threshold=0.5, score_threshold=0.0, max_detections=300):
+def class_nms_numpy(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    iou_threshold: float = 0.5,
+    score_threshold: float | np.ndarray = 0.0,
+    max_detections: int | None = 300,
+) -> NMSResult:
+    thresholds = np.broadcast_to(score_threshold, scores.shape[1] - 1)
     kept = []
     for c in range(scores.shape[1] - 1):
-        box, score = boxes if boxes.ndim == 2 else boxes[:, c], scores[:, c]
-        order = np.argsort(-score, kind="stable")
-        order = order[score[order] > score_threshold]
+        class_boxes, class_scores = boxes if boxes.ndim == 2 else boxes[:, c], scores[:, c]
+        order = np.argsort(-class_scores, kind="stable")
+        order = order[class_scores[order] > thresholds[c]]
         while len(order):
             best, order = order[0], order[1:]
-            kept.append((-score[best], c, best))
-            order = order[~(_iou(box[best], box[order]) > iou_threshold)]
+            kept.append((-class_scores[best], c, best))
+            order = order[~(_iou(class_boxes[best], class_boxes[order]) > iou_threshold)]
     kept = sorted(kept)[: None if max_detections in (None, -1) else max_detections]
-    score, cls, roi = zip(*kept, strict=True) if kept else ((), (), ())
-    return np.array(roi, np.int64), np.array(cls, np.int64), -np.array(score, np.float32)
+    score, class_index, roi_index = zip(*kept, strict=True) if kept else ((), (), ())
+    return NMSResult(np.array(roi_index, np.int64), np.array(class_index, np.int64), -np.array(score, np.float32))
 
 
-def class_nms_torch(boxes, scores, iou_threshold=0.5, score_threshold=0.0, max_detections=300):
+def class_nms_torch(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    iou_threshold: float = 0.5,
+    score_threshold: float | np.ndarray = 0.0,
+    max_detections: int | None = 300,
+) -> NMSResult:
+    import torchvision  # not for the tests without frameworks
+
+    thresholds = np.broadcast_to(score_threshold, scores.shape[1] - 1)
     kept = []
     for c in range(scores.shape[1] - 1):
-        roi = np.flatnonzero(scores[:, c] > score_threshold)
-        box = torch.from_numpy((boxes if boxes.ndim == 2 else boxes[:, c])[roi])
-        best = torchvision.ops.nms(box, torch.from_numpy(scores[roi, c]), iou_threshold).numpy()
+        roi = np.flatnonzero(scores[:, c] > thresholds[c])
+        class_boxes = torch.from_numpy((boxes if boxes.ndim == 2 else boxes[:, c])[roi])
+        best = torchvision.ops.nms(class_boxes, torch.from_numpy(scores[roi, c]), iou_threshold).numpy()
         kept.append(np.stack([roi[best], np.full(len(best), c)], axis=1))
-    roi, cls = np.concatenate(kept).T
-    order = np.lexsort((roi, cls, -scores[roi, cls]))[: None if max_detections in (None, -1) else max_detections]
-    return roi[order], cls[order], scores[roi, cls][order]
+    roi, label = np.concatenate(kept).T
+    order = np.lexsort((roi, label, -scores[roi, label]))[: None if max_detections in (None, -1) else max_detections]
+    return NMSResult(roi[order], label[order], scores[roi, label][order])
 
 
-def encode_masks_numpy(masks, boxes, height, width):
+def batched_nms_numpy(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    num_classes: int,
+    iou_threshold: float = 0.5,
+    max_detections: int | None = 300,
+) -> np.ndarray:
+    per_class = _scores_per_class(labels, scores, num_classes)
+    return class_nms_numpy(boxes, per_class, iou_threshold, 0.0, max_detections).roi_index
+
+
+def batched_nms_torch(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray,
+    num_classes: int,
+    iou_threshold: float = 0.5,
+    max_detections: int | None = 300,
+) -> np.ndarray:
+    per_class = _scores_per_class(labels, scores, num_classes)
+    return class_nms_torch(boxes, per_class, iou_threshold, 0.0, max_detections).roi_index
+
+
+def encode_masks_numpy(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
     pasted = np.zeros((len(masks), height, width), np.uint8)
     for i, (mask, (x1, y1, x2, y2)) in enumerate(zip(masks, boxes.astype(np.float64), strict=True)):
         padded, side = np.pad(mask.astype(np.float64), 1), len(mask)
@@ -56,7 +98,7 @@ def encode_masks_numpy(masks, boxes, height, width):
     return _encode(pasted)
 
 
-def encode_masks_torch(masks, boxes, height, width):
+def encode_masks_torch(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
     pasted = np.zeros((len(masks), height, width), np.uint8)
     for i, (mask, (x1, y1, x2, y2)) in enumerate(zip(masks, boxes.astype(np.float64), strict=True)):
         y, x = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (height, width))
@@ -67,45 +109,58 @@ def encode_masks_torch(masks, boxes, height, width):
     return _encode(pasted)
 
 
-def replace_columns_numpy(original, calibrated, tail, threshold, scale):
+def replace_columns_numpy(
+    original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, threshold: np.float32, scale: np.float32
+) -> np.ndarray:
     fused = original.copy()
     new = calibrated[:, :-1] * scale
     new[calibrated[:, :-1] < threshold] = 0
-    fused[:, :-1][:, tail] = new[:, tail]
+    fused[:, :-1][:, tail_mask] = new[:, tail_mask]
     return fused
 
 
-def replace_columns_torch(original, calibrated, tail, threshold, scale):
-    original, calibrated, every = map(torch.from_numpy, (original, calibrated, np.append(tail, False)))
-    return torch.where(every, (calibrated * scale).masked_fill(calibrated < threshold, 0), original).numpy()
+def replace_columns_torch(
+    original: np.ndarray, calibrated: np.ndarray, tail_mask: np.ndarray, threshold: np.float32, scale: np.float32
+) -> np.ndarray:
+    old, new, columns = map(torch.from_numpy, (original, calibrated, np.append(tail_mask, False)))
+    return torch.where(columns, (new * scale).masked_fill(new < threshold, 0), old).numpy()
 
 
-def argsort_descending_numpy(scores):
+def argsort_descending_numpy(scores: np.ndarray) -> np.ndarray:
     return np.argsort(-scores.astype(np.int64), kind="stable").astype(np.int32)
 
 
-def argsort_descending_torch(scores):
+def argsort_descending_torch(scores: np.ndarray) -> np.ndarray:
     order = torch.from_numpy(scores.astype(np.int64)).argsort(descending=True, stable=True)
     return order.numpy().astype(np.int32)
 
 
-def _encode(pasted):
+def _scores_per_class(labels: np.ndarray, scores: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N, K+1) float32, each box's score (N,) in the column of its label (N,), 0 elsewhere."""
+    per_class = np.zeros((len(scores), num_classes + 1), np.float32)
+    per_class[np.arange(len(scores)), labels] = scores
+    return per_class
+
+
+def _encode(pasted: np.ndarray) -> list[dict]:
+    """Masks (N, height, width) uint8 as compressed COCO RLE."""
     size = list(pasted.shape[1:])
     counts = coco_mask.encode(np.asfortranarray(pasted.transpose(1, 2, 0)))
     return [{"size": size, "counts": c["counts"].decode()} for c in counts]
 
 
-def _iou(box, boxes):
-    """float32, in the order of operations of torchvision's CPU kernel."""
-    corner = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    inter = np.maximum(np.float32(0), corner[1] - corner[0]).prod(axis=1)
+def _iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of a box (4,) with boxes (N, 4), in float32 in the order of operations of torchvision's CPU kernel."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    intersection = np.maximum(np.float32(0), high - low).prod(axis=1)
     area, areas = (box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (inter / (area + areas - inter)).astype(np.float64)
+        return (intersection / (area + areas - intersection)).astype(np.float64)
 
 
-EQUIVALENTS = {
+EQUIVALENTS: dict[str, dict[str, Callable]] = {
     "class_nms": {"numba": class_nms, "numpy": class_nms_numpy, "torch": class_nms_torch},
+    "batched_nms": {"numba": batched_nms, "numpy": batched_nms_numpy, "torch": batched_nms_torch},
     "replace_columns": {"numba": replace_columns, "numpy": replace_columns_numpy, "torch": replace_columns_torch},
     "argsort_descending": {
         "numba": argsort_descending,
@@ -114,3 +169,4 @@ EQUIVALENTS = {
     },
     "encode_masks": {"numba": encode_masks, "numpy": encode_masks_numpy, "torch": encode_masks_torch},
 }
+"""Each kernel's functions by framework. All return the same, bit for bit."""

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuse.ops import nms
-from fuse.ops.nms import class_nms
+from fuse.ops.nms import batched_nms, class_nms
+from fuse.ops.nms_kernels import nms_by_class
 from tests.equivalents import EQUIVALENTS
 
 REFERENCE = EQUIVALENTS["class_nms"]
+REFERENCES = pytest.mark.parametrize("reference", ["numpy", pytest.param("torch", marks=pytest.mark.framework)])
 
 
 def assert_same(found, expected):
@@ -44,6 +46,7 @@ def quantised(scores, steps):
     return (np.floor(scores * steps) / np.float32(steps)).astype(np.float32)
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize(
     ("steps", "objects", "specific", "threshold"),
     [
@@ -63,12 +66,14 @@ def test_equals_torchvision_class_by_class_at_lvis_size(steps, objects, specific
     assert_same(found, REFERENCE["torch"](boxes, scores, 0.5, threshold, 300))
 
 
+@pytest.mark.framework
 def test_equals_torchvision_when_all_scores_are_equal():
     boxes, scores = detector_like(rois=200)
     scores[:] = 1 / 1231
     assert_same(class_nms(boxes, scores), REFERENCE["torch"](boxes, scores))
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize("specific", [False, True])
 @pytest.mark.parametrize(("rois", "classes", "threshold"), [(300, 100, 0.0), (1000, 1230, 1e-4)])
 def test_equals_torchvision_without_cap(rois, classes, threshold, specific):
@@ -77,8 +82,9 @@ def test_equals_torchvision_without_cap(rois, classes, threshold, specific):
     assert_same(class_nms(*arguments), REFERENCE["torch"](*arguments))
 
 
+@REFERENCES
 @pytest.mark.parametrize("iou", [0.1, 0.7, 1 / 3, float(np.float32(0.7)), float(np.float32(1 / 3))])
-def test_thresholds_that_float32_does_not_have_decide_as_they_are(iou):
+def test_thresholds_that_float32_does_not_have_decide_as_they_are(iou, reference):
     """Boxes whose IoU with the first is within a few roundings of the threshold."""
     near, lengths = np.float32(iou).view(np.int32) + np.arange(-8, 9, dtype=np.int32), set()
     for height in near.view(np.float32):
@@ -86,7 +92,7 @@ def test_thresholds_that_float32_does_not_have_decide_as_they_are(iou):
         scores = np.array([[0.9, 0], [0.8, 0]], np.float32)
         found = class_nms(boxes, scores, iou)
         lengths.add(len(found[0]))
-        assert_same(found, REFERENCE["torch"](boxes, scores, iou))
+        assert_same(found, REFERENCE[reference](boxes, scores, iou))
     assert lengths == {1, 2}
 
 
@@ -121,6 +127,7 @@ def inputs(draw):
     return boxes, scores.astype(np.float32)
 
 
+@REFERENCES
 @settings(max_examples=150, deadline=None)
 @given(
     inputs(),
@@ -129,14 +136,13 @@ def inputs(draw):
     st.sampled_from([None, -1, 0, 1, 7, 300]),
     st.sampled_from([1, 3, 2048]),
 )
-def test_equals_both_references_on_the_decision_boundary(arrays, iou, threshold, limit, first):
+def test_equals_the_references_on_the_decision_boundary(reference, arrays, iou, threshold, limit, first):
     boxes, scores = arrays
     threshold = float(np.float32(threshold))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nms, "_FIRST", first)
+        patch.setattr(nms, "FIRST_BLOCKS", first)
         found = class_nms(boxes, scores, iou, threshold, limit)
-    assert_same(found, REFERENCE["numpy"](boxes, scores, iou, threshold, limit))
-    assert_same(found, REFERENCE["torch"](boxes, scores, iou, threshold, limit))
+    assert_same(found, REFERENCE[reference](boxes, scores, iou, threshold, limit))
 
 
 def test_a_cap_gives_the_beginning_of_the_uncapped_result():
@@ -147,15 +153,39 @@ def test_a_cap_gives_the_beginning_of_the_uncapped_result():
         assert_same(capped, [part[:limit] for part in everything])
 
 
-def test_thresholds_by_class():
+@REFERENCES
+def test_thresholds_by_class(reference):
     boxes, scores = detector_like(rois=100, classes=70)
-    thresholds = np.linspace(0, 0.1, 70).astype(np.float32)
-    blanked = np.where(scores[:, :-1] > thresholds, scores[:, :-1], 0)
-    blanked = np.concatenate([blanked, scores[:, -1:]], axis=1)
-    assert_same(class_nms(boxes, scores, score_threshold=thresholds), REFERENCE["numpy"](boxes, blanked))
+    arguments = boxes, scores, 0.5, np.linspace(0, 0.1, 70).astype(np.float32), 300
+    assert_same(class_nms(*arguments), REFERENCE[reference](*arguments))
 
 
-def test_threshold_is_strict_and_zero_area_boxes_suppress_nothing():
+def test_the_example_of_nms_by_class():
+    """The six candidates of its docstring, with boxes shared by the classes and with equal class-specific boxes."""
+    roi_index, class_index = np.array([0, 0, 1, 1, 2, 2], np.int32), np.array([0, 1, 0, 1, 0, 1], np.int32)
+    score = np.array([0.6, 0.9, 0.8, 0.7, 0.4, 0.5], np.float32).view(np.uint32)
+    boxes = np.array([[0, 0, 8, 8], [0, 0, 8, 7], [20, 0, 28, 8]], np.float32)[:, None]
+    kept = [1, 2, 5, 4]
+    for limit, some_boxes in ((6, boxes), (3, boxes.repeat(2, axis=1))):
+        found = nms_by_class(roi_index, class_index, score, some_boxes, 2, np.float32(0.5), limit)
+        expected = roi_index[kept].astype(np.int64), class_index[kept].astype(np.int64), score[kept]
+        assert_same(found, [column[:limit] for column in expected])
+
+
+@REFERENCES
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1 / 3, 0.5, 1.0]), st.sampled_from([None, -1, 0, 1, 12]))
+def test_batched_nms_equals_the_references_on_the_decision_boundary(reference, seed, iou, limit):
+    rng = np.random.default_rng(seed)
+    count, corner = rng.integers(0, 80), rng.integers(0, 6, (80, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(0, 4, (80, 2))], axis=1).astype(np.float32)[:count]
+    labels, scores = rng.integers(0, 3, count), (rng.integers(0, 9, count) / np.float32(8)).astype(np.float32)
+    found = batched_nms(boxes, labels, scores, 3, iou, limit)
+    expected = EQUIVALENTS["batched_nms"][reference](boxes, labels, scores, 3, iou, limit)
+    assert_same([found], [expected])
+
+
+def test_threshold_is_strict_and_zero_area_boxes_remove_nothing():
     boxes = np.array([[1, 1, 1, 5], [1, 1, 1, 5]], np.float32)
     scores = np.array([[0.5, 0.05, 0.0], [0.05, 0.0, 0.0]], np.float32)
     roi, cls, score = class_nms(boxes, scores, score_threshold=np.float32(0.05))

@@ -1,1 +1,1 @@
-"""The Numba kernels and their public functions: NMS, score fusion, mask encoding."""
+"""Numba kernels and their public functions: NMS, score fusion, mask encoding."""

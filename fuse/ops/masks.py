@@ -1,8 +1,8 @@
-"""Class-agnostic mask probabilities pasted into the image and encoded as COCO run lengths, in one pass.
+"""Pastes class-agnostic mask probabilities into the image and encodes them as COCO RLE, in one pass.
 
-Pasting is that of detectron2 and mmdetection: the probability at a pixel's centre, interpolated bilinearly in the
-continuous box with zeros around it, is mask from 0.5 on. Only pixels whose centre is in the box can reach 0.5, so
-nothing else is looked at, and the runs are written straight from them.
+Pasting is that of detectron2 and mmdetection: a pixel is foreground if the probability at its centre, interpolated
+bilinearly over the box with zeros around it, is at least 0.5. Only pixels whose centre is in the box can be
+foreground, so no others are computed, and no mask of the image's size is made.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from itertools import pairwise
 import numba
 import numpy as np
 
-_HALF = np.float32(127.5)  # probability 0.5 in uint8 units
+HALF = np.float32(127.5)
+"""Probability 0.5 in units of uint8."""
+MAX_RUN_CHARS = 7
+"""Characters of a run in COCO's string."""
 
 
 def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
-    """Masks at image size as compressed COCO RLE.
+    """Returns masks at image size as compressed COCO RLE.
 
     Args:
         masks: (N, M, M) uint8, mask probability in the box times 255.
@@ -24,7 +27,7 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
         height, width: of the image.
 
     Returns:
-        N records `{"size": [height, width], "counts": str}`; a mask without a pixel is a legal record of area 0.
+        N records `{"size": [height, width], "counts": str}`. A mask without foreground is a valid record of area 0.
 
     Raises:
         ValueError: another dtype or shape, or boxes that are not finite.
@@ -36,21 +39,21 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
         raise ValueError(f"boxes have shape {boxes.shape}, expected {(len(masks), 4)}")
     if not np.isfinite(boxes).all():
         raise ValueError("boxes contain NaN or infinity")
-    text, ends = _encode(masks, boxes, height, width)
-    text = text.tobytes().decode("ascii")
+    codes, ends = _encode(masks, boxes, height, width)
+    text = codes.tobytes().decode("ascii")
     spans = pairwise([0, *ends.tolist()])
     return [{"size": [height, width], "counts": text[start:end]} for start, end in spans]
 
 
 @numba.njit(nogil=True)
-def _encode(masks, boxes, height, width):
-    """The strings of all masks one after the other, uint8 ASCII codes, and where each ends, (N,) int64."""
+def _encode(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the concatenated strings of all masks, uint8 ASCII codes, and where each ends, (N,) int64."""
     runs, ends = np.empty(height * width + 2, np.int64), np.empty(len(masks), np.int64)
     text, length = np.empty(256 * len(masks), np.uint8), 0
     for i in range(len(masks)):
         count = _paste_runs(masks[i], boxes[i], height, width, runs)
-        if text.size < length + count * 7:  # a run takes at most seven characters
-            longer = np.empty(2 * (length + count * 7), np.uint8)
+        if text.size < length + count * MAX_RUN_CHARS:
+            longer = np.empty(2 * (length + count * MAX_RUN_CHARS), np.uint8)
             longer[:length] = text[:length]
             text = longer
         length += _compress(runs, count, text[length:])
@@ -59,26 +62,30 @@ def _encode(masks, boxes, height, width):
 
 
 @numba.njit(nogil=True)
-def _paste_runs(mask, box, height, width, runs):
-    """Column-major run lengths of the pasted mask, first of zeros, into `runs`; returns how many.
+def _paste_runs(mask: np.ndarray, box: np.ndarray, height: int, width: int, runs: np.ndarray) -> int:
+    """Writes the run lengths of the pasted mask to `runs`: column-major, background first. Returns their number.
 
-    `mask` (M, M) uint8, `box` (4,) float32 xyxy, `runs` int64 with room for height * width + 2.
+    Args:
+        mask: (M, M) uint8.
+        box: (4,) float32 xyxy.
+        height, width: of the image.
+        runs: int64, with room for height * width + 2.
     """
     side = mask.shape[0]
     x1, y1, x2, y2 = box
-    left, right = _inside(x1, x2, width)
-    top, bottom = _inside(y1, y2, height)
+    left, right = _pixel_range(x1, x2, width)
+    top, bottom = _pixel_range(y1, y2, height)
     count, start, inside = 0, 0, False
     if x2 > x1 and y2 > y1 and left <= right and top <= bottom:
-        rows, row_weights = _cells(top, bottom, y1, y2, side)
-        columns, column_weights = _cells(left, right, x1, x2, side)
-        full_height = top == 0 and bottom == height - 1  # only then does a run go on in the next column
+        rows, row_weights = _interpolation(top, bottom, y1, y2, side)
+        columns, column_weights = _interpolation(left, right, x1, x2, side)
+        full_height = top == 0 and bottom == height - 1  # else every run ends in its column
         line = np.zeros(side + 2, np.float32)
         for x in range(left, right + 1):
-            _blend(mask, columns[x - left], column_weights[x - left], line)
+            _interpolate_column(mask, columns[x - left], column_weights[x - left], line)
             for y in range(top, bottom + 1):
                 i, weight = rows[y - top], row_weights[y - top]
-                if (line[i] + weight * (line[i + 1] - line[i]) >= _HALF) != inside:
+                if (line[i] + weight * (line[i + 1] - line[i]) >= HALF) != inside:
                     runs[count] = x * height + y - start
                     count, start, inside = count + 1, x * height + y, not inside
             if inside and not (full_height and x < right):
@@ -91,17 +98,19 @@ def _paste_runs(mask, box, height, width, runs):
 
 
 @numba.njit(nogil=True)
-def _inside(low, high, size):
-    """First and last pixel whose centre is in [low, high] and in the image; first > last if there is none."""
+def _pixel_range(low: np.float32, high: np.float32, size: int) -> tuple[int, int]:
+    """The first and the last pixel of the image whose centre is in [low, high]; first > last if there is none."""
     first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
     return int(min(max(first, 0.0), size)), int(max(min(last, size - 1.0), -1.0))
 
 
 @numba.njit(nogil=True)
-def _cells(first, last, low, high, side):
-    """Of each pixel centre the lower of its two cells, counted in a mask padded by one, and the upper's weight.
+def _interpolation(
+    first: int, last: int, low: np.float32, high: np.float32, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lower of the two mask cells that each pixel is interpolated from, and the weight of the upper.
 
-    (P,) int64 and (P,) float32 for the P = last - first + 1 pixels.
+    Cells are counted in the mask padded by one cell. Returns (P,) int64 and (P,) float32, P = last - first + 1.
     """
     cells, weights = np.empty(last - first + 1, np.int64), np.empty(last - first + 1, np.float32)
     for pixel in range(first, last + 1):
@@ -112,8 +121,8 @@ def _cells(first, last, low, high, side):
 
 
 @numba.njit(nogil=True)
-def _blend(mask, column, weight, line):
-    """Fills `line[1:-1]`, of (M + 2,) float32, with the (M, M) mask's column at a fractional place."""
+def _interpolate_column(mask: np.ndarray, column: int, weight: np.float32, line: np.ndarray) -> None:
+    """Fills `line[1:-1]`, of (M + 2,) float32, with the mask (M, M) interpolated between `column` - 1 and `column`."""
     side = mask.shape[0]
     for j in range(side):
         low = np.float32(mask[j, column - 1]) if column > 0 else np.float32(0)
@@ -122,12 +131,12 @@ def _blend(mask, column, weight, line):
 
 
 @numba.njit(nogil=True)
-def _compress(runs, count, text):
-    """COCO's string of run lengths: 5 bits a character, differences from the fourth; returns its length.
+def _compress(runs: np.ndarray, count: int, text: np.ndarray) -> int:
+    """Writes `runs[:count]` int64 to `text` uint8 as COCO's string, in ASCII codes. Returns its length.
 
-    Reads `runs[:count]` int64, fills `text` uint8 with ASCII codes.
+    Five bits per character; from the fourth run on, the difference to the run two before.
     """
-    n = 0
+    length = 0
     for i in range(count):
         value = runs[i] - runs[i - 2] if i > 2 else runs[i]
         more = True
@@ -135,6 +144,6 @@ def _compress(runs, count, text):
             low = value & 31
             value >>= 5
             more = value != -1 if low & 16 else value != 0
-            text[n] = low + 48 + (32 if more else 0)
-            n += 1
-    return n
+            text[length] = low + 48 + (32 if more else 0)
+            length += 1
+    return length

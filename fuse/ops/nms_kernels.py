@@ -1,7 +1,7 @@
-"""The kernels of `fuse.ops.nms`: candidates picked from the scores, sorted, and suppressed class by class.
+"""Numba kernels of `fuse.ops.nms`: select candidates from the scores, sort them, run greedy NMS per class.
 
-While no score is negative, the bits of float32 have the order of the numbers: so scores are uint32 here. Letters in
-shapes: `R` RoIs, `K` classes, `N` candidates.
+Scores are the uint32 bits of non-negative float32 values, which have the same order.
+Letters in shapes: `R` RoIs, `K` classes, `N` candidates.
 """
 
 from __future__ import annotations
@@ -9,64 +9,80 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-_STRETCH = 64  # classes per maximum: long enough for vector instructions, short enough to skip most of the scores
-_DIGIT = 11  # bits sorted by at once
-_BLOCK = 16  # boxes compared at once
-_MANY = 16  # candidates of each box that the classes share, from which on all its overlaps are found beforehand
+from fuse.ops.iou_kernels import EMPTY_BOX, STEP_BOXES, as_box, overlap_bitmasks, overlaps_any, set_box, zero_columns
+
+BLOCK_CLASSES = 64
+"""Classes per block maximum: enough for vector instructions, few enough to skip most scores."""
+RADIX_BITS = 11
+"""Bits per pass of the radix sort."""
+BITMASK_CANDIDATES_PER_BOX = 16
+"""With more candidates than this per shared box, the IoU of all pairs of boxes is computed once for all classes."""
 
 
 @numba.njit(nogil=True)
-def block_maxima(bits: np.ndarray) -> tuple[np.ndarray, np.uint32]:
-    """The maximum of each stretch of classes without background, (R, ceil(K / _STRETCH)) uint32, and that of all.
+def block_maxima(scores: np.ndarray) -> tuple[np.ndarray, np.uint32]:
+    """Returns the maximum of each block of `BLOCK_CLASSES` classes, and the maximum of all scores.
 
-    `bits` (R, K+1) uint32; the maximum of all is with background.
+    Args:
+        scores: (R, K+1) uint32, background last.
+
+    Returns:
+        (R, ceil(K / BLOCK_CLASSES)) uint32 without background; and a uint32, background included.
     """
-    rois, classes = bits.shape[0], bits.shape[1] - 1
-    maxima = np.empty((rois, (classes + _STRETCH - 1) // _STRETCH), np.uint32)
+    num_rois, num_classes = scores.shape[0], scores.shape[1] - 1
+    maxima = np.empty((num_rois, (num_classes + BLOCK_CLASSES - 1) // BLOCK_CLASSES), np.uint32)
     largest = np.uint32(0)
-    for r in range(rois):
-        row = bits[r, :classes]
-        largest = max(largest, bits[r, classes])
-        for s in range(maxima.shape[1]):
-            stretch = row[s * _STRETCH : (s + 1) * _STRETCH]
+    for r in range(num_rois):
+        row = scores[r, :num_classes]
+        largest = max(largest, scores[r, num_classes])
+        for b in range(maxima.shape[1]):
+            block = row[b * BLOCK_CLASSES : (b + 1) * BLOCK_CLASSES]
             maximum = np.uint32(0)
-            for i in range(stretch.size):  # an index loop becomes vector instructions, iterating over values does not
-                maximum = max(maximum, stretch[i])
-            maxima[r, s] = maximum
+            for i in range(block.size):  # vectorized; a loop over the values themselves is not
+                maximum = max(maximum, block[i])
+            maxima[r, b] = maximum
             largest = max(largest, maximum)
     return maxima, largest
 
 
 @numba.njit(nogil=True)
-def candidates(
-    scores: np.ndarray, maxima: np.ndarray, floors: np.ndarray, cut: np.uint32
+def select_candidates(
+    scores: np.ndarray, maxima: np.ndarray, class_thresholds: np.ndarray, min_score: np.uint32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """RoI, class and score of the scores from `cut` on that exceed their class's floor, row by row, (N,) each.
+    """Returns the scores that are at least `min_score` and above the threshold of their class, in row-major order.
 
-    `scores` (R, K+1), `floors` (K,) and `cut` uint32, `maxima` of `block_maxima`; RoI and class int32, score uint32.
+    Args:
+        scores: (R, K+1) uint32, background last.
+        maxima: of `block_maxima`.
+        class_thresholds: (K,) uint32.
+        min_score: over all classes.
+
+    Returns:
+        roi_index (N,) int32, class_index (N,) int32, score (N,) uint32.
     """
-    rois, classes = scores.shape[0], scores.shape[1] - 1
-    size = (maxima >= cut).sum() * _STRETCH  # room for every score of these stretches: what stays empty costs nothing
-    roi, label, score, n = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint32), 0
-    for r in range(rois):
-        row = scores[r, :classes]
-        for s in range(maxima.shape[1]):
-            if maxima[r, s] >= cut:
-                stretch = row[s * _STRETCH : (s + 1) * _STRETCH]
-                for i in range(stretch.size):
-                    if stretch[i] >= cut and stretch[i] > floors[s * _STRETCH + i]:
-                        roi[n], label[n], score[n] = r, s * _STRETCH + i, stretch[i]
+    num_rois, num_classes = scores.shape[0], scores.shape[1] - 1
+    size = (maxima >= min_score).sum() * BLOCK_CLASSES  # an upper bound; memory that is never written costs nothing
+    roi_index, class_index, score = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint32)
+    n = 0
+    for r in range(num_rois):
+        row = scores[r, :num_classes]
+        for b in range(maxima.shape[1]):
+            if maxima[r, b] >= min_score:
+                block = row[b * BLOCK_CLASSES : (b + 1) * BLOCK_CLASSES]
+                for i in range(block.size):
+                    if block[i] >= min_score and block[i] > class_thresholds[b * BLOCK_CLASSES + i]:
+                        roi_index[n], class_index[n], score[n] = r, b * BLOCK_CLASSES + i, block[i]
                         n += 1
-    return roi[:n], label[:n], score[:n]
+    return roi_index[:n], class_index[:n], score[:n]
 
 
 @numba.njit(nogil=True)
 def argsort_descending(scores: np.ndarray) -> np.ndarray:
-    """(N,) int32 positions of falling scores (N,) uint32, the earlier of equals first; by radix."""
+    """Returns the (N,) int32 indices that sort `scores` (N,) uint32 in descending order: a stable radix sort."""
     order, other = np.arange(scores.size).astype(np.int32), np.empty(scores.size, np.int32)
-    mask = np.uint32((1 << _DIGIT) - 1)
-    for shift in range(0, 32, _DIGIT):
-        starts = np.zeros((1 << _DIGIT) + 1, np.int64)
+    mask = np.uint32((1 << RADIX_BITS) - 1)
+    for shift in range(0, 32, RADIX_BITS):
+        starts = np.zeros((1 << RADIX_BITS) + 1, np.int64)
         for i in range(scores.size):
             starts[np.int64(mask - (scores[i] >> np.uint32(shift) & mask)) + 1] += 1
         starts = np.cumsum(starts)
@@ -80,146 +96,122 @@ def argsort_descending(scores: np.ndarray) -> np.ndarray:
 
 @numba.njit(nogil=True)
 def nms_by_class(
-    roi: np.ndarray,
-    label: np.ndarray,
+    roi_index: np.ndarray,
+    class_index: np.ndarray,
     score: np.ndarray,
     boxes: np.ndarray,
-    classes: int,
+    num_classes: int,
     iou_threshold: np.float32,
-    limit: int,
+    max_detections: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best `limit` candidates whose IoU with each better one of their class that is kept is within the threshold.
+    """Runs greedy NMS on each class by itself and returns the best `max_detections` of all classes.
+
+    Example: 3 RoIs, 2 classes. The IoU of RoIs 0 and 1 is above the threshold; RoI 2 overlaps neither.
+
+        candidate     0   1   2   3   4   5
+        roi_index     0   0   1   1   2   2
+        class_index   0   1   0   1   0   1
+        score        .6  .9  .8  .7  .4  .5
+
+        grouped       0   2   4 | 1   3   5     candidates, class by class
+        order         3   1   4   0   5   2     positions in `grouped`, best first
+        queue         1   0   2 | 3   4   5     positions in `grouped`, class by class, best first
+        keep          -   +   + | +   -   +     by position: 1 removes 0, and 3 removes 4
+        kept          1   2   5   4             candidates of the positions in `order` that are kept
 
     Args:
-        roi, label, score: candidates as `candidates` returns them, each class's by ascending RoI.
-        boxes: (R, 1, 4) or (R, K, 4) float32 xyxy.
-        classes: K.
-        iou_threshold, limit: of suppression, and of all classes together.
+        roi_index, class_index, score: candidates, (N,) each; those of one class by ascending RoI.
+        boxes: (R, 1, 4) shared by the classes, or (R, K, 4); float32 xyxy.
+        num_classes: K.
+        iou_threshold: a kept box removes boxes of its class whose IoU with it is above this.
+        max_detections: of all classes together.
 
     Returns:
-        roi_index (D,) int64, class_index (D,) int64, score (D,) uint32, best first; equals by class and then by RoI.
+        roi_index (D,) int64, class_index (D,) int64, score (D,) uint32, best first; equal scores by class, then RoI.
     """
-    sizes = np.zeros(classes, np.int64)
-    for c in label:
-        sizes[c] += 1
-    ends = np.cumsum(sizes)
-    places = ends - sizes
-    by_class, box = np.empty(roi.size, np.int32), np.empty((roi.size, 4), np.float32)
-    for n in range(roi.size):  # as they lie in memory: a box here and there of many megabytes takes longer
-        c = label[n]
-        source = boxes[roi[n], c if boxes.shape[1] > 1 else 0]
-        by_class[places[c]] = n
-        for i in range(4):
-            box[places[c], i] = source[i]
-        places[c] += 1
-    order = argsort_descending(score[by_class])
-    places, queue = ends - sizes, np.empty(roi.size, np.int32)
-    for p in order:
-        c = label[by_class[p]]
-        queue[places[c]] = p
-        places[c] += 1
-    if boxes.shape[1] == 1 and roi.size > _MANY * len(boxes):
-        kept = _bitmask_nms(queue, ends, roi[by_class], boxes[:, 0], iou_threshold)
+    offsets = _class_offsets(class_index, num_classes)
+    grouped = _group_by_class(np.arange(score.size).astype(np.int32), class_index, offsets)
+    order = argsort_descending(score[grouped])
+    queue = _group_by_class(order, class_index[grouped], offsets)
+    if boxes.shape[1] == 1 and score.size > BITMASK_CANDIDATES_PER_BOX * len(boxes):
+        keep = _bitmask_nms(queue, offsets, roi_index[grouped], boxes[:, 0], iou_threshold)
     else:
-        kept = _greedy_nms(queue, ends, box, iou_threshold)
-    count = min(limit, kept.sum())
-    roi_index, class_index = np.empty(count, np.int64), np.empty(count, np.int64)
-    values, found = np.empty(count, np.uint32), 0
-    for p in order:
-        if found == count:
-            break
-        if kept[p]:
-            n = by_class[p]
-            roi_index[found], class_index[found], values[found] = roi[n], label[n], score[n]
-            found += 1
-    return roi_index, class_index, values
+        keep = _greedy_nms(queue, offsets, _gather_boxes(boxes, roi_index, class_index, offsets), iou_threshold)
+    kept = grouped[order[keep[order]][:max_detections]]
+    return roi_index[kept].astype(np.int64), class_index[kept].astype(np.int64), score[kept]
 
 
 @numba.njit(nogil=True)
-def _greedy_nms(queue, ends, boxes, iou_threshold):
-    """(N,) bool: which `boxes` (N, 4) are kept; `queue[ends[c - 1] : ends[c]]` are those of class c, best first."""
-    kept, start, largest = np.zeros(queue.size, np.bool_), 0, 0
-    for end in ends:
-        start, largest = end, max(largest, end - start)
-    # The kept boxes of one class, in arrays of their own: only of such are vector instructions made.
-    room = largest + _BLOCK
-    left, top, right = np.zeros(room, np.float32), np.zeros(room, np.float32), np.zeros(room, np.float32)
-    bottom, areas = np.zeros(room, np.float32), np.zeros(room, np.float32)
-    start = 0
-    for end in ends:
+def _class_offsets(class_index: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns (K+1,) int64: grouped by class, the candidates of class c are at `offsets[c]:offsets[c + 1]`."""
+    offsets = np.zeros(num_classes + 1, np.int64)
+    for c in class_index:
+        offsets[c + 1] += 1
+    return np.cumsum(offsets)
+
+
+@numba.njit(nogil=True)
+def _group_by_class(indices: np.ndarray, class_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Groups `indices` (N,) int32 by class, stable; index i has class `class_index[i]`."""
+    grouped, places = np.empty_like(indices), offsets.copy()
+    for i in indices:
+        c = class_index[i]
+        grouped[places[c]] = i
+        places[c] += 1
+    return grouped
+
+
+@numba.njit(nogil=True)
+def _gather_boxes(boxes: np.ndarray, roi_index: np.ndarray, class_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Returns the boxes of the candidates, class by class, (N, 4) float32.
+
+    Reads `boxes` in memory order, because random reads of many megabytes are slow.
+    """
+    gathered, places = np.empty((roi_index.size, 4), np.float32), offsets.copy()
+    for n in range(roi_index.size):
+        c = class_index[n]
+        box = boxes[roi_index[n], c if boxes.shape[1] > 1 else 0]
+        for i in range(4):
+            gathered[places[c], i] = box[i]
+        places[c] += 1
+    return gathered
+
+
+@numba.njit(nogil=True)
+def _greedy_nms(queue: np.ndarray, offsets: np.ndarray, boxes: np.ndarray, iou_threshold: np.float32) -> np.ndarray:
+    """Returns (N,) bool: which of `boxes` (N, 4) are kept. `queue` (N,) has their indices by class, best first."""
+    keep = np.zeros(queue.size, np.bool_)
+    kept = zero_columns(np.diff(offsets).max() + STEP_BOXES)  # the kept boxes of one class
+    for c in range(offsets.size - 1):
         count = 0
-        for p in queue[start:end]:
-            x1, y1, x2, y2 = boxes[p, 0], boxes[p, 1], boxes[p, 2], boxes[p, 3]
-            area = (x2 - x1) * (y2 - y1)
-            if not _overlaps(left, top, right, bottom, areas, count, x1, y1, x2, y2, area, iou_threshold):
-                left[count], top[count], right[count], bottom[count], areas[count] = x1, y1, x2, y2, area
+        for p in queue[offsets[c] : offsets[c + 1]]:
+            box = as_box(boxes[p])
+            if not overlaps_any(box, kept, count, iou_threshold):
+                set_box(kept, count, box)
                 count += 1
-                kept[p] = True
-        for array in (left, top, right, bottom, areas):
-            array[:count] = 0
-        start = end
-    return kept
+                keep[p] = True
+        for i in range(count):
+            set_box(kept, i, EMPTY_BOX)
+    return keep
 
 
 @numba.njit(nogil=True)
-def _bitmask_nms(queue, ends, roi, boxes, iou_threshold):
-    """`_greedy_nms` where the classes share their `boxes` (R, 4), candidate p being of box `roi[p]`.
+def _bitmask_nms(
+    queue: np.ndarray, offsets: np.ndarray, roi_index: np.ndarray, boxes: np.ndarray, iou_threshold: np.float32
+) -> np.ndarray:
+    """Returns the same as `_greedy_nms` where the classes share `boxes` (R, 4); position p has box `roi_index[p]`.
 
-    What each box suppresses is noted beforehand, one bit for every other.
+    First computes the boxes that each box overlaps, as one bit per pair, for all classes.
     """
-    rois, words = len(boxes), (len(boxes) + 63) // 64
-    left, top, right = (
-        np.zeros(words * 64, np.float32),
-        np.zeros(words * 64, np.float32),
-        np.zeros(words * 64, np.float32),
-    )
-    bottom, areas = np.zeros(words * 64, np.float32), np.zeros(words * 64, np.float32)
-    left[:rois], top[:rois], right[:rois], bottom[:rois] = boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3]
-    areas[:rois] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    suppressed_by = np.empty((rois, words), np.uint64)
-    for r in range(rois):
-        _overlap_bits(left, top, right, bottom, areas, r, iou_threshold, suppressed_by[r])
-    kept, start, suppressed = np.zeros(queue.size, np.bool_), 0, np.empty(words, np.uint64)
-    for end in ends:
-        suppressed[:] = 0
-        for p in queue[start:end]:
-            if not suppressed[roi[p] >> 6] >> np.uint64(roi[p] & 63) & np.uint64(1):
-                kept[p] = True
-                more = suppressed_by[roi[p]]
-                for w in range(words):
-                    suppressed[w] |= more[w]
-        start = end
-    return kept
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _overlap_bits(left, top, right, bottom, areas, r, iou_threshold, bits):
-    """Fills `bits` (W,) uint64 with whether the IoU of box r with each of W * 64 exceeds the threshold."""
-    zero, hits = np.float32(0), np.empty(left.size, np.uint8)
-    x1, y1, x2, y2, area = left[r], top[r], right[r], bottom[r], areas[r]
-    for i in range(left.size):
-        width = max(zero, min(x2, right[i]) - max(x1, left[i]))
-        height = max(zero, min(y2, bottom[i]) - max(y1, top[i]))
-        inter = width * height
-        hits[i] = inter / (areas[i] + area - inter) > iou_threshold
-    for w in range(bits.size):
-        of_word, word = hits[w * 64 : (w + 1) * 64], np.uint64(0)
-        for i in range(64):
-            word |= np.uint64(of_word[i]) << np.uint64(i)
-        bits[w] = word
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _overlaps(left, top, right, bottom, areas, count, x1, y1, x2, y2, area, iou_threshold):
-    """Whether the IoU of a box with one of the first `count` of others exceeds the threshold.
-
-    float32 in the order of operations of torchvision's CPU kernel. Whole blocks are compared, without a remainder:
-    what lies behind the others are boxes of 0, which overlap nothing.
-    """
-    zero, hits = np.float32(0), 0
-    for i in range((count + _BLOCK - 1) // _BLOCK * _BLOCK):
-        width = max(zero, min(x2, right[i]) - max(x1, left[i]))
-        height = max(zero, min(y2, bottom[i]) - max(y1, top[i]))
-        inter = width * height
-        hits += inter / (areas[i] + area - inter) > iou_threshold
-    return hits > 0
+    bitmasks = overlap_bitmasks(boxes, iou_threshold)
+    keep, removed = np.zeros(queue.size, np.bool_), np.empty(bitmasks.shape[1], np.uint64)
+    for c in range(offsets.size - 1):
+        removed[:] = 0
+        for p in queue[offsets[c] : offsets[c + 1]]:
+            r = roi_index[p]
+            if not removed[r >> 6] >> np.uint64(r & 63) & np.uint64(1):
+                keep[p] = True
+                overlapping = bitmasks[r]
+                for w in range(removed.size):
+                    removed[w] |= overlapping[w]
+    return keep
