@@ -38,7 +38,11 @@ def main(arguments: list[str]) -> None:
         keep_metrics(name, Path(source))
     fill(ROOT / "README.md", {"readme": readme_table})
     accuracy = {name: partial(sweep_table, name) for name in SWEEPS}
-    others = {"recall": recall_table, "folding": partial(accuracy_table, columns=BINS), "live": live_table}
+    others: dict[str, Callable[[pd.DataFrame], str]] = {
+        "recall": recall_table,
+        "folding": partial(accuracy_table, columns=BINS),
+        "live": live_table,
+    }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
     fill(ROOT / "docs" / "results.md", {**accuracy, **tables})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
@@ -59,11 +63,10 @@ def fill(document: Path, tables: dict[str, Callable[[], str]]) -> None:
     """Replaces the blocks of a document. Raises ValueError for a block that is missing."""
     text = document.read_text()
     for name, table in tables.items():
-        pattern = rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)"
-        if not re.search(pattern, text, flags=re.S):
+        block = re.search(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", text, flags=re.S)
+        if block is None:
             raise ValueError(f"{document}: has no block results:{name}")
-        block = table()
-        text = re.sub(pattern, lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text, flags=re.S)
+        text = f"{text[: block.end(1)]}{table()}\n{text[block.start(2) :]}"
     document.write_text(text)
 
 

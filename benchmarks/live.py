@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,7 @@ def time_framework(config: Config, framework: str) -> list[dict[str, str | float
     for threshold, head_type in (case for case in CASES if case[0] in config.thresholds):
         live = CalibratedDetector(subject.detector, make_head(subject.detector, head_type), score_threshold=threshold)
 
-        def own(threshold: float = threshold) -> None:
-            subject.infer(image, threshold)
-
-        times = compare(lambda live=live: live(image), own, config.rounds)
+        times = compare(partial(live, image), partial(subject.infer, image, threshold), config.rounds)
         case: dict[str, str | float] = dict(zip(KEYS, (framework, head_type, threshold), strict=True))
         rows.append({**case, **times, **provenance()})
         print(rows[-1], flush=True)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from calib.heads import Head, HeadInfo
+from calib.scoring import Level
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image
@@ -40,7 +41,8 @@ class Subject(NamedTuple):
 def spread_scores(subject: Subject, image: np.ndarray) -> None:
     """Sets the classifier's weights so that its scores are peaked: few classes stand out, background most of all."""
     (rois,) = subject.detector.forward([Image(0, image)], "embedding").rois
-    length = float(rois.features.float().norm(dim=-1).mean())
+    features = torch.as_tensor(rois.features)
+    length = float(features.float().norm(dim=-1).mean())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         nn.init.normal_(subject.classifier.weight, std=LOGIT_DEVIATION / length)
@@ -51,7 +53,7 @@ def spread_scores(subject: Subject, image: np.ndarray) -> None:
 
 def make_head(detector: Detector, head_type: str) -> Head:
     """A calibrated head of the detector's sizes, with the detector's own weights: only its cost matters here."""
-    level = "pooled" if head_type == "3fc_ft" else "embedding"
+    level: Level = "pooled" if head_type == "3fc_ft" else "embedding"
     (layers,) = detector.fc_layers(level)
     kept = layers if head_type == "3fc_ft" else layers[-1:]
     widths = (kept[0][0].shape[1], *(len(bias) for _, bias in kept))
@@ -60,7 +62,7 @@ def make_head(detector: Detector, head_type: str) -> Head:
         HeadInfo(
             kind=head_type,
             level=level,
-            feature_shape=tuple(rois.features.shape[2:]),
+            feature_shape=tuple(torch.as_tensor(rois.features).shape[2:]),
             widths=widths,
             frozen_layers=0,
             category_ids=tuple(range(NUM_CLASSES)),

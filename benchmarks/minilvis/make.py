@@ -120,7 +120,7 @@ def _draw(task: Task, *, emoji: str, size: int, folder: Path, category_ids: np.n
 
 
 def _annotations(image_id: int, category_ids: list[int], masks: np.ndarray) -> list[dict[str, Any]]:
-    encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    encoded: Any = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     return [
         {
             "image_id": image_id, "category_id": category,

@@ -57,13 +57,13 @@ def time_detection(folder: Path, level: str, images: int) -> Result:
 
 
 def detect_on(cpus: set[int], cache: RoICache, scorer: Scorer) -> dict[str, Detections]:
-    """Detections of both rows, with all threads of this process on these CPUs."""
+    """Detections of both modes, with all threads of this process on these CPUs."""
     before = os.sched_getaffinity(0)
     try:
         pin_threads(cpus)
-        rows = {"original": None, "cat": scorer}
         fusions = {
-            mode: Fusion.for_cache(cache, FusionConfig(mode=mode), calibrated) for mode, calibrated in rows.items()
+            "original": Fusion.for_cache(cache, FusionConfig(mode="original")),
+            "cat": Fusion.for_cache(cache, FusionConfig(mode="cat"), scorer),
         }
         return detect_many(cache, fusions)
     finally:

@@ -8,6 +8,7 @@ detections lie on objects, a third of those with a wrong class; the others lie a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def time_evaluation(annotations: dict[str, Any], classes: pd.DataFrame, iou_type
         times[engine].append(seconds(lambda: evaluate(engine)))
 
     for engine in ("hotcoco", *["hotcoco"] * ROUNDS, "lvis", *["hotcoco"] * ROUNDS):
-        memory[engine] = peak_memory(lambda engine=engine: timed(engine))
+        memory[engine] = peak_memory(partial(timed, engine))
     pd.testing.assert_frame_equal(tables["hotcoco"], tables["lvis"], rtol=0, atol=1e-9)
     ours, theirs = float(np.median(times["hotcoco"][1:])), times["lvis"][0]
     timing = Timing(ours, theirs, theirs / ours, memory["hotcoco"], memory["lvis"])

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -37,10 +37,11 @@ from extract.detectors.base import Detector, ForwardOutput, Image
 from extract.extractor import Extractor
 from extract.matching import GroundTruth, select_training_samples
 
+Split = Literal["train", "val"]
 MINILVIS = Path("data/minilvis")
 WEIGHTS = Path("benchmarks/minilvis/weights/plain.safetensors")
 BUILDER = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
-MINILVIS_IMAGES = {"train": 96, "val": 48}
+MINILVIS_IMAGES: dict[Split, int] = {"train": 96, "val": 48}
 LARGE_IMAGES, LARGE_SIZE = 3, (800, 1200)
 """Images of the large detector, and their height and width."""
 MASK_IMAGES = 4
@@ -49,10 +50,11 @@ TARGET = 1.1
 
 
 class Job(NamedTuple):
-    """An extraction to run, and its detector."""
+    """An extraction to run, its detector, and the folder of the images."""
 
     config: extract.Config
     detector: Detector
+    images: Path
 
 
 def main() -> None:
@@ -74,7 +76,9 @@ def time_extraction(case: str, job: Job, threads: int, rounds: int) -> Result:
     """Checks the cache, then times extractions into new folders."""
     config, forward = job.config, ForwardPass(job)
     with patch("extract.preparation.load_detector", lambda _: job.detector):
-        check_cache(extract.run(config), job)
+        cache = extract.run(config)
+        assert cache is not None  # None only after an estimate
+        check_cache(cache, job)
         numbers = count()
         timing = compare(
             lambda: extract.run(replace(config, out=f"{config.out}{next(numbers)}")),
@@ -103,10 +107,10 @@ class ForwardPass:
     """The detector's part of an extraction, over images that are decoded already."""
 
     def __init__(self, job: Job) -> None:
-        self._config, self._detector = job
+        self._config, self._detector, folder = job
         a = read_annotations(self._config.annotations)
         sizes = zip(a.heights.tolist(), a.widths.tolist(), strict=True)
-        pixels = [read_image(self._config.images, name, size) for name, size in zip(a.file_names, sizes, strict=True)]
+        pixels = [read_image(folder, name, size) for name, size in zip(a.file_names, sizes, strict=True)]
         self._images = [Image(int(i), image) for i, image in zip(a.image_ids, pixels, strict=True)]
         slices = [a.image_slice(i) for i in range(len(a.image_ids))]
         self._gt = [
@@ -149,7 +153,7 @@ def check_cache(cache: extract.RoICache, job: Job) -> None:
 
 
 @contextmanager
-def minilvis_job(split: str) -> Iterator[Job]:
+def minilvis_job(split: Split) -> Iterator[Job]:
     """Mini-LVIS's trained detector, and the first images of a split."""
     content = json.loads((MINILVIS / f"{split}.json").read_text())
     content["images"] = content["images"][: MINILVIS_IMAGES[split]]
@@ -158,7 +162,7 @@ def minilvis_job(split: str) -> Iterator[Job]:
     with tempfile.TemporaryDirectory() as folder:
         proposals = 1000 if split == "train" else 300
         config = _config(Path(folder), content, split, MINILVIS / split, proposals)
-        yield Job(config, load_detector(config))
+        yield Job(config, load_detector(config), MINILVIS / split)
 
 
 @contextmanager
@@ -168,14 +172,15 @@ def large_job() -> Iterator[Job]:
         content = _make_images(Path(folder))
         subject = torchvision_subject("cpu")
         spread_scores(subject, np.asarray(PILImage.open(f"{folder}/1.jpg")))
-        yield Job(_config(Path(folder), content, "train", Path(folder), 1000), subject.detector)
+        yield Job(_config(Path(folder), content, "train", Path(folder), 1000), subject.detector, Path(folder))
 
 
 def _make_images(folder: Path) -> dict[str, Any]:
     """Writes images of random colours; returns their LVIS annotations, every object of another class."""
     rng = np.random.default_rng(0)
     height, width = LARGE_SIZE
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i in range(1, LARGE_IMAGES + 1):
         pixels = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC).save(folder / f"{i}.jpg")
@@ -188,7 +193,7 @@ def _make_images(folder: Path) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _config(folder: Path, content: dict[str, Any], split: str, images: Path, proposals: int) -> extract.Config:
+def _config(folder: Path, content: dict[str, Any], split: Split, images: Path, proposals: int) -> extract.Config:
     annotations = folder / f"{split}.json"
     annotations.write_text(json.dumps(content))
     return extract.Config(

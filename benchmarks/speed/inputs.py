@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def make_rois(image_id: int, boxes: np.ndarray, logits: np.ndarray, **columns: n
         columns: further fields, or replacements.
     """
     count, background = len(boxes), logits.shape[1] - 1
-    defaults: dict[str, np.ndarray] = {
+    defaults: dict[str, Any] = {
         "proposals": boxes[:, None],
         "boxes": boxes,
         "logits": logits[:, None],

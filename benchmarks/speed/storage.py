@@ -211,7 +211,7 @@ def _write(folder: Path, images: Images, split: str) -> RoICache:
 def _tofile(path: Path, images: Sequence[RoIs]) -> None:
     with path.open("wb") as file:
         for image in images:
-            image.features.tofile(file)
+            np.asarray(image.features).tofile(file)
 
 
 def _iterate(cache: RoICache) -> None:

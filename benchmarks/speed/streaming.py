@@ -42,6 +42,7 @@ from benchmarks.speed.measure import (
 )
 from benchmarks.speed.traincache import TrainCache
 from benchmarks.speed.training import WARM_UP, StepClock, run_training
+from calib.config import HeadType
 from calib.features import Features
 from calib.loader import batches
 from calib.sampler import BiLevelSampler
@@ -51,7 +52,7 @@ from extract.cache.reader import RoICache, open_cache
 class Case(NamedTuple):
     """A head to train, on a cache with `images_per_class` images of every class, for `steps` timed steps."""
 
-    head_type: str
+    head_type: HeadType
     level: str
     images_per_class: int
     steps: int
@@ -184,7 +185,7 @@ def prefetch_steps(cache: RoICache, steps: range) -> float:
 def read_sequentially(url: Path) -> float:
     """Seconds per GB from the disk of reading the features' files one after the other."""
     before, started = disk_bytes_read(), time.perf_counter()
-    buffer = np.empty(1 << 23, np.uint8)
+    buffer = bytearray(1 << 23)
     for file in list_files(url / "feature"):
         with file.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):

@@ -26,14 +26,14 @@ import torch
 
 from benchmarks.speed.measure import Result, Timing, peak_memory, result, save, seconds
 from benchmarks.speed.traincache import TrainCache
-from calib.config import Config
+from calib.config import Config, HeadType, Precision
 from calib.head_types import build_head
-from calib.heads import Head
+from calib.heads import Head, linear_layers
 from calib.sampler import BiLevelSampler
 from calib.train import train
 from extract import RoICache
 
-TARGETS = {"2fc_rand": 0.85, "3fc_ft": 0.85, "linear": 0.6}
+TARGETS: dict[HeadType, float] = {"2fc_rand": 0.85, "3fc_ft": 0.85, "linear": 0.6}
 """Speed of a step relative to its matrix products; 3fc_rand has the sizes of 3fc_ft."""
 LIVE_TARGET = 150
 """Speed-up of a step over a live step."""
@@ -50,8 +50,10 @@ LIVE_ROIS = 103
 def main(device: str) -> None:
     """Times all cases and saves the results."""
     pooled = TrainCache("pooled", POOLED_IMAGES)
-    results, steps = [], {}
-    for head_type in ("2fc_rand", "3fc_ft"):
+    results: list[Result] = []
+    steps: dict[HeadType, float] = {}
+    pooled_types: tuple[HeadType, ...] = ("2fc_rand", "3fc_ft")
+    for head_type in pooled_types:
         products, steps[head_type] = against_products(pooled, head_type, device)
         results.append(products)
     if device != "cpu":
@@ -64,12 +66,12 @@ def main(device: str) -> None:
         products,
         schedule(steps["linear"], "linear", 600, "10 minutes"),
         schedule(time_step(embedding, "linear", device, 300, "bf16"), "linear in bf16", 600, "10 minutes"),
-        *(against_live(head_type, steps[head_type], device) for head_type in ("linear", "2fc_rand", "3fc_ft")),
+        *(against_live(head_type, steps[head_type], device) for head_type in ("linear", *pooled_types)),
     ]
     save("training" if device == "cpu" else f"training_{torch.device(device).type}", results)
 
 
-def against_products(cache: TrainCache, head_type: str, device: str) -> tuple[Result, float]:
+def against_products(cache: TrainCache, head_type: HeadType, device: str) -> tuple[Result, float]:
     """A step against its matrix products, and the mean seconds of a step."""
     sampler = BiLevelSampler(cast(RoICache, cache))
     head = build_head(cast(RoICache, cache), head_type, 1024, 0, {}).to(device)
@@ -97,7 +99,7 @@ def schedule(step: float, case: str, budget: float, baseline: str) -> Result:
     return result(f"12,000 steps of {case}, extrapolated", baseline, Timing(time, budget, budget / time), "at_least", 1)
 
 
-def against_live(head_type: str, step: float, device: str) -> Result:
+def against_live(head_type: HeadType, step: float, device: str) -> Result:
     """A step from the cache against the same step live."""
     images = LIVE_IMAGES_CPU if device == "cpu" else LIVE_IMAGES
     features = time_live_features(images, head_type == "linear", device) * LIVE_IMAGES / images
@@ -105,7 +107,7 @@ def against_live(head_type: str, step: float, device: str) -> Result:
     return result(f"step of {head_type} from the cache", "the step live", timing, "at_least", LIVE_TARGET)
 
 
-def time_step(cache: TrainCache, head_type: str, device: str, steps: int, precision: str = "fp32") -> float:
+def time_step(cache: TrainCache, head_type: HeadType, device: str, steps: int, precision: Precision = "fp32") -> float:
     """Mean wall time of a step, over `steps` of a run without anything between."""
     clock = StepClock(device)
     run_training(cache, head_type, device, WARM_UP + steps, clock, precision)
@@ -113,7 +115,12 @@ def time_step(cache: TrainCache, head_type: str, device: str, steps: int, precis
 
 
 def run_training(
-    cache: TrainCache | RoICache, head_type: str, device: str, steps: int, clock: StepClock, precision: str = "fp32"
+    cache: TrainCache | RoICache,
+    head_type: HeadType,
+    device: str,
+    steps: int,
+    clock: StepClock,
+    precision: Precision = "fp32",
 ) -> None:
     """Trains, with the clock in place of the progress bar."""
     config = Config(cache="", out="", head_type=head_type, steps=steps, device=device, precision=precision)
@@ -166,7 +173,7 @@ class MatrixProducts:
     """
 
     def __init__(self, head: Head, device: str, rows: int = 8192) -> None:
-        self._layers = [layer for layer in head.stages[0] if isinstance(layer, torch.nn.Linear)]
+        self._layers = linear_layers(head.stages[0])
         self._weights = [layer.weight.detach() for layer in self._layers]
         widths = [self._weights[0].shape[1], *(len(w) for w in self._weights)]
         self._inputs = [torch.rand(rows, width, device=device) for width in widths]
@@ -190,8 +197,13 @@ class MatrixProducts:
         for rows in counts[:WARM_UP]:
             self.run(rows)
         torch.cuda.synchronize()
-        timed = counts[WARM_UP:]
-        return seconds(lambda: ([self.run(rows) for rows in timed], torch.cuda.synchronize())) / len(timed)
+
+        def timed() -> None:
+            for rows in counts[WARM_UP:]:
+                self.run(rows)
+            torch.cuda.synchronize()
+
+        return seconds(timed) / (len(counts) - WARM_UP)
 
     def check(self) -> None:
         """Asserts that the first product is that of the head's first layer."""
