@@ -71,7 +71,7 @@ test-slow: $(VENV)/frameworks
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 types: $(VENV)/dev

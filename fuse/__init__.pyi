@@ -1,10 +1,10 @@
 from .commands.config import Config as Config
 from .commands.config import ExportConfig as ExportConfig
+from .commands.export import export_folded as export_folded
 from .config import FusionConfig as FusionConfig
 from .detections import Detections as Detections
 from .evaluation.metrics import evaluate as evaluate
 from .evaluation.metrics import per_class_ap as per_class_ap
-from .export.exporter import export_folded as export_folded
 from .export.folding import folded_classifiers as folded_classifiers
 from .fusion import Fusion as Fusion
 from .inference import detect as detect

@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": cli.Command(EvaluateConfig, "fuse.commands.results:evaluate_file"),
     "merge": cli.Command(MergeConfig, "fuse.commands.results:merge_files"),
     "predict": cli.Command(PredictConfig, "fuse.commands.predict:predict"),
-    "export": cli.Command(ExportConfig, "fuse.export.exporter:export"),
+    "export": cli.Command(ExportConfig, "fuse.commands.export:export"),
 }
 
 

@@ -16,7 +16,7 @@ import fuse
 from calib.heads import Head
 from extract.detectors import load_detector
 from extract.detectors.base import Image
-from fuse.export.exporter import export
+from fuse.commands.export import export
 from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration
 from tests import frameworks

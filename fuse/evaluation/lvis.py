@@ -1,7 +1,4 @@
-"""LVIS annotations as the evaluation engines need them: checked, with annotation ids from 1.
-
-Ids and boxes are checked by the functions that `extract.data.annotations` checks them with.
-"""
+"""Loads LVIS annotations for the evaluation engines: checked, with annotation ids from 1."""
 
 from __future__ import annotations
 
@@ -44,52 +41,43 @@ class _Dataset(msgspec.Struct):
     annotations: list[_Annotation]
 
 
-class Loaded(dict):
-    """An annotation file's content that has been through `load_annotations`."""
+class LvisDataset(dict[str, list[dict]]):
+    """Checked content of an annotation file, as `load_annotations` returns it: images, categories, annotations."""
 
 
-def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] | None = None) -> Loaded:
-    """An LVIS annotation file's content, restricted to `image_ids`, with its annotations numbered from 1.
+def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] | None = None) -> LvisDataset:
+    """Loads an LVIS annotation file.
 
-    The renumbering is for the official evaluation, which takes a match with annotation 0 for no match; like it,
-    annotations without area are left out. `source` may be the content itself and is not changed; all of it is
-    checked, however few images are wanted, unless it comes from here.
+    Numbers the annotations from 1, because the official evaluation counts a match with annotation 0 as no match.
+    Drops annotations without area, as the official evaluation does.
+
+    Args:
+        source: the file or its content, which is not changed. All of it is checked unless it is an `LvisDataset`.
+        image_ids: images to keep; None keeps all.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, the annotation, the field and its value.
     """
-    if isinstance(source, Loaded) and image_ids is None:
+    if isinstance(source, LvisDataset) and image_ids is None:
         return source
     name = "annotations" if isinstance(source, dict) else str(source)
-    content = source if isinstance(source, Loaded) else _checked(name, source)
-    wanted = {image["id"] for image in content["images"]}
+    content = source if isinstance(source, LvisDataset) else _checked(name, source)
+    kept = {image["id"] for image in content["images"]}
     if image_ids is not None:
         chosen = set(map(int, image_ids))
-        if not chosen <= wanted:
-            raise ValueError(f"{name}: has no image {min(chosen - wanted)}")
-        wanted = chosen
-    annotations = [a for a in content["annotations"] if a["image_id"] in wanted and a["area"] > 0]
-    return Loaded(
-        images=[image for image in content["images"] if image["id"] in wanted],
+        if not chosen <= kept:
+            raise ValueError(f"{name}: has no image {min(chosen - kept)}")
+        kept = chosen
+    annotations = [a for a in content["annotations"] if a["image_id"] in kept and a["area"] > 0]
+    return LvisDataset(
+        images=[image for image in content["images"] if image["id"] in kept],
         categories=content["categories"],
         annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
     )
 
 
-def check_categories(dataset: dict, category_ids: np.ndarray) -> None:
-    """Raises ValueError unless the annotations' categories are those of the class table."""
-    found = {c["id"] for c in dataset["categories"]}
-    differing = sorted(found.symmetric_difference(category_ids.tolist()))
-    if differing:
-        where = "annotations" if differing[0] in found else "class table"
-        raise ValueError(
-            f"annotations have {len(found)} categories, the class table {len(category_ids)}; "
-            f"{len(differing)} are in one only, the first is category {differing[0]} of the {where}"
-        )
-
-
 def _checked(name: str, source: str | os.PathLike | dict) -> dict:
-    """The content, with every image, category and annotation checked."""
+    """Returns the content after checks of every image, category and annotation."""
     try:
         content = source if isinstance(source, dict) else msgspec.json.decode(_read(source))
         dataset = msgspec.convert(content, _Dataset)
@@ -108,6 +96,7 @@ def _checked(name: str, source: str | os.PathLike | dict) -> dict:
 
 
 def _check_shapes(name: str, annotations: list[_Annotation], images: dict[int, _Image]) -> None:
+    """Raises AnnotationError for an invalid box or segmentation; `images` by id."""
     owners = [images[annotation.image_id] for annotation in annotations]
     clipped_boxes(name, annotations, np.array([(o.width, o.height) for o in owners], np.int64).reshape(-1, 2))
     for annotation, image in zip(annotations, owners, strict=True):
@@ -119,6 +108,7 @@ def _check_shapes(name: str, annotations: list[_Annotation], images: dict[int, _
 
 
 def _polygon_fault(polygons: list) -> str | None:
+    """Returns what is wrong with a segmentation of polygons, for a message; None if nothing is."""
     try:  # a sum is finite only if all its terms are
         good = [len(p) >= 6 and len(p) % 2 == 0 and math.isfinite(sum(p)) for p in polygons]
     except TypeError:
@@ -127,6 +117,7 @@ def _polygon_fault(polygons: list) -> str | None:
 
 
 def _rle_fault(rle: dict, image: _Image) -> str | None:
+    """Returns what is wrong with a segmentation in RLE, for a message; None if nothing is."""
     from hotcoco import mask
 
     if list(rle.get("size", ())) != [image.height, image.width]:
@@ -138,6 +129,7 @@ def _rle_fault(rle: dict, image: _Image) -> str | None:
 
 
 def _read(path: str | os.PathLike) -> bytes:
+    """Reads the file. Raises FileNotFoundError if there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
     return Path(path).read_bytes()

@@ -67,7 +67,7 @@ class CalibratedRCNN(GeneralizedRCNN):
         self.eval().requires_grad_(False)
 
     @cached_property
-    def _detector(self) -> Detectron2Detector:
+    def adapter(self) -> Detectron2Detector:
         """The adapter; made at the first inference, because it probes the loaded weights."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         resize = ResizeShortestEdge([1, 1], 1)  # not used: inputs are resized already
@@ -81,7 +81,7 @@ class CalibratedRCNN(GeneralizedRCNN):
             raise NotImplementedError("a calibrated detector predicts its own boxes and scales them to the image")
         results = []
         for i, one in enumerate(batched_inputs):
-            output = self._detector.forward_preprocessed([one], [i], self.options.level)
+            output = self.adapter.forward_preprocessed([one], [i], self.options.level)
             results += output.to_framework(self.options.detect(self.calibration, output))
         return results
 
@@ -91,6 +91,7 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
 
     Raises ValueError for a LazyConfig, which cannot be written to a file.
     """
+    assert spec.config_file is not None, "the detector has been loaded with it"
     if spec.config_file.suffix == ".py":
         raise ValueError(f"{spec.config_file}: is a LazyConfig; a calibrated detector is written as .yaml only")
     cfg = read_yaml(spec, project_function(spec.detector.partition(":")[2]))

@@ -39,7 +39,7 @@ class _Calibrated(TwoStageDetector):
         self.eval().requires_grad_(False)
 
     @cached_property
-    def _detector(self) -> MmdetDetector:
+    def adapter(self) -> MmdetDetector:
         """The adapter, made at the first inference."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         resize = {"type": "mmdet.Resize", "scale": (1, 1), "keep_ratio": True}  # not used: inputs are resized already
@@ -54,7 +54,7 @@ class _Calibrated(TwoStageDetector):
         if self.training:
             self.eval()
         inputs = {"inputs": batch_inputs, "data_samples": batch_data_samples}
-        output = self._detector.forward_preprocessed(inputs, range(len(batch_data_samples)), self.options.level)
+        output = self.adapter.forward_preprocessed(inputs, range(len(batch_data_samples)), self.options.level)
         return output.to_framework(self.options.detect(self.calibration, output))
 
 
@@ -69,6 +69,7 @@ def CalibratedRCNN(detector: str, **model_config: Any) -> _Calibrated:  # noqa: 
 
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
     """Returns the detector's config as one file, with the calibration in it."""
+    assert spec.config_file is not None, "the detector has been loaded with it"
     config = read_config(spec.config_file, spec.detector_options)
     config.model.detector = config.model.type
     config.model.type = f"mmdet.{CalibratedRCNN.__name__}"

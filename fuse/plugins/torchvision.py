@@ -36,7 +36,7 @@ class CalibratedRCNN(GeneralizedRCNN):
         self.eval().requires_grad_(False)
 
     @cached_property
-    def _detector(self) -> TorchvisionDetector:
+    def adapter(self) -> TorchvisionDetector:
         """The adapter; made at the first inference, because it probes the loaded weights."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         return TorchvisionDetector(copy.copy(self))
@@ -47,7 +47,7 @@ class CalibratedRCNN(GeneralizedRCNN):
             self.eval()
         results = []
         for i, image in enumerate(images):
-            output = self._detector.forward_preprocessed([image], [i], self.options.level)
+            output = self.adapter.forward_preprocessed([image], [i], self.options.level)
             results += output.to_framework(self.options.detect(self.calibration, output))
         return results
 
