@@ -36,7 +36,12 @@ def main(arguments: list[str]) -> None:
     for argument in arguments:
         name, source = argument.split("=")
         keep_metrics(name, Path(source))
-    fill(ROOT / "README.md", {"readme": readme_table})
+    fill_documents(ROOT)
+
+
+def fill_documents(root: Path) -> None:
+    """Fills all tables of the documents below a folder."""
+    fill(root / "README.md", {"readme": readme_table})
     accuracy = {name: partial(sweep_table, name) for name in SWEEPS}
     others: dict[str, Callable[[pd.DataFrame], str]] = {
         "recall": recall_table,
@@ -44,9 +49,9 @@ def main(arguments: list[str]) -> None:
         "live": live_table,
     }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
-    fill(ROOT / "docs" / "results.md", {**accuracy, **tables})
+    fill(root / "docs" / "results.md", {**accuracy, **tables})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
-    fill(ROOT / "docs" / "performance.md", {"targets": speed_targets, **speed})
+    fill(root / "docs" / "performance.md", {"targets": speed_targets, **speed})
 
 
 def keep_metrics(name: str, source: Path) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One machine with eight GPUs, caches in an object store: pip install s3fs reads s3://, gcsfs gs://, adlfs az://.
-# Credentials are taken from where those look for them.
+# One machine with eight GPUs and caches in an object store. Install s3fs for s3://, gcsfs for gs:// or adlfs for az://;
+# each reads the credentials of its provider's own tools.
 
 set -euo pipefail
 BUCKET=${BUCKET:-s3://my-bucket/lvis}

@@ -105,9 +105,9 @@ def result(case: str, baseline: str, timing: Timing, bound: Bound | None = None,
     return Result(case, baseline, *times, target, bound, met, timing.memory, timing.baseline_memory)
 
 
-def save(name: str, results: Iterable[Result]) -> None:
-    """Prints results and writes them to `results/speed/<name>.csv`, replacing rows of the same case and baseline."""
-    file = RESULTS / f"{name}.csv"
+def save(name: str, results: Iterable[Result], folder: Path = RESULTS) -> None:
+    """Prints results and writes them to `<name>.csv` in a folder, replacing rows of the same case and baseline."""
+    file = folder / f"{name}.csv"
     rows = pd.DataFrame([asdict(one) | provenance() for one in results])
     for column in ("time", "baseline_time", "ratio", "target"):
         rows[column] = [np.nan if value is None else float(f"{value:.5g}") for value in rows[column]]
