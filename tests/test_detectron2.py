@@ -51,8 +51,6 @@ with warnings.catch_warnings():
     from extract.detectors.detectron2 import Detectron2Detector
     from tests.frameworks.detectron2 import (
         ALL,
-        CLASSES,
-        FEDERATED,
         KINDS,
         PROJECT,
         SIZE,
@@ -60,6 +58,7 @@ with warnings.catch_warnings():
         make_config,
         write_reference,
     )
+    from tests.frameworks.detectron2_project import CLASSES, FEDERATED
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # detectron2's anchors
 

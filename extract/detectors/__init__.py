@@ -27,8 +27,7 @@ def load_detector(spec: DetectorSpec) -> Detector:
     """
     adapter, target = _import_adapter(spec.detector)
     weights, config_file = (path and Path(path) for path in (spec.weights, spec.config_file))
-    detector: Detector = adapter.load(target, replace(spec, weights=weights, config_file=config_file))
-    return detector
+    return adapter.load(target, replace(spec, weights=weights, config_file=config_file))
 
 
 def registered_dataset(detector: str, name: str) -> tuple[Path, Path] | None:

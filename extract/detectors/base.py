@@ -94,9 +94,10 @@ class Detector(Protocol):
         """Runs `forward` on inputs that the framework has preprocessed for its model; an exported model calls this."""
 
     def fc_layers(self, level: str) -> list[Layers]:
-        """Returns each stage's layers from the features of a level to the logits, background last.
+        """Returns each stage's fully connected layers, background last.
 
-        Returns [] if they are not fully connected or the level has no features.
+        At level "pooled" all of them lead from the features to the logits, at level "embedding" the last one does.
+        Returns [] if the layers are not fully connected or the level has no features.
         """
 
     def state_dict_with_classifiers(self, classifiers: Layers) -> dict[str, torch.Tensor]:

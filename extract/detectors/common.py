@@ -127,8 +127,7 @@ def mask_batches(boxes: Tensor) -> tuple[Tensor, ...]:
 
 def to_uint8(probabilities: Tensor) -> np.ndarray:
     """Converts mask probabilities (R, M, M) to uint8, times 255, as a cache stores them."""
-    pixels: np.ndarray = (probabilities * 255).round().byte().cpu().numpy()
-    return pixels
+    return (probabilities * 255).round().byte().cpu().numpy()
 
 
 @contextmanager

@@ -34,7 +34,9 @@ def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
     `target` is "" or MODULE:FUNCTION. The function is called with the config before a .yaml is read; for a LazyConfig
     the module is imported and the function is not called.
     """
-    built, sha256 = build(target, spec)
+    if spec.config_file is None:
+        raise ValueError("detector detectron2: give its --config-file, a .yaml or a LazyConfig .py")
+    built, sha256 = build(target, spec, spec.config_file)
     with naming_errors(spec.config_file):
         return Detectron2Detector(built.model, built.resize, built.image_format, name=spec.config_file.stem, **sha256)
 
@@ -128,7 +130,7 @@ class Detectron2Detector:
             proposals=[stage.proposals for stage in stages],
             boxes=stages[-1].boxes,
             logits=[stage.logits for stage in stages],
-            features=[] if level == "logits" else [getattr(stage, level) for stage in stages],
+            features=[] if level == "logits" else [stage.features[level] for stage in stages],
         )
         boxes = stages[-1].boxes
         return Detectron2Output(rois, self.model.roi_heads, feature_maps, scales, boxes, resized.image_sizes)

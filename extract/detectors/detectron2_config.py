@@ -21,7 +21,6 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from extract.config import DetectorSpec
 from extract.detectors.spec import import_function
@@ -45,7 +44,7 @@ LAZY_SIZE, LAZY_FORMAT = (800, 1333), "BGR"
 class BuiltModel(NamedTuple):
     """A model without its trained weights, and what else its config defines."""
 
-    model: nn.Module
+    model: GeneralizedRCNN
     weights: str
     resize: ResizeShortestEdge
     image_format: str
@@ -53,23 +52,21 @@ class BuiltModel(NamedTuple):
     """The part of the config that determines the model's output."""
 
 
-def build(target: str, spec: DetectorSpec) -> tuple[BuiltModel, dict[str, str]]:
-    """Builds the model with its weights on its device, and returns the sha256 of weights and config as well.
+def build(target: str, spec: DetectorSpec, config_file: Path) -> tuple[BuiltModel, dict[str, str]]:
+    """Builds the model of the spec's config file with its weights, on its device; returns the files' sha256 as well.
 
-    Args and errors as of `extract.detectors.detectron2.load`.
+    `target` is as in `extract.detectors.detectron2.load`. Raises ValueError or FileNotFoundError naming the file.
     """
-    if spec.config_file is None:
-        raise ValueError("detector detectron2: give its --config-file, a .yaml or a LazyConfig .py")
-    if not spec.config_file.is_file():
-        raise FileNotFoundError(f"{spec.config_file}: no such config file")
+    if not config_file.is_file():
+        raise FileNotFoundError(f"{config_file}: no such config file")
     add_config = project_function(target)
     device = resolve_device(spec.device)
-    with naming_errors(spec.config_file):
-        lazy = spec.config_file.suffix == ".py"
+    with naming_errors(config_file):
+        lazy = config_file.suffix == ".py"
         built = _build_lazy(spec) if lazy else _build_yaml(spec, add_config, str(device))
         _check(built.model)
     sha256 = {"weights_sha256": load_weights(built.model, _weights_file(spec, built.weights))}
-    with naming_errors(spec.config_file):
+    with naming_errors(config_file):
         sha256["config_sha256"] = _config_sha256(built)
         built.model.to(device)
     return built, sha256
@@ -130,7 +127,7 @@ def naming_errors(config_file: Path) -> Iterator[None]:
         raise ValueError(f"{config_file}: {reason}") from error
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: GeneralizedRCNN) -> None:
     """Raises ValueError naming the class that is not supported or overrides methods of inference."""
     if not _keeps_inference(model, GeneralizedRCNN):
         raise ValueError(f"model is a {type(model).__name__}, expected a GeneralizedRCNN with its own inference")
@@ -141,7 +138,7 @@ def _check(model: nn.Module) -> None:
         raise ValueError(f"RoI heads are {type(model.roi_heads).__name__}, expected {expected}")
 
 
-def _keeps_inference(module: nn.Module, base: type) -> bool:
+def _keeps_inference(module: object, base: type) -> bool:
     cls = type(module)
     return issubclass(cls, base) and all(getattr(cls, m) is getattr(base, m) for m in INFERENCE_METHODS[base])
 

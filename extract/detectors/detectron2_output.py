@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.modeling import detector_postprocess
+from detectron2.modeling import ROIHeads, detector_postprocess
 from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
 from extract.detectors.base import ImageDetections
 from extract.detectors.common import mask_batches, to_uint8
@@ -29,7 +29,7 @@ class Detectron2Output:
     """
 
     rois: list[RoIs]
-    roi_heads: nn.Module
+    roi_heads: ROIHeads
     feature_maps: dict[str, Tensor]
     scales: list[Tensor]
     boxes: list[Tensor]

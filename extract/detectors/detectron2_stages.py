@@ -33,11 +33,8 @@ class StageOutput(NamedTuple):
     scores: Tensor
     """(R, K+1)."""
 
-    pooled: Tensor | None
-    """(R, C, P, P)."""
-
-    embedding: Tensor | None
-    """(R, C)."""
+    features: dict[str, Tensor]
+    """Feature level → "pooled" (R, C, P, P), "embedding" (R, C)."""
 
 
 class BoxHeads:
@@ -65,14 +62,15 @@ class BoxHeads:
         self, feature_maps: dict[str, Tensor], selected: SelectedProposals, sizes: list[tuple[int, int]], level: str
     ) -> list[StageOutput]:
         """Runs every stage on the boxes that the previous one refined; keeps only the features of a level."""
-        dropped = {name: None for name in ("pooled", "embedding") if name != level}
-        proposals, outputs = selected.boxes, []
+        proposals = selected.boxes
+        outputs: list[StageOutput] = []
         for stage in range(len(self._stages)):
             if stage:
                 boxes = zip(outputs[-1].boxes, proposals, selected.num_gt, strict=True)
                 proposals = [torch.cat([new[: len(new) - n], old[len(old) - n :]]) for new, old, n in boxes]
             output = self._run_stage(stage, self._pool(feature_maps, proposals), proposals, sizes)
-            outputs.append(output._replace(**dropped))
+            kept = {name: features for name, features in output.features.items() if name == level}
+            outputs.append(output._replace(features=kept))
         return outputs
 
     @torch.no_grad()
@@ -94,7 +92,7 @@ class BoxHeads:
         for (head, _), classifier, probe in zip(self._stages, self.classifiers(), self.probe(), strict=True):
             hidden = linear_modules(head) if level == "pooled" else []
             found = read_layers([*hidden, classifier] if classifier else [])
-            layers.append(verified_layers(found, probe.pooled, probe.logits) if level == "pooled" else found)
+            layers.append(verified_layers(found, probe.features[level], probe.logits))
         return layers if all(layers) else []
 
     def classifiers(self) -> list[nn.Linear | None]:
@@ -110,14 +108,14 @@ class BoxHeads:
         instances = [Instances(s, proposal_boxes=Boxes(p)) for p, s in zip(proposals, sizes, strict=True)]
         boxes = [_clip(b, s) for b, s in zip(predictor.predict_boxes(predictions, instances), sizes, strict=True)]
         scores = torch.cat(predictor.predict_probs(predictions, instances))
-        return StageOutput(proposals, boxes, predictions[0], scores, pooled, embedding.flatten(1))
+        features = {"pooled": pooled, "embedding": embedding.flatten(1)}
+        return StageOutput(proposals, boxes, predictions[0], scores, features)
 
     def _pool(self, feature_maps: dict[str, Tensor], proposals: list[Tensor]) -> Tensor:
         """Returns the input of the box head, (R, C, P, P)."""
         heads, boxes = self._model.roi_heads, [Boxes(p) for p in proposals]
         maps = [feature_maps[name] for name in heads.in_features]
-        pooled: Tensor = heads._shared_roi_transform(maps, boxes) if self._is_c4 else heads.box_pooler(maps, boxes)
-        return pooled
+        return heads._shared_roi_transform(maps, boxes) if self._is_c4 else heads.box_pooler(maps, boxes)
 
 
 def activation(logits: Tensor, scores: Tensor) -> str:
@@ -131,7 +129,7 @@ def activation(logits: Tensor, scores: Tensor) -> str:
 def _classifier(predictor: nn.Module, probe: StageOutput) -> nn.Linear | None:
     """Returns the predictor's linear layer that maps the embedding to the logits."""
     for module in linear_modules(predictor):
-        if verified_layers(read_layers([module]), probe.embedding, probe.logits):
+        if verified_layers(read_layers([module]), probe.features["embedding"], probe.logits):
             return module
     return None
 
@@ -140,5 +138,4 @@ def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Clips boxes (r, 4) or (r, 4K) to the image, and returns them as (r, 4) or (r, K, 4)."""
     clipped = Boxes(boxes.reshape(-1, 4))
     clipped.clip(size)
-    tensor: Tensor = clipped.tensor
-    return tensor if boxes.shape[1] == 4 else tensor.view(len(boxes), boxes.shape[1] // 4, 4)
+    return clipped.tensor if boxes.shape[1] == 4 else clipped.tensor.view(len(boxes), boxes.shape[1] // 4, 4)

@@ -63,5 +63,4 @@ def replace_classifiers(
 
 
 def _to_numpy(parameter: Tensor) -> np.ndarray:
-    array: np.ndarray = parameter.detach().float().cpu().numpy()
-    return array
+    return parameter.detach().float().cpu().numpy()

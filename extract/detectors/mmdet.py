@@ -126,8 +126,8 @@ class MmdetDetector:
         ]
         boxes = [get_box_tensor(one.bboxes) for one in proposals]
         selected = apply_selection(boxes, [one.scores for one in proposals], scales, select_proposals)
-        feature_inputs = {"pooled": self._heads, "embedding": [head.fc_cls for head in self._heads]}.get(level, [])
-        with capture_inputs(feature_inputs) as captured:
+        levels = {"pooled": self._heads, "embedding": [head.fc_cls for head in self._heads], "logits": []}
+        with capture_inputs(levels[level]) as captured:
             stages = run_stages(features, self._heads, selected)
         rois = make_rois(
             image_ids,
@@ -169,7 +169,4 @@ class MmdetDetector:
         """Applies the config's test pipeline, which takes BGR, and the model's `data_preprocessor`."""
         arrays = [np.ascontiguousarray(image.pixels[..., ::-1]) for image in images]
         packed = [self._pipeline({"img": a, "img_id": i.image_id}) for a, i in zip(arrays, images, strict=True)]
-        inputs: dict[str, Any] = self.model.data_preprocessor(
-            {key: [one[key] for one in packed] for key in packed[0]}, False
-        )
-        return inputs
+        return self.model.data_preprocessor({key: [one[key] for one in packed] for key in packed[0]}, False)

@@ -21,6 +21,7 @@ from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.registry import MODELS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config, DictAction
+from mmengine.model import BaseModule
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def build(config: Config) -> tuple[TwoStageDetector, Compose]:
     return model, pipeline
 
 
-def list_stages(heads: nn.Module) -> list[nn.Module]:
+def list_stages(heads: nn.Module) -> list[BaseModule]:
     """Returns the heads of a cascade, or the one head of another model."""
     return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
 
@@ -119,7 +120,7 @@ def one_line(error: Exception) -> str:
     return " ".join(text.split(" Please check")[0].split()) or type(error).__name__
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: BaseModule) -> None:
     """Raises ValueError naming the part of the model that is not supported or overrides methods of inference."""
     _check_type("model", model, TwoStageDetector)
     _check_type("model.roi_head", getattr(model, "roi_head", None), *ROI_HEADS)

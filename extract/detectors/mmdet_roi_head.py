@@ -55,8 +55,7 @@ class BatchFeatures:
         else:
             stages: list[list[int]] = [[stage] for stage in range(head.num_stages)] if self._cascade else [[]]
             logits = [head._mask_forward(*stage, self.feature_maps, rois)["mask_preds"] for stage in stages]
-        probabilities: Tensor = merge_aug_masks([one.sigmoid() for one in logits], {})
-        return probabilities
+        return merge_aug_masks([one.sigmoid() for one in logits], {})
 
     def predict_masks(self, instances: InstanceData) -> InstanceData:
         """Adds masks to one image's instances, and scales their boxes from resized to original pixels."""

@@ -68,7 +68,7 @@ def _next_proposals(
 ) -> Tensor:
     """Returns the next stage's proposals (R, 4) of one image: refined ones, then the ground-truth boxes unchanged."""
     labels = logits[:, :-1].argmax(1)
-    refined: Tensor = get_box_tensor(head.regress_by_class(proposals, labels, deltas, sample.metainfo))
+    refined = get_box_tensor(head.regress_by_class(proposals, labels, deltas, sample.metainfo))
     num_proposals = len(proposals) - num_gt
     return torch.cat([refined[:num_proposals], proposals[num_proposals:]])
 
@@ -77,5 +77,5 @@ def _refine(head: BBoxHead, proposals: Tensor, deltas: Tensor, sample: DetDataSa
     """Returns refined, clipped boxes of one image: (R, 4), or (R, K, 4) of a class-specific regressor."""
     boxes_per_roi = 1 if head.reg_class_agnostic else head.num_classes
     repeated = proposals.repeat_interleave(boxes_per_roi, 0)
-    boxes: Tensor = get_box_tensor(head.bbox_coder.decode(repeated, deltas.reshape(-1, 4), sample.img_shape))
+    boxes = get_box_tensor(head.bbox_coder.decode(repeated, deltas.reshape(-1, 4), sample.img_shape))
     return boxes if head.reg_class_agnostic else boxes.reshape(-1, boxes_per_roi, 4)

@@ -24,7 +24,7 @@ def import_function(target: str, description: str) -> Callable[..., Any]:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
         raise ImportError(f"{description} {target!r}: {error} in {os.getcwd()} or on PYTHONPATH") from error
-    function: Callable[..., Any] | None = getattr(module, name, None)
+    function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{description} {target!r}: module {module_name} has no function {name}")
     return function

@@ -127,7 +127,7 @@ class TorchvisionDetector:
         last = [(np.roll(weight, -1, 0), np.roll(bias, -1)) for weight, bias in parameters]
         if not verified_layers(last, embedding, logits):
             return []
-        layers = [*read_layers(linear_modules(heads.box_head)), *last]
+        layers: Layers = [*read_layers(linear_modules(heads.box_head)), *last]
         if level == "pooled":
             layers = verified_layers(layers, pooled, logits)
         return [layers] if layers else []

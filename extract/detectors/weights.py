@@ -7,6 +7,7 @@ import hashlib
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -147,9 +148,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
-            return getattr(np._core.multiarray, name)
+            return getattr(import_module("numpy._core.multiarray"), name)
         if module == "numpy._core.numeric" and name == "_frombuffer":
-            return np._core.numeric._frombuffer
+            return getattr(import_module(module), name)
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
             return getattr(torch._utils, name)
         if module == "torch" and name.endswith("Storage"):

@@ -25,6 +25,8 @@ with warnings.catch_warnings():
     from mmdet.apis import inference_detector, init_detector
     from mmdet.structures import DetDataSample
 
+    import extract.detectors.mmdet  # noqa: F401, imports more of mmdetection
+
 CLASSES, CHANNELS, STRIDES = 20, 32, [4, 8, 16]
 DELTAS = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
 COSINE = {"cls_predictor_cfg": {"type": "NormedLinear", "tempearture": 20}}
