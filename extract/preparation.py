@@ -127,6 +127,8 @@ def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
 def _provenance(config: Config, annotations: Annotations, train_annotations: Annotations) -> dict[str, Any]:
     content = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in RUNTIME_FIELDS}
     content |= {"detector_options": list(config.detector_options)}
+    # The key of caches that exist, so that their extraction resumes.
+    content["images_per_class"] = content.pop("min_images_per_class")
     return {
         "config": content,
         "annotations_sha256": annotations.sha256,
