@@ -15,9 +15,10 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from fuse.detections import Detections
+from fuse.evaluation.bootstrap import bootstrap_intervals
 from fuse.evaluation.engines import lvis_engine
 from fuse.evaluation.lvis import load_annotations
-from fuse.evaluation.metrics import bootstrap_intervals, evaluate, evaluated_classes, per_class_ap, summarize
+from fuse.evaluation.metrics import evaluate, evaluated_classes, per_class_ap, summarize
 from tests.fuse_fixtures import CLASSES, annotations
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_equals_the_official_code_used_directly(classes, images, detections):
 
 
 def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
-    for options in ({"max_detections": 20}, {"fixed": True}):
+    for options in ({"max_detections": 20}, {"fixed_ap": True}):
         both = [
             evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, engine=engine, **options)
             for engine in ("hotcoco", "lvis")
@@ -107,10 +108,10 @@ def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
 
 
 def test_fixed_ap_takes_the_best_of_each_class_over_the_data_set(classes, images, detections, monkeypatch):
-    monkeypatch.setattr("fuse.evaluation.metrics.FIXED_PER_CLASS", 3)
+    monkeypatch.setattr("fuse.evaluation.metrics.FIXED_AP_DETECTIONS_PER_CLASS", 3)
     kept = detections.top_per_class(3)
     assert len(kept) < len(detections)
-    fixed = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, fixed=True)
+    fixed = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, fixed_ap=True)
     plain = evaluate(VAL, kept, classes, iou_type="bbox", image_ids=images, max_detections=10**6)
     pd.testing.assert_frame_equal(fixed, plain)
 
@@ -379,11 +380,13 @@ assert lvis.LVISEval and not hasattr(lvis, "LVISVis") and "lvis.vis" not in sys.
 """
 
 
+@pytest.mark.process
 def test_the_official_package_is_imported_without_its_drawing():
     code = IMPORT_LVIS.format(refused={"cv2", "matplotlib"})
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.process
 def test_a_missing_official_package_is_named_with_its_extra():
     code = IMPORT_LVIS.format(refused={"lvis"})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -20,8 +20,8 @@ from extract.detectors.base import Detector
 from fuse.commands.config import LiveConfig, ResultsConfig
 from fuse.config import ClassifierConfig, EvaluationConfig
 from fuse.detections import Detections
-from fuse.evaluation.lvis import Loaded, check_categories, load_annotations
-from fuse.evaluation.metrics import check_detections
+from fuse.evaluation.checks import check_categories, check_detections
+from fuse.evaluation.lvis import LvisDataset, load_annotations
 
 Options = TypeVar("Options", bound=EvaluationConfig)
 IDENTITY = ("name", "weights_sha256")
@@ -87,7 +87,7 @@ def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifi
     return LiveClassifier(method, tuple(cache.classes["category_id"]), tuple(cache.classes["name"]))
 
 
-def load_annotations_of(path: Path, cache: RoICache) -> tuple[Loaded, str]:
+def load_annotations_of(path: Path, cache: RoICache) -> tuple[LvisDataset, str]:
     """The annotations of exactly the cache's images, and a phrase that names them.
 
     Raises ValueError naming what differs: categories, images, or an image's size.
@@ -118,7 +118,7 @@ def load_classes(config: ResultsConfig) -> pd.DataFrame:
     return read_annotations(config.train_annotations).classes
 
 
-def load_results(paths: Sequence[Path], annotations: Loaded) -> dict[str, Detections]:
+def load_results(paths: Sequence[Path], annotations: LvisDataset) -> dict[str, Detections]:
     """Each file's detections by its name, or by its path where names are not unique.
 
     Raises ValueError naming the file whose detections are not of the images and categories of the annotations.

@@ -13,18 +13,11 @@ from fuse.commands.config import CacheConfig, MergeConfig
 from fuse.commands.manifest import MANIFEST_FILE
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
-from fuse.evaluation.lvis import Loaded
-from fuse.evaluation.metrics import evaluate_rows
+from fuse.evaluation.lvis import LvisDataset
+from fuse.evaluation.metrics import Tables, evaluate_rows
 from fuse.evaluation.tables import results_text
 
 _LOG = logging.getLogger(__name__)
-
-
-class Tables(NamedTuple):
-    """What `evaluate_rows` returns: AP per row, and AP per row and class."""
-
-    summary: pd.DataFrame
-    per_class: pd.DataFrame
 
 
 class Comparison(NamedTuple):
@@ -35,21 +28,19 @@ class Comparison(NamedTuple):
 
 
 def evaluate_all(
-    config: EvaluationConfig, annotations: Loaded, detections: Mapping[str, Detections], classes: pd.DataFrame
+    config: EvaluationConfig, annotations: LvisDataset, detections: Mapping[str, Detections], classes: pd.DataFrame
 ) -> Tables:
     """Evaluates rows of detections, by name, with the config's options."""
-    return Tables(
-        *evaluate_rows(
-            annotations,
-            detections,
-            classes,
-            iou_types=config.iou_types,
-            bins=config.bin_edges,
-            fixed_ap=config.fixed_ap,
-            max_detections=config.max_detections,
-            engine=config.engine,
-            progress=True,
-        )
+    return evaluate_rows(
+        annotations,
+        detections,
+        classes,
+        iou_types=config.iou_types,
+        bins=config.bin_edges,
+        fixed_ap=config.fixed_ap,
+        max_detections=config.max_detections,
+        engine=config.engine,
+        progress=True,
     )
 
 
@@ -65,7 +56,7 @@ def write_results(
         scope: which images are evaluated.
         comparison: the rows that the report compares.
     """
-    text = results_text(config, *tables, scope)
+    text = describe_results(config, tables, scope)
     write_report = report_writer()
     write_bytes(config.out / "per_class.csv", tables.per_class.to_csv().encode())
     if write_report is None:
@@ -76,6 +67,12 @@ def write_results(
     write_bytes(config.out / "metrics.csv", tables.summary.to_csv().encode())
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(text)
+
+
+def describe_results(config: EvaluationConfig, tables: Tables, scope: str) -> str:
+    """Returns the text that a command prints; arguments as of `write_results`."""
+    bins, fixed_ap, max_detections = config.bin_edges, config.fixed_ap, config.max_detections
+    return results_text(*tables, scope, bins=bins, fixed_ap=fixed_ap, max_detections=max_detections)
 
 
 def report_writer() -> Callable[..., None] | None:

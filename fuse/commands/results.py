@@ -7,10 +7,9 @@ import numpy as np
 from fuse.commands.config import DETECTIONS_FILE, EvaluateConfig, MergeConfig
 from fuse.commands.inputs import load_classes, load_results, resolve_iou_types
 from fuse.commands.manifest import files_fingerprint, new_manifest
-from fuse.commands.outputs import Comparison, evaluate_all, write_results
+from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results
 from fuse.detections import Detections
-from fuse.evaluation.lvis import Loaded, load_annotations
-from fuse.evaluation.tables import results_text
+from fuse.evaluation.lvis import LvisDataset, load_annotations
 from fuse.merge import check_options, have_masks, merge_detections
 
 MERGED = "merged"
@@ -23,7 +22,7 @@ def evaluate_file(config: EvaluateConfig) -> None:
     config = resolve_iou_types(config, has_masks=detections.rles is not None)
     annotations = load_annotations(config.annotations)
     tables = evaluate_all(config, annotations, {config.detections.name: detections}, load_classes(config))
-    print(results_text(config, *tables, _scope(annotations, detections)))
+    print(describe_results(config, tables, _scope(annotations, detections)))
 
 
 def merge_files(config: MergeConfig) -> None:
@@ -46,6 +45,6 @@ def merge_files(config: MergeConfig) -> None:
     write_results(config, manifest, tables, _scope(annotations, merged), Comparison(next(iter(results)), MERGED))
 
 
-def _scope(annotations: Loaded, detections: Detections) -> str:
+def _scope(annotations: LvisDataset, detections: Detections) -> str:
     images = len(annotations["images"])
     return f"{images} images, {images - len(np.unique(detections.image_ids))} of them without detections"

@@ -1,1 +1,1 @@
-"""From detections to tables and reports. This package knows neither caches nor heads."""
+"""LVIS evaluation of detections: metrics, tables and reports. Imports neither caches nor heads."""

@@ -1,7 +1,6 @@
-"""The two engines of LVIS evaluation behind one signature.
+"""The two engines of LVIS evaluation, as functions of one signature.
 
-`engine(dataset, detections, iou_type) -> precision (T, 101, K), recall (T, K)` float64 for the thresholds
-0.50, 0.55 … 0.95 and classes by ascending category id; -1 for ones without ground truth. No cap is applied.
+`engine(dataset, detections, iou_type) -> PrecisionRecall`. Neither caps the number of detections.
 """
 
 from __future__ import annotations
@@ -10,68 +9,86 @@ import logging
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fuse.detections import Detections
+from fuse.evaluation.lvis import LvisDataset
 
 
-def hotcoco_engine(dataset: dict, detections: Detections, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """hotcoco's `LVISeval`, many times faster than the official code and equal to it."""
+class PrecisionRecall(NamedTuple):
+    """Precision and recall at the T IoU thresholds 0.50, 0.55 … 0.95; classes without ground truth have -1.
+
+    Attributes:
+        precision: (T, 101, K) float64, at 101 recall thresholds; classes by ascending category id.
+        recall: (T, K) float64, the highest that is reached.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+
+
+def hotcoco_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
+    """Runs hotcoco's `LVISeval`: the results of the official code, many times faster."""
     import hotcoco
 
-    detections = detections.take(_judged(dataset, detections))
+    detections = detections.take(_has_annotated_class(dataset, detections))
     detections = detections.take(_areas(detections, iou_type) > 0)
-    truth = hotcoco.COCO({**dataset})
+    gt = hotcoco.COCO({**dataset})
+    # Columns are faster than a record per detection. They set the box's area, which only size bins use.
     columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
-    # Columns instead of a record for each detection; the area, of the box, only matters to size bins, not read here.
-    results = truth.load_res(np.column_stack(columns), segmentation=detections.rles if iou_type == "segm" else None)
-    evaluation = hotcoco.LVISeval(truth, results.cap_detections_per_image(None), iou_type)
+    results = gt.load_res(np.column_stack(columns), segmentation=detections.rles if iou_type == "segm" else None)
+    evaluation = hotcoco.LVISeval(gt, results.cap_detections_per_image(None), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, :, 0, 0], evaluation.eval["recall"][:, :, 0, 0]
+    return PrecisionRecall(evaluation.eval["precision"][:, :, :, 0, 0], evaluation.eval["recall"][:, :, 0, 0])
 
 
-def lvis_engine(dataset: dict, detections: Detections, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
-    """The official `lvis` package, on current NumPy; leaves NumPy and the root logger as they were."""
+def lvis_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
+    """Runs the official `lvis` package on current NumPy; does not change NumPy or the root logger."""
     lvis = _import_lvis()
-    truth = lvis.LVIS.__new__(lvis.LVIS)  # its constructor reads a file only
-    truth.logger = logging.getLogger("lvis.lvis")
-    truth.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}  # it writes into them
-    truth._create_index()
-    records = _records(detections, iou_type)
-    if not records:  # it fails on no results; one below every other, without area, is left out again by it
-        records = [_nothing(dataset, iou_type)]
+    gt = lvis.LVIS.__new__(lvis.LVIS)  # its constructor takes files only
+    gt.logger = logging.getLogger("lvis.lvis")
+    gt.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}  # lvis changes annotations
+    gt._create_index()
+    # lvis fails without results, and drops results without area.
+    records = _records(detections, iou_type) or [_empty_record(dataset, iou_type)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        results = lvis.LVISResults(truth, records, max_dets=-1)
-    evaluation = lvis.LVISEval(truth, results, iou_type)
+        results = lvis.LVISResults(gt, records, max_dets=-1)
+    evaluation = lvis.LVISEval(gt, results, iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+    return PrecisionRecall(evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0])
 
 
-ENGINES = {"hotcoco": hotcoco_engine, "lvis": lvis_engine}
+ENGINES: dict[str, Callable[[LvisDataset, Detections, str], PrecisionRecall]] = {
+    "hotcoco": hotcoco_engine,
+    "lvis": lvis_engine,
+}
 
 
-def _judged(dataset: dict, detections: Detections) -> np.ndarray:
-    """(N,) bool: of classes that the image is annotated for, present or absent. The protocol ignores all others, which
-    at 300 an image are most."""
+def _has_annotated_class(dataset: LvisDataset, detections: Detections) -> np.ndarray:
+    """(N,) bool: whether the detection's class is annotated in its image, as present or as absent.
+
+    LVIS evaluation ignores all other detections: most, at 300 per image.
+    """
     image_ids, category_ids = (np.unique([r["id"] for r in dataset[key]]) for key in ("images", "categories"))
 
-    def keys(images: np.ndarray | list[int], categories: np.ndarray | list[int]) -> np.ndarray:
+    def pair_index(images: np.ndarray, categories: np.ndarray) -> np.ndarray:
         return np.searchsorted(image_ids, images) * len(category_ids) + np.searchsorted(category_ids, categories)
 
     pairs = [(a["image_id"], a["category_id"]) for a in dataset["annotations"]]
     pairs += [(image["id"], category) for image in dataset["images"] for category in image["neg_category_ids"]]
-    annotated = keys(*np.array(pairs, np.int64).reshape(-1, 2).T)
-    return np.isin(keys(detections.image_ids, detections.category_ids), annotated)
+    annotated = pair_index(*np.array(pairs, np.int64).reshape(-1, 2).T)
+    return np.isin(pair_index(detections.image_ids, detections.category_ids), annotated)
 
 
 def _areas(detections: Detections, iou_type: str) -> np.ndarray:
-    """(N,) areas; the official evaluation leaves out what has none, after the cap."""
+    """(N,) areas. The official evaluation drops detections without area, after the cap."""
     if iou_type == "bbox" or not len(detections):
         return np.prod(detections.boxes[:, 2:].astype(np.float64) - detections.boxes[:, :2], axis=1)
     import hotcoco
@@ -80,18 +97,18 @@ def _areas(detections: Detections, iou_type: str) -> np.ndarray:
 
 
 def _records(detections: Detections, iou_type: str) -> list[dict]:
-    """Result records with masks or boxes, not both: the official code would take a mask's area from its box."""
-    ids = zip(detections.image_ids.tolist(), detections.category_ids.tolist(), detections.scores.tolist(), strict=True)
+    """LVIS results with masks or boxes, not both: given both, lvis takes a mask's area from its box."""
+    shapes: list[dict]
     if iou_type == "segm":
         shapes = [{"segmentation": rle} for rle in detections.rles or []]
     else:
         shapes = [{"bbox": xywh} for xywh in detections.xywh.tolist()]
-    return [
-        {"image_id": i, "category_id": c, "score": s, **shape} for (i, c, s), shape in zip(ids, shapes, strict=True)
-    ]
+    columns = (detections.image_ids.tolist(), detections.category_ids.tolist(), detections.scores.tolist(), shapes)
+    return [{"image_id": i, "category_id": c, "score": s, **shape} for i, c, s, shape in zip(*columns, strict=True)]
 
 
-def _nothing(dataset: dict, iou_type: str) -> dict:
+def _empty_record(dataset: LvisDataset, iou_type: str) -> dict:
+    """One LVIS result without area."""
     image = dataset["images"][0]
     record = {"image_id": image["id"], "category_id": dataset["categories"][0]["id"], "score": 0.0}
     if iou_type == "bbox":
@@ -102,36 +119,12 @@ def _nothing(dataset: dict, iou_type: str) -> dict:
     return {**record, "segmentation": empty}
 
 
-@contextmanager
-def _without_drawing() -> Iterator[None]:
-    """Lets `lvis` be imported without its drawing, which needs OpenCV, its system libraries and matplotlib."""
-    if "lvis" in sys.modules:
-        yield
-        return
-    stand_in = types.ModuleType("lvis.vis")
-    stand_in.LVISVis = None
-    sys.modules["lvis.vis"] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules["lvis.vis"]
-    del sys.modules["lvis"].LVISVis  # a later `import lvis.vis` gets the real one
-
-
-class _NumPyWithFloat:
-    """NumPy as `lvis` 0.5.3 knows it, with the alias that NumPy 1.24 took away."""
-
-    float = float
-
-    def __getattr__(self, name: str):
-        return getattr(np, name)
-
-
-def _import_lvis():
+def _import_lvis() -> Any:
+    """Imports `lvis` with a NumPy that has the alias it needs. Raises ModuleNotFoundError naming the extra."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        with _without_drawing():
+        with _without_lvis_vis():
             import lvis
             import lvis.eval
     except ModuleNotFoundError as error:
@@ -142,3 +135,29 @@ def _import_lvis():
     for name in ("lvis.lvis", "lvis.results", "lvis.eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return lvis
+
+
+@contextmanager
+def _without_lvis_vis() -> Iterator[None]:
+    """Replaces `lvis.vis` while lvis is imported: it needs OpenCV, its system libraries and matplotlib."""
+    if "lvis" in sys.modules:
+        yield
+        return
+    stub: Any = types.ModuleType("lvis.vis")
+    stub.LVISVis = None
+    sys.modules["lvis.vis"] = stub
+    try:
+        yield
+    finally:
+        del sys.modules["lvis.vis"]
+    lvis: Any = sys.modules["lvis"]
+    del lvis.LVISVis  # a later `import lvis.vis` gets the real module
+
+
+class _NumPyWithFloat:
+    """NumPy with `np.float`, which lvis 0.5.3 uses and NumPy 1.24 removed."""
+
+    float = float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)

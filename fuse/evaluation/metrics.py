@@ -1,26 +1,39 @@
-"""Average precision by class, by bin of training instances and over the data set, with the LVIS protocol.
+"""LVIS average precision per class, per bin of training instances and over the dataset.
 
-Two engines compute precision and recall: hotcoco, and the official `lvis` package as referee (slow). Both are given
-the same annotations and the same detections; all else, from the cap to the means, is done here once.
+Two engines compute precision and recall: hotcoco, and the official `lvis` package as a slow reference. Both get the
+same annotations and the same detections; the cap on detections and the means are computed here for both.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from extract.data.bins import BINS, bin_index, bin_names
+from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS, MAX_DETECTIONS
 from fuse.detections import Detections
+from fuse.evaluation.checks import check_categories, check_detections
 from fuse.evaluation.engines import ENGINES
-from fuse.evaluation.lvis import Loaded, check_categories, load_annotations
+from fuse.evaluation.lvis import LvisDataset, load_annotations
 
 IOU_TYPES = ("segm", "bbox")
-FIXED_PER_CLASS = 10_000
-"""Detections of each class that fixed AP looks at (Dave et al. 2021)."""
+
+
+class Tables(NamedTuple):
+    """AP of several rows.
+
+    Attributes:
+        summary: the columns of `evaluate`, indexed by (iou_type, row).
+        per_class: the columns of `per_class_ap`, indexed by (iou_type, row, class).
+    """
+
+    summary: pd.DataFrame
+    per_class: pd.DataFrame
 
 
 def evaluate(
@@ -31,66 +44,63 @@ def evaluate(
     bins: tuple[float, ...] = BINS,
     iou_type: str | Iterable[str] | None = None,
     fixed_ap: bool = False,
-    max_detections: int = 300,
+    max_detections: int = MAX_DETECTIONS,
     engine: str = "hotcoco",
     image_ids: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """LVIS average precision in points of 0 to 100.
+    """Computes LVIS average precision, in points of 0 to 100.
 
     Args:
-        annotations: an LVIS annotation file, or its content (which stays as it is).
+        annotations: an LVIS annotation file, or its content, which is not changed.
         detections: of any of its images.
-        classes: the class table: category_id, name, frequency and the **training** instance_count, which decides
-            the bin. The annotation file's own counts are not looked at.
+        classes: the class table: category_id, name, frequency, and instance_count in the **training** data, which
+            decides the bin. Counts in the annotation file are ignored.
         bins: edges of half-open bins of training instances.
-        iou_type: "segm", "bbox" or both; None for what the detections have.
-        fixed_ap: fixed AP: the best 10,000 detections of each class over the data set, no cap per image.
-        max_detections: cap per image, best first, where not `fixed_ap`.
+        iou_type: "segm", "bbox" or both; by default both if the detections have masks, else "bbox".
+        fixed_ap: fixed AP: the best 10,000 detections per class over the dataset, no cap per image.
+        max_detections: cap per image, best first; unused with `fixed_ap`.
         engine: "hotcoco" or "lvis".
-        image_ids: evaluate these images only; None for all images of the file.
+        image_ids: images to evaluate; None evaluates all images of the file.
 
     Returns:
-        One row per IoU type. Columns: AP of each bin, AP (mean over all classes that have ground truth), bAP (mean
-        of the bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR. NaN where no class has ground truth.
-        `.attrs["evaluated"]` has the number of classes with ground truth in each bin and in all.
+        One row per IoU type. Columns: AP of each bin, AP (mean over all classes with ground truth), bAP (mean of the
+        bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR. NaN where no class has ground truth.
+        `.attrs["evaluated"]` has the number of classes with ground truth per bin and in total.
 
     Raises:
-        ValueError: annotations that are not LVIS's, categories that differ from `classes`, detections of images or
-            categories that are not there or with masks of another size, "segm" for detections without masks.
+        ValueError: annotations that are not valid LVIS, categories that differ from `classes`, detections of unknown
+            images or categories or with masks of another size, "segm" for detections without masks.
     """
     if iou_type is None:
         iou_type = IOU_TYPES if detections.rles is not None else "bbox"
-    types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
+    iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
-    options = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
-    tables = {t: per_class_ap(dataset, detections, classes, iou_type=t, **options) for t in types}
-    frame = pd.DataFrame({t: summarize(table, bins) for t, table in tables.items()}).T
-    frame.index.name = "iou_type"
-    frame.attrs["evaluated"] = evaluated_classes(tables[types[0]], bins)
-    return frame
+    rows, options = {"": detections}, {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
+    tables = evaluate_rows(dataset, rows, classes, iou_types=iou_types, bins=bins, **options)
+    summary = tables.summary.droplevel("row")
+    summary.attrs["evaluated"] = evaluated_classes(tables.per_class.loc[iou_types[0]].loc[""], bins)
+    return summary
 
 
 def evaluate_rows(
-    annotations: Loaded,
+    annotations: LvisDataset,
     detections: Mapping[str, Detections],
     classes: pd.DataFrame,
     *,
     iou_types: Iterable[str] = ("segm",),
     bins: tuple[float, ...] = BINS,
     progress: bool = False,
-    **options,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    **options: Any,
+) -> Tables:
     """Evaluates the detections of several rows.
 
     Args:
-        annotations, classes, bins, options: as of `evaluate`; the annotations as `load_annotations` returns them.
+        annotations: of `load_annotations`.
         detections: of each row, by name.
+        classes, bins: as of `evaluate`.
         iou_types: "segm", "bbox" or both.
-        progress: show a bar on stderr.
-
-    Returns:
-        The columns of `evaluate` indexed by (iou_type, row); and the per-class tables below one another,
-        indexed by (iou_type, row, class).
+        progress: show a progress bar on stderr.
+        options: fixed_ap, max_detections and engine of `evaluate`.
     """
     jobs = [(iou_type, name) for iou_type in iou_types for name in detections]
     tables = {}
@@ -98,7 +108,7 @@ def evaluate_rows(
         tables[iou_type, name] = per_class_ap(annotations, detections[name], classes, iou_type=iou_type, **options)
     summary = pd.DataFrame({key: summarize(table, bins) for key, table in tables.items()}).T
     summary.index.names = ["iou_type", "row"]
-    return summary, pd.concat(tables, names=["iou_type", "row", "class"])
+    return Tables(summary, pd.concat(tables, names=["iou_type", "row", "class"]))
 
 
 def per_class_ap(
@@ -108,13 +118,13 @@ def per_class_ap(
     *,
     iou_type: str = "segm",
     fixed_ap: bool = False,
-    max_detections: int = 300,
+    max_detections: int = MAX_DETECTIONS,
     engine: str = "hotcoco",
     image_ids: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """The class table with columns AP, AP50, AP75 and AR in points, NaN for classes without ground truth.
+    """Returns the class table with columns AP, AP50, AP75 and AR in points, NaN for classes without ground truth.
 
-    Arguments and errors are those of `evaluate`, which takes its means over this table.
+    Arguments and errors are those of `evaluate`, which averages this table.
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
@@ -126,20 +136,23 @@ def per_class_ap(
     category_ids = classes["category_id"].to_numpy(np.int64)
     check_categories(dataset, category_ids)
     check_detections(dataset, detections, iou_type)
-    kept = detections.top_per_class(FIXED_PER_CLASS) if fixed_ap else detections.top_per_image(max_detections)
-    precision, recall = ENGINES[engine](dataset, kept, iou_type)  # (T, 101, K), (T, K), K by ascending category id
-    order = np.argsort(np.argsort(category_ids))
+    if fixed_ap:
+        detections = detections.top_per_class(FIXED_AP_DETECTIONS_PER_CLASS)
+    else:
+        detections = detections.top_per_image(max_detections)
+    precision, recall = ENGINES[engine](dataset, detections, iou_type)
+    rank = np.argsort(np.argsort(category_ids))  # the engines sort classes by category id
     table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
     measures = {"AP": precision, "AP50": precision[:1], "AP75": precision[5:6], "AR": recall[:, None]}
     for name, values in measures.items():
-        mean = values.mean(axis=(0, 1))[order]
-        table[name] = np.where(recall[0][order] >= 0, 100 * mean, np.nan)
+        mean = values.mean(axis=(0, 1))[rank]
+        table[name] = np.where(recall[0][rank] >= 0, 100 * mean, np.nan)
     return table
 
 
 def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, float]:
-    """The columns of `evaluate`: means over a table of `per_class_ap`, of classes with ground truth."""
-    index = bin_index(per_class["instance_count"], bins)
+    """Returns the columns of `evaluate`: means over the classes with ground truth of a table of `per_class_ap`."""
+    index = bin_index(per_class["instance_count"].to_numpy(), bins)
     ap, frequency = per_class["AP"], per_class["frequency"]
     by_bin = {f"AP{name}": ap[index == i].mean() for i, name in enumerate(bin_names(bins))}
     return {
@@ -152,8 +165,8 @@ def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[s
 
 
 def evaluated_classes(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, int]:
-    """Classes with ground truth in each bin, and in all (the second row of Table 1)."""
-    index = bin_index(per_class["instance_count"], bins)
-    seen = per_class["AP"].notna()
-    by_bin = {f"AP{name}": int(seen[index == i].sum()) for i, name in enumerate(bin_names(bins))}
-    return by_bin | {"AP": int(seen.sum())}
+    """Returns the number of classes with ground truth, per bin and in total (the second row of Table 1)."""
+    index = bin_index(per_class["instance_count"].to_numpy(), bins)
+    evaluated = per_class["AP"].notna()
+    by_bin = {f"AP{name}": int(evaluated[index == i].sum()) for i, name in enumerate(bin_names(bins))}
+    return by_bin | {"AP": int(evaluated.sum())}

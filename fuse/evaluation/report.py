@@ -1,4 +1,4 @@
-"""One HTML file that shows a table of results, its bins as bars, and the classes that changed most."""
+"""The HTML report: a table of results, AP per bin as bars, and the classes whose AP changed most."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from extract.data.bins import bin_index, bin_names
 from extract.utils.files import write_bytes
-from fuse.evaluation.metrics import bootstrap_intervals
+from fuse.evaluation.bootstrap import bootstrap_intervals
+from fuse.evaluation.tables import iou_title
 
-CHANGED = 15
-"""Classes listed as gained and as lost."""
+MAX_CHANGED = 15
+"""Classes listed as gained, and as lost."""
 
 
 def write_report(
@@ -25,25 +26,25 @@ def write_report(
     per_class: pd.DataFrame,
     bins: tuple[float, ...],
     baseline: str,
-    shown: str,
+    candidate: str,
     scope: str,
 ) -> None:
-    """Writes a self-contained report.
+    """Writes a report that needs no other file.
 
     Args:
         path: the HTML file.
-        summary, per_class: what `evaluate_rows` returns.
-        bins: edges of the bins.
-        baseline, shown: rows whose classes are compared.
-        scope: the sentence at the top.
+        summary, per_class: tables of `evaluate_rows`.
+        bins: edges of half-open bins of training instances.
+        baseline, candidate: rows that are compared class by class.
+        scope: sentence at the top, which images are evaluated.
     """
     sections = []
     for iou_type in summary.index.unique("iou_type"):
         table, classes = summary.loc[iou_type], per_class.loc[iou_type]
-        gained, lost = _changes(classes.loc[baseline], classes.loc[shown])
+        gained, lost = _changes(classes.loc[baseline], classes.loc[candidate])
         sections.append(
             {
-                "title": "Mask AP" if iou_type == "segm" else "Box AP",
+                "title": iou_title(iou_type),
                 "table": table.reset_index().to_html(index=False, border=0, float_format="{:.1f}".format),
                 "bars": _bars(table, classes, bins),
                 "gained": gained.to_html(index=False, border=0, float_format="{:.1f}".format),
@@ -52,12 +53,12 @@ def write_report(
         )
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.jinja")
-    html = page.render(sections=sections, baseline=baseline, shown=shown, scope=scope)
+    html = page.render(sections=sections, baseline=baseline, candidate=candidate, scope=scope)
     write_bytes(path, html.encode())
 
 
 def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The classes whose AP rose and fell most."""
+    """Returns the classes whose AP rose most, and those whose AP fell most; arguments are of `per_class_ap`."""
     table = pd.DataFrame(
         {
             "class": after["name"],
@@ -68,22 +69,22 @@ def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[pd.DataFrame, p
         }
     ).dropna()
     ordered = table.sort_values("change", kind="stable")
-    gained = ordered[ordered["change"] > 0].iloc[::-1].head(CHANGED)
-    return gained, ordered[ordered["change"] < 0].head(CHANGED)
+    gained = ordered[ordered["change"] > 0].iloc[::-1].head(MAX_CHANGED)
+    return gained, ordered[ordered["change"] < 0].head(MAX_CHANGED)
 
 
 def _bars(table: pd.DataFrame, classes: pd.DataFrame, bins: tuple[float, ...]) -> str:
-    """AP by bin, a group of bars per bin and a bar per row, as SVG."""
+    """Returns the AP of each bin as SVG: a group of bars per bin, a bar per row; `classes` of all rows."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes, names, width = figure.add_subplot(), [f"AP{name}" for name in bin_names(bins)], 0.8 / len(table)
-    places = np.arange(len(names))
+    centers = np.arange(len(names))
     for i, row in enumerate(table.index):
         heights = table.loc[row, names].to_numpy(float)
-        spans = bootstrap_intervals(classes.loc[row], bins).loc[names].to_numpy(float)
-        whiskers = np.abs(spans.T - heights)
-        axes.bar(places + (i - (len(table) - 1) / 2) * width, heights, width * 0.9, yerr=whiskers, label=row)
+        intervals = bootstrap_intervals(classes.loc[row], bins).loc[names].to_numpy(float)
+        whiskers = np.abs(intervals.T - heights)
+        axes.bar(centers + (i - (len(table) - 1) / 2) * width, heights, width * 0.9, yerr=whiskers, label=row)
     evaluated = bin_index(classes.loc[table.index[0]].dropna(subset="AP")["instance_count"], bins)
-    axes.set_xticks(places, [f"{name}\n{(evaluated == i).sum()} classes" for i, name in enumerate(names)])
+    axes.set_xticks(centers, [f"{name}\n{(evaluated == i).sum()} classes" for i, name in enumerate(names)])
     axes.set_ylabel("AP")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)

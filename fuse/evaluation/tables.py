@@ -5,21 +5,39 @@ from __future__ import annotations
 import pandas as pd
 
 from extract.data.bins import bin_counts
-from fuse.config import EvaluationConfig
 from fuse.evaluation.metrics import evaluated_classes
 
 
-def results_text(config: EvaluationConfig, summary: pd.DataFrame, per_class: pd.DataFrame, scope: str) -> str:
-    """The tables to print; the first line says what was evaluated."""
+def results_text(
+    summary: pd.DataFrame,
+    per_class: pd.DataFrame,
+    scope: str,
+    *,
+    bins: tuple[float, ...],
+    fixed_ap: bool,
+    max_detections: int,
+) -> str:
+    """Returns the tables to print, after a line that describes the evaluation.
+
+    Args:
+        summary, per_class: tables of `evaluate_rows`.
+        scope: which images are evaluated.
+        bins, fixed_ap, max_detections: of the evaluation.
+    """
     iou_type, row = summary.index[0]
-    first = per_class.loc[iou_type].loc[row]
-    seen = evaluated_classes(first, config.bin_edges)
-    total = dict(zip(seen, [*bin_counts(first["instance_count"], config.bin_edges), len(first)], strict=True))
-    kind = "fixed AP" if config.fixed_ap else f"{config.max_detections} detections per image"
+    classes = per_class.loc[iou_type].loc[row]
+    evaluated = evaluated_classes(classes, bins)
+    totals = [*bin_counts(classes["instance_count"].to_numpy(), bins), len(classes)]
+    counts = ", ".join(f"{n} {evaluated[n]} of {total}" for n, total in zip(evaluated, totals, strict=True))
+    kind = "fixed AP" if fixed_ap else f"{max_detections} detections per image"
     lines = [f"Evaluated on {scope}; {kind}; bins by training instances; figures in points (0-100)."]
-    lines.append("Classes with ground truth: " + ", ".join(f"{n} {seen[n]} of {total[n]}" for n in seen) + ".")
-    for iou_type in config.iou_types:
+    lines.append(f"Classes with ground truth: {counts}.")
+    for iou_type in summary.index.unique("iou_type"):
         table = summary.loc[iou_type].rename_axis(None)
-        title = "Mask AP" if iou_type == "segm" else "Box AP"
-        lines += ["", title, table.to_string(float_format="{:.1f}".format)]
+        lines += ["", iou_title(iou_type), table.to_string(float_format="{:.1f}".format)]
     return "\n".join(lines)
+
+
+def iou_title(iou_type: str) -> str:
+    """Returns the title of a table."""
+    return "Mask AP" if iou_type == "segm" else "Box AP"

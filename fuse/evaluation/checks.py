@@ -1,0 +1,45 @@
+"""Checks that annotations, class table and detections fit together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fuse.detections import Detections
+from fuse.evaluation.lvis import LvisDataset
+
+
+def check_categories(dataset: LvisDataset, category_ids: np.ndarray) -> None:
+    """Raises ValueError unless the annotations have the categories of the class table, (K,) int64 ids."""
+    found = {c["id"] for c in dataset["categories"]}
+    differing = sorted(found.symmetric_difference(category_ids.tolist()))
+    if differing:
+        where = "annotations" if differing[0] in found else "class table"
+        raise ValueError(
+            f"annotations have {len(found)} categories, the class table {len(category_ids)}; "
+            f"{len(differing)} are in one only, the first is category {differing[0]} of the {where}"
+        )
+
+
+def check_detections(dataset: LvisDataset, detections: Detections, iou_type: str) -> None:
+    """Raises ValueError for images or categories that the dataset lacks, for missing or wrong masks, and for scores
+    that are not finite."""
+    columns = (("image_id", detections.image_ids, "images"), ("category_id", detections.category_ids, "categories"))
+    for name, column, key in columns:
+        values = np.unique(column)
+        unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]
+        if len(unknown):
+            raise ValueError(f"detections of {name} {unknown[0]}, which the annotations do not have")
+    if iou_type == "segm" and len(detections):
+        if detections.rles is None:
+            raise ValueError("detections have no masks; iou_type 'segm' needs them, 'bbox' does not")
+        _check_mask_sizes(dataset, detections.image_ids, detections.rles)
+    if not np.isfinite(detections.scores).all():
+        raise ValueError("detections have scores that are not finite")
+
+
+def _check_mask_sizes(dataset: LvisDataset, image_ids: np.ndarray, rles: list[dict]) -> None:
+    """Raises ValueError for a mask of another size than its image, which would match nothing."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
+    for image_id, rle in zip(image_ids.tolist(), rles, strict=True):
+        if list(rle["size"]) != sizes[image_id]:
+            raise ValueError(f"detections of image {image_id}: mask size {rle['size']}, expected {sizes[image_id]}")
