@@ -76,19 +76,19 @@ def fill(document: Path, tables: dict[str, Callable[[], str]]) -> None:
 
 
 def readme_table() -> str:
-    """The four rows that show what calibration does to the plain detector."""
+    """Returns the rows of the plain detector's table that show what calibration does."""
     return sweep_table("plain", README_ROWS, README_COLUMNS)
 
 
 def sweep_table(name: str, rows: list[str] | None = None, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:
-    """Mask AP of a sweep's rows and columns, all by default."""
+    """Returns the mask AP of a sweep's rows and columns, all by default."""
     metrics = pd.read_csv(RESULTS / f"{name}.csv")
     metrics = metrics[metrics["iou_type"] == "segm"].drop(columns="iou_type")
     return accuracy_table(metrics if rows is None else metrics.set_index("row").loc[rows].reset_index(), columns)
 
 
 def speed_targets() -> str:
-    """How many targets of each benchmark are met."""
+    """Returns the table of how many targets each benchmark meets."""
     return targets_table({name: pd.read_csv(RESULTS / "speed" / f"{name}.csv") for name in SPEED})
 
 

@@ -37,7 +37,7 @@ class Folded:
     name = "folded"
 
     def __init__(self, head: Head, original: Original, tail: np.ndarray) -> None:
-        """`tail`: (K,) bool, classes whose logits are the head's."""
+        """Takes the logits of the classes in `tail`, (K,) bool, from the head."""
         self._head, self._original, self._from_head = head, original, np.append(tail, False)
 
     @property
@@ -51,7 +51,7 @@ class Folded:
         return self._head.instance_counts
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """(R, K+1) float32 class scores, background last."""
+        """Returns (R, K+1) float32 class scores, background last."""
         logits = np.where(self._from_head, self._head.logits(rois), rois.logits.astype(np.float32))
         return stage_scores(logits, self._original.average, self._original.activation)
 

@@ -58,7 +58,7 @@ def main(config: Config) -> None:
 
 
 def time_framework(config: Config, framework: str) -> list[dict[str, str | float]]:
-    """Rows of one framework's detector, one for each case whose threshold is wanted."""
+    """Times the cases of one framework whose threshold is in the config; returns one row for each."""
     pixels = np.random.default_rng(0).integers(0, 256, (config.height // 8, config.width // 8, 3))
     image = pixels.repeat(8, 0).repeat(8, 1).astype(np.uint8)
     subject = BUILDERS[framework](config.device)
@@ -75,7 +75,7 @@ def time_framework(config: Config, framework: str) -> list[dict[str, str | float
 
 
 def compare(live: Callable[[], object], own: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Median seconds of both, run in turn after one call each, and the median of their ratios."""
+    """Runs both in turn, after one call each; returns the median seconds and the median of their ratios."""
     live(), own()
     pairs = np.array([(seconds(live), seconds(own)) for _ in range(rounds)])
     live_time, own_time = np.median(pairs, axis=0).tolist()
@@ -84,7 +84,7 @@ def compare(live: Callable[[], object], own: Callable[[], object], rounds: int) 
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """CPU time of a call, which other processes hardly affect; with a GPU, wall time."""
+    """Returns the CPU time of a call, which other processes hardly affect; with a GPU, the wall time."""
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     started = clock()
     function()

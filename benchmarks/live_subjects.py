@@ -52,7 +52,7 @@ def spread_scores(subject: Subject, image: np.ndarray) -> None:
 
 
 def make_head(detector: Detector, head_type: str) -> Head:
-    """A calibrated head of the detector's sizes, with the detector's own weights: only its cost matters here."""
+    """Builds a head of the detector's sizes, with the detector's own weights: only its cost matters here."""
     level: Level = "pooled" if head_type == "3fc_ft" else "embedding"
     (layers,) = detector.fc_layers(level)
     kept = layers if head_type == "3fc_ft" else layers[-1:]
@@ -82,7 +82,7 @@ def make_head(detector: Detector, head_type: str) -> Head:
 
 
 def torchvision_subject(device: str) -> Subject:
-    """torchvision's `maskrcnn_resnet50_fpn`."""
+    """Builds torchvision's `maskrcnn_resnet50_fpn`."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     from extract.detectors.torchvision import TorchvisionDetector
@@ -102,7 +102,7 @@ def torchvision_subject(device: str) -> Subject:
 
 
 def detectron2_subject(device: str) -> Subject:
-    """detectron2's model of its LVIS v0.5 config."""
+    """Builds detectron2's model from its LVIS v0.5 config."""
     from detectron2 import model_zoo
     from detectron2.config import get_cfg
     from detectron2.data.transforms import ResizeShortestEdge
@@ -129,7 +129,7 @@ def detectron2_subject(device: str) -> Subject:
 
 
 def mmdet_subject(device: str) -> Subject:
-    """mmdetection's model of its LVIS v1 config."""
+    """Builds mmdetection's model from its LVIS v1 config."""
     from benchmarks import mmcv_ext
 
     mmcv_ext.install()

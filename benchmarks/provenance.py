@@ -15,12 +15,12 @@ MEASURED = ("benchmarks/results", "docs", "README.md")
 
 
 def provenance() -> dict[str, str]:
-    """The columns `machine`, `commit` and `date` of a result."""
+    """Returns the columns `machine`, `commit` and `date` of a result."""
     return {"machine": machine(), "commit": commit(), "date": datetime.now(UTC).date().isoformat()}
 
 
 def machine() -> str:
-    """CPU model, number of CPUs of this process and, where PyTorch sees one, the GPU. Never a host name."""
+    """Returns the CPU model, the number of CPUs of this process and, if there is one, the GPU."""
     parts = [_cpu_model(), f"{len(os.sched_getaffinity(0))} CPUs"]
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -29,7 +29,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit, with "-dirty" where other tracked files differ; "unknown" without git."""
+    """Returns the commit's short hash, with "-dirty" if tracked files but `MEASURED` differ, "unknown" without git."""
     try:
         head = _git("rev-parse", "--short", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in MEASURED))

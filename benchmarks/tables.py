@@ -12,26 +12,26 @@ PROVENANCE = ["machine", "commit", "date"]
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is aligned left, the others right."""
+    """Formats a table whose first column is aligned left, the others right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|--:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def accuracy_table(metrics: pd.DataFrame, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:
-    """AP in points of every `row`: by bin of training instances, of all classes, and by LVIS's frequency tag."""
+    """Formats AP in points of every `row`: by bin of training instances, of all classes, by LVIS's frequency tag."""
     values = metrics[list(columns)].map("{:.1f}".format)
     return markdown(["row", *columns], ([name, *row] for name, row in zip(metrics["row"], values.values, strict=True)))
 
 
 def recall_table(recall: pd.DataFrame) -> str:
-    """Number of objects and average recall by bin of training instances."""
+    """Formats the number of objects and the average recall by bin of training instances."""
     limits = [column for column in recall.columns if column.startswith("AR@")]
     rows = ([r["bin"], f"{r['objects']:,}", *(f"{r[n]:.1f}" for n in limits)] for r in recall.to_dict("records"))
     return markdown(["training instances", "objects", *limits], rows)
 
 
 def live_table(results: pd.DataFrame) -> str:
-    """Live inference: the framework's own against the calibrated detector."""
+    """Formats times of live inference: the framework's own and the calibrated detector's."""
     rows = (
         [
             f"{r['framework']}, {r['head_type']}",
@@ -47,7 +47,7 @@ def live_table(results: pd.DataFrame) -> str:
 
 
 def speed_table(results: pd.DataFrame) -> str:
-    """All columns of a speed benchmark; see `benchmarks.speed.measure`."""
+    """Formats all columns of a speed benchmark; see `benchmarks.speed.measure`."""
     header = ["case", "baseline", "time", "baseline time", "ratio", "target", "met", "memory", "baseline memory"]
     rows = (
         [
@@ -67,7 +67,7 @@ def speed_table(results: pd.DataFrame) -> str:
 
 
 def targets_table(results: Mapping[str, pd.DataFrame]) -> str:
-    """By benchmark, how many targets are met and which are not."""
+    """Formats, by benchmark, how many targets are met and which are not."""
     rows = []
     for name, table in results.items():
         targets = table.dropna(subset="target")
@@ -80,28 +80,28 @@ def targets_table(results: Mapping[str, pd.DataFrame]) -> str:
 
 
 def provenance_line(results: pd.DataFrame) -> str:
-    """Where, from which commits and when the results were measured."""
+    """Formats on which machines, from which commits and when the results were measured."""
     measured = results[PROVENANCE].drop_duplicates().itertuples(index=False)
     return "Measured on " + "; ".join(f"{machine}, commit {commit}, {date}" for machine, commit, date in measured) + "."
 
 
 def format_time(seconds: float) -> str:
-    """Three digits in milliseconds below a second, else a decimal in seconds."""
+    """Formats a time below a second in milliseconds with three digits, a longer one in seconds with one decimal."""
     return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds:,.1f} s"
 
 
 def format_ratio(ratio: float, bound: object) -> str:
-    """A speed-up, or with an upper bound the time relative to the baseline's."""
+    """Formats a speed-up or, with an upper bound, the time relative to the baseline's."""
     number = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
     return f"{number}× its time" if bound in ("at_most", "seconds_at_most") else f"{number}× as fast"
 
 
 def format_target(target: float, bound: object) -> str:
-    """A bound of the ratio or of the time; empty where there is none."""
+    """Formats a bound of the ratio or of the time; empty if there is none."""
     formats = {"at_least": "≥ {:,g}×", "at_most": "≤ {:,g}×", "seconds_at_most": "≤ {:,g} s"}
     return formats[bound].format(target) if isinstance(bound, str) else ""
 
 
 def format_memory(count: float) -> str:
-    """Megabytes; empty where not measured."""
+    """Formats bytes as megabytes; empty if not measured."""
     return "" if pd.isna(count) else f"{count / 1e6:,.0f} MB"

@@ -14,7 +14,7 @@ strides = [4, 8, 16]
 
 
 def roi_extractor(size: int, sampling_ratio: int, strides: list[int]) -> dict:
-    """Boxes under 48 px are pooled from the level of stride 4, those up to 96 px from that of stride 8."""
+    """Pools boxes under 48 px from the level of stride 4, those up to 96 px from that of stride 8."""
     roi_layer = dict(type="RoIAlign", output_size=size, sampling_ratio=sampling_ratio)
     return dict(
         type="SingleRoIExtractor", roi_layer=roi_layer, out_channels=channels, featmap_strides=strides, finest_scale=24
@@ -22,7 +22,7 @@ def roi_extractor(size: int, sampling_ratio: int, strides: list[int]) -> dict:
 
 
 def box_head(stds: list[float]) -> dict:
-    """One stage's classifier and class-agnostic regressor; `stds` is the scale of its deltas."""
+    """Configures one stage's classifier and class-agnostic regressor; `stds` is the scale of its deltas."""
     return dict(
         type="Shared2FCBBoxHead",
         in_channels=channels,
@@ -37,7 +37,7 @@ def box_head(stds: list[float]) -> dict:
 
 
 def mask_head(takes_features: bool) -> dict:
-    """One stage's class-agnostic masks; all heads but the first take the features of the head before."""
+    """Configures one stage's class-agnostic masks; all heads but the first take the features of the head before."""
     return dict(
         type="HTCMaskHead",
         with_conv_res=takes_features,
@@ -51,7 +51,7 @@ def mask_head(takes_features: bool) -> dict:
 
 
 def stage_training(iou: float) -> dict:
-    """Matching IoU of one stage, and how many RoIs of an image it is trained on."""
+    """Configures the matching IoU of one stage, and how many RoIs of an image it is trained on."""
     return dict(
         assigner=dict(type="MaxIoUAssigner", pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou, ignore_iof_thr=-1),
         sampler=dict(type="RandomSampler", num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),

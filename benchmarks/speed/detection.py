@@ -44,7 +44,7 @@ def main(images: int = 64) -> None:
 
 
 def time_detection(folder: Path, level: str, images: int) -> Result:
-    """All CPUs against one, on a new cache of a feature level."""
+    """Times all CPUs against one, on a new cache of a feature level."""
     cpus = os.sched_getaffinity(0)
     cache = make_cache(folder / f"{level}.zarr", level, images)
     scorer = NorCal().fit(cache) if level == "logits" else build_head(cache, "linear", 0, 0, {})
@@ -57,7 +57,7 @@ def time_detection(folder: Path, level: str, images: int) -> Result:
 
 
 def detect_on(cpus: set[int], cache: RoICache, scorer: Scorer) -> dict[str, Detections]:
-    """Detections of both modes, with all threads of this process on these CPUs."""
+    """Detects with both modes, with all threads of this process on these CPUs."""
     before = os.sched_getaffinity(0)
     try:
         pin_threads(cpus)

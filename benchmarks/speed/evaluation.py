@@ -36,7 +36,7 @@ def main(images: int = 1000) -> None:
 
 
 def time_evaluation(annotations: dict[str, Any], classes: pd.DataFrame, iou_type: str) -> Result:
-    """hotcoco before and after the lvis package, which takes a minute and so runs once."""
+    """Times hotcoco before and after the lvis package, which takes a minute and so runs once."""
     detections = make_detections(annotations, classes, masks=iou_type == "segm")
     tables: dict[str, pd.DataFrame] = {}
     times: dict[str, list[float]] = {"hotcoco": [], "lvis": []}
@@ -59,7 +59,7 @@ def time_evaluation(annotations: dict[str, Any], classes: pd.DataFrame, iou_type
 
 
 def make_annotations(classes: pd.DataFrame, images: int, seed: int = 0) -> dict[str, Any]:
-    """LVIS annotations of val's first images: their real classes, of each as many objects as train has on average."""
+    """Makes LVIS annotations of val's first images: their real classes, of each as many objects as in train."""
     rng = np.random.default_rng(seed)
     labels, positions, image_ids = lvis_pairs("val")
     instances_per_image = (classes["instance_count"] / classes["image_count"].clip(lower=1)).to_numpy()
@@ -87,7 +87,7 @@ def make_annotations(classes: pd.DataFrame, images: int, seed: int = 0) -> dict[
 
 
 def make_detections(annotations: dict[str, Any], classes: pd.DataFrame, masks: bool, seed: int = 1) -> Detections:
-    """Detections of each image: half of them near its objects, a third of those with a wrong class."""
+    """Makes detections of each image: half of them near its objects, a third of those with a wrong class."""
     rng = np.random.default_rng(seed)
     ids = classes["category_id"].to_numpy()
     objects = pd.DataFrame(annotations["annotations"])[["image_id", "category_id", "bbox"]]
@@ -113,7 +113,7 @@ def make_detections(annotations: dict[str, Any], classes: pd.DataFrame, masks: b
 
 
 def _annotation(annotation_id: int, image_id: int, category_id: int, box: list[float]) -> dict[str, Any]:
-    """An annotation record whose mask fills its box."""
+    """Returns an annotation record whose mask fills its box."""
     x1, y1, x2, y2 = box
     return {
         "id": annotation_id,
@@ -126,7 +126,7 @@ def _annotation(annotation_id: int, image_id: int, category_id: int, box: list[f
 
 
 def _random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """(N, 4) xyxy."""
+    """Returns (N, 4) xyxy."""
     height, width = SIZE
     corner = rng.random((count, 2)) * (width - 40, height - 40)
     size = np.exp(rng.uniform(np.log(8), np.log(300), (count, 2)))

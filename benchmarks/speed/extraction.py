@@ -89,7 +89,7 @@ def time_extraction(case: str, job: Job, threads: int, rounds: int) -> Result:
 
 
 def time_masks(threads: int) -> Result:
-    """Masks in parts that fit into the CPU's cache, against all masks of an image at once."""
+    """Times masks in parts that fit into the CPU's cache, against all masks of an image at once."""
     with minilvis_job("val") as job:
         output = ForwardPass(job)(range(MASK_IMAGES))
 
@@ -119,12 +119,12 @@ class ForwardPass:
         ]
 
     def batches(self) -> Iterator[range]:
-        """Positions of the images of each batch."""
+        """Yields the positions of the images of each batch."""
         images = range(len(self._images))
         return (images[i : i + self._config.batch_size] for i in images[:: self._config.batch_size])
 
     def __call__(self, batch: range) -> ForwardOutput:
-        """The forward pass over one batch, with masks where the cache keeps them."""
+        """Runs the forward pass over one batch, with masks if the cache keeps them."""
         images = [self._images[i] for i in batch]
         output = self._detector.forward(images, self._config.level, lambda i, p: self._choose(batch[i], p))
         if self._config.split == "val":
@@ -154,7 +154,7 @@ def check_cache(cache: extract.RoICache, job: Job) -> None:
 
 @contextmanager
 def minilvis_job(split: Split) -> Iterator[Job]:
-    """Mini-LVIS's trained detector, and the first images of a split."""
+    """Yields Mini-LVIS's trained detector and the first images of a split."""
     content = json.loads((MINILVIS / f"{split}.json").read_text())
     content["images"] = content["images"][: MINILVIS_IMAGES[split]]
     ids = {image["id"] for image in content["images"]}
@@ -167,7 +167,7 @@ def minilvis_job(split: Split) -> Iterator[Job]:
 
 @contextmanager
 def large_job() -> Iterator[Job]:
-    """A Mask R-CNN of LVIS's classes with peaked scores, and random images with some objects each."""
+    """Yields a Mask R-CNN of LVIS's classes with peaked scores, and random images with some objects each."""
     with tempfile.TemporaryDirectory() as folder:
         content = _make_images(Path(folder))
         subject = torchvision_subject("cpu")

@@ -70,14 +70,14 @@ def main() -> None:
 
 
 def by_rois() -> Iterator[Point]:
-    """NMS of one image."""
+    """Times NMS of one image."""
     for rois in ROIS:
         for series, time in time_nms(rois, 1230):
             yield Point("rois", series, rois, time)
 
 
 def by_classes() -> Iterator[Point]:
-    """NMS of one image, and a training step of a linear head."""
+    """Times NMS of one image, and a training step of a linear head."""
     for classes in CLASSES:
         for series, time in time_nms(1000, classes):
             yield Point("classes", series, classes, time)
@@ -85,7 +85,7 @@ def by_classes() -> Iterator[Point]:
 
 
 def by_images() -> Iterator[Point]:
-    """Detection from a cache of logits, and evaluation of boxes."""
+    """Times detection from a cache of logits, and evaluation of boxes."""
     classes = inputs.lvis_classes()
     with tempfile.TemporaryDirectory() as folder:
         for images in IMAGES:
@@ -98,7 +98,7 @@ def by_images() -> Iterator[Point]:
 
 
 def by_cache_size() -> Iterator[Point]:
-    """Writing, opening and reading pooled features."""
+    """Times writing, opening and reading pooled features."""
     points: list[Point] = []
     with tempfile.TemporaryDirectory() as folder:
         for images in CACHE_IMAGES:
@@ -118,14 +118,14 @@ def by_cache_size() -> Iterator[Point]:
 
 
 def extrapolate(points: list[Point]) -> Iterator[Point]:
-    """A straight line through the points of one series."""
+    """Fits a straight line to the points of one series."""
     slope, start = np.polyfit([point.x for point in points], [point.time for point in points], 1)
     for x in EXTRAPOLATED_GB:
         yield Point("cache", points[0].series + EXTRAPOLATED, x, float(max(start, 0) + slope * x))
 
 
 def time_nms(rois: int, classes: int) -> Iterator[tuple[str, float]]:
-    """`class_nms` with and without a cap, and the standard path where that takes no minutes, at threshold 0.0."""
+    """Times `class_nms` with and without a cap and, unless it takes minutes, the standard path, at threshold 0.0."""
     boxes, scores = inputs.proposals(rois), softmax(inputs.logits(rois, classes))
     yield "class_nms, 300 kept", best(partial(class_nms, boxes, scores), 5)
     yield "class_nms, all kept", best(partial(class_nms, boxes, scores, max_detections=None), 2)
@@ -134,7 +134,7 @@ def time_nms(rois: int, classes: int) -> Iterator[tuple[str, float]]:
 
 
 def time_linear_step(classes: int) -> float:
-    """Forward pass, backward pass and update of a classifier on embeddings."""
+    """Times forward pass, backward pass and update of a classifier on embeddings."""
     layer = torch.nn.Linear(1024, classes + 1)
     optimizer = torch.optim.SGD(layer.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     embeddings, labels = torch.randn(STEP_ROIS, 1024), torch.arange(STEP_ROIS) % (classes + 1)
@@ -161,7 +161,7 @@ def make_cache(path: Path, images: int, rois: int, level: str) -> RoICache:
 
 
 def best(function: Callable[[], object], rounds: int) -> float:
-    """The shortest of several calls in seconds, after a call that compiles."""
+    """Returns the shortest time of several calls in seconds, after a call that compiles."""
     function()
     return min(seconds(function) for _ in range(rounds))
 

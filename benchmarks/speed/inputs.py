@@ -22,14 +22,14 @@ OBJECTS = 24
 
 
 def lvis_classes() -> pd.DataFrame:
-    """The class table of LVIS v0.5, with the columns of `RoICache.classes`."""
+    """Reads the class table of LVIS v0.5, with the columns of `RoICache.classes`."""
     table = pd.DataFrame(json.loads((DATA / "lvis_v0.5_class_counts.json").read_text())["categories"])
     table = table.rename(columns={"id": "category_id"})
     return table[["category_id", "name", "frequency", "image_count", "instance_count"]]
 
 
 def lvis_pairs(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Class (P,) int64 and image position (P,) int64 of every pair, sorted by class, and the image ids (N,) int64."""
+    """Reads class (P,) and image position (P,) of every pair, sorted by class, and the image ids (N,), all int64."""
     ids = lvis_classes()["category_id"].to_numpy()
     with np.load(DATA / f"lvis_v0.5_{split}_class_images.npz") as pairs:
         classes = np.searchsorted(ids, pairs["category_id"])
@@ -39,7 +39,7 @@ def lvis_pairs(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def make_rois(image_id: int, boxes: np.ndarray, logits: np.ndarray, **columns: np.ndarray | None) -> RoIs:
-    """One image's RoIs in a detector of one stage, all background unless `columns` (other fields of `RoIs`) differ.
+    """Makes one image's RoIs of a detector with one stage, all of them background unless `columns` differ.
 
     Args:
         image_id: any integer.
@@ -62,7 +62,7 @@ def make_rois(image_id: int, boxes: np.ndarray, logits: np.ndarray, **columns: n
 
 
 def proposals(rois: int = 1000, seed: int = 0, classes: int | None = None) -> np.ndarray:
-    """(R, 4) float32 xyxy, or (R, K, 4) with `classes`: two thirds crowd around the objects, the rest is anywhere."""
+    """Makes (R, 4) float32 xyxy, or (R, K, 4) with `classes`: two thirds around the objects, the others anywhere."""
     rng = np.random.default_rng(seed)
     boxes = _objects(rng)[_owners(rng, rois)]
     spread = np.exp(rng.uniform(np.log(0.02), np.log(0.6), (rois, 1)))
@@ -75,7 +75,7 @@ def proposals(rois: int = 1000, seed: int = 0, classes: int | None = None) -> np
 
 
 def logits(rois: int = 1000, classes: int = 1230, seed: int = 0) -> np.ndarray:
-    """(R, K+1) float16, background last, of the RoIs of `proposals` with the same seed.
+    """Makes (R, K+1) float16, background last, for the RoIs of `proposals` with the same seed.
 
     Peaked as a trained detector's: of 1,000 RoIs and 1,230 classes some 300 scores are above 0.05, 100,000 above
     1e-4, and background has most of the rest. Frequent classes have higher scores throughout.
@@ -94,7 +94,7 @@ def logits(rois: int = 1000, classes: int = 1230, seed: int = 0) -> np.ndarray:
 
 
 def disc_masks(count: int, rng: np.random.Generator) -> np.ndarray:
-    """(N, 28, 28) uint8 class-agnostic mask probabilities, 0 to 254: discs of random radius."""
+    """Makes (N, 28, 28) uint8 class-agnostic mask probabilities, 0 to 254: discs of random radius."""
     y, x = np.mgrid[-1:1:28j, -1:1:28j]
     radius = rng.uniform(0.3, 1.2, (count, 1, 1))
     return (254 / (1 + np.exp(8 * (x**2 + y**2 - radius)))).astype(np.uint8)
@@ -108,7 +108,7 @@ def _objects(rng: np.random.Generator, count: int = OBJECTS) -> np.ndarray:
 
 
 def _owners(rng: np.random.Generator, rois: int) -> np.ndarray:
-    """(R,) the object that each RoI belongs to."""
+    """Draws the object that each RoI belongs to, (R,)."""
     return rng.integers(0, OBJECTS, rois)
 
 

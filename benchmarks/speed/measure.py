@@ -70,14 +70,14 @@ def compare(case: Callable[[], object], baseline: Callable[[], object], rounds: 
 def timing(
     pairs: Sequence[tuple[float, float]], memory: int | None = None, baseline_memory: int | None = None
 ) -> Timing:
-    """Medians over rounds of (time, baseline_time) in seconds."""
+    """Returns the medians over rounds of (time, baseline_time) in seconds."""
     times = np.array(pairs)
     case, baseline = np.median(times, axis=0).tolist()
     return Timing(case, baseline, float(np.median(times[:, 1] / times[:, 0])), memory, baseline_memory)
 
 
 def seconds(function: Callable[[], object], repeat: int = 1) -> float:
-    """Wall time of a call, averaged over `repeat` calls."""
+    """Returns the wall time of a call, averaged over `repeat` calls."""
     started = time.perf_counter()
     for _ in range(repeat):
         function()
@@ -85,7 +85,7 @@ def seconds(function: Callable[[], object], repeat: int = 1) -> float:
 
 
 def peak_memory(function: Callable[[], object]) -> int | None:
-    """Bytes that a call adds to this process's resident memory at its peak; None where Linux's /proc is missing."""
+    """Returns the bytes that a call adds to this process's resident memory at its peak; None without Linux's /proc."""
     if not Path("/proc/self/clear_refs").exists():
         function()
         return None
@@ -96,7 +96,7 @@ def peak_memory(function: Callable[[], object]) -> int | None:
 
 
 def result(case: str, baseline: str, timing: Timing, bound: Bound | None = None, target: float | None = None) -> Result:
-    """A row of a CSV file, with `met` where there is a target."""
+    """Returns a row of a CSV file, with `met` if there is a target."""
     ratio = timing.speedup if bound in (None, "at_least") else 1 / timing.speedup
     met = None
     if bound is not None and target is not None:
@@ -121,14 +121,14 @@ def save(name: str, results: Iterable[Result], folder: Path = RESULTS) -> None:
 
 
 def merge_rows(before: pd.DataFrame, rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Both tables' rows in the order of `before`, then of `rows`; of two with the same keys the one of `rows`."""
+    """Joins tables, in the order of `before`, then of `rows`; of rows with the same keys that of `rows` is kept."""
     order = list(dict.fromkeys([*before.set_index(keys).index, *rows.set_index(keys).index]))
     merged = pd.concat([rows.astype(object), before.astype(object)]).drop_duplicates(keys)
     return merged.set_index(keys).loc[order].reset_index()[list(rows.columns)]
 
 
 def list_files(*folders: Path) -> list[Path]:
-    """All files below some folders, sorted by name."""
+    """Lists all files below some folders, sorted by name."""
     return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
@@ -141,13 +141,13 @@ def drop_page_cache(files: Iterable[Path]) -> None:
 
 
 def disk_bytes_read() -> int:
-    """Bytes that this process has read from the disk."""
+    """Returns the bytes that this process has read from the disk."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 def memory_status(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM)."""
+    """Returns the resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM)."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:
         raise RuntimeError(f"/proc/self/status: has no field {field}")

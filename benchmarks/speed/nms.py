@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def against_standard_path() -> list[Result]:
-    """Every threshold, kind of boxes and cap; detections are checked on several seeds."""
+    """Times every threshold, kind of boxes and cap; detections are checked on several seeds."""
     results = []
     for threshold, specific, limit in itertools.product(THRESHOLDS, (False, True), (300, None)):
         for seed in range(SEEDS if threshold else 1):
@@ -64,7 +64,7 @@ def against_standard_path() -> list[Result]:
 
 
 def standard_path(boxes: np.ndarray, scores: np.ndarray, threshold: float, limit: int | None) -> Kept:
-    """Multi-class NMS as the frameworks do it: one box per candidate, then `batched_nms` of all classes.
+    """Runs multi-class NMS as the frameworks do: one box per candidate, then `batched_nms` of all classes.
 
     Args:
         boxes: (R, 4) or (R, K, 4) float32 xyxy.
@@ -100,7 +100,7 @@ def check_detections(boxes: np.ndarray, scores: np.ndarray, threshold: float, li
 
 
 def against_one_pass() -> Result:
-    """Against the maximum of the same array."""
+    """Times NMS against the maximum of the same scores."""
     boxes, scores = make_image(0)
 
     def maxima() -> None:
@@ -116,7 +116,7 @@ def against_one_pass() -> Result:
 
 
 def against_softmaxes() -> Result:
-    """Two blocks of float16 logits to detections, against torch's softmax of each block."""
+    """Times two blocks of float16 logits to detections, against torch's softmax of each block."""
     boxes, blocks = inputs.proposals(), [inputs.logits(seed=seed) for seed in range(2)]
     tail = tail_classes(inputs.lvis_classes()["instance_count"].to_numpy())
     tensors = [torch.from_numpy(block) for block in blocks]
@@ -139,7 +139,7 @@ def against_softmaxes() -> Result:
 
 
 def against_equivalents() -> list[Result]:
-    """Each kernel against its equivalents in `tests.equivalents`; results are checked to be equal."""
+    """Times each kernel against its equivalents in `tests.equivalents`; results are checked to be equal."""
     results = []
     for name, size, equivalent, arguments in equivalent_cases():
         kernel, baseline = EQUIVALENTS[name]["numba"], EQUIVALENTS[name][equivalent]
@@ -150,7 +150,7 @@ def against_equivalents() -> list[Result]:
 
 
 def equivalent_cases() -> list[tuple[str, str, str, tuple[Any, ...]]]:
-    """Name of the kernel, size of its input, name of the equivalent, and the arguments."""
+    """Returns for each case the kernel, the size of its input, the equivalent, and the arguments."""
     boxes, scores = make_image(0)
     few_scores = scores[:200, :101].copy()
     tail = tail_classes(inputs.lvis_classes()["instance_count"].to_numpy())
@@ -169,13 +169,13 @@ def equivalent_cases() -> list[tuple[str, str, str, tuple[Any, ...]]]:
 
 
 def make_image(seed: int, specific: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes, (R, 4) or (R, K, 4) where class-specific, and (R, K+1) scores."""
+    """Makes boxes (R, 4), or (R, K, 4) if class-specific, and scores (R, K+1)."""
     boxes = inputs.proposals(seed=seed, classes=1230 if specific else None)
     return boxes, softmax(inputs.logits(seed=seed))
 
 
 def make_masks(count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Arguments of `encode_masks`: (N, 28, 28) masks, boxes scaled down with the image, height and width."""
+    """Makes the arguments of `encode_masks`: (N, 28, 28) masks, boxes scaled down with the image, height and width."""
     boxes = inputs.proposals(count) * np.float32(size[0] / inputs.SIZE[0])
     return inputs.disc_masks(count, np.random.default_rng(0)), boxes, *size
 

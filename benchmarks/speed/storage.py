@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def time_writing(folder: Path) -> list[Result]:
-    """A block of a val cache and a block of a train cache, written again and again."""
+    """Times writing a block of a val cache and of a train cache."""
     folder.mkdir()
     results = []
     for block, rois in {"val block, 16 × 1,000 RoIs": 1000, "train block, 16 × 150 RoIs": 150}.items():
@@ -73,7 +73,7 @@ def time_writing(folder: Path) -> list[Result]:
 
 
 def time_reading_features(folder: Path) -> list[Result]:
-    """A pooled val cache: all features at once, and image by image."""
+    """Times reading a pooled val cache: all features at once, and image by image."""
     cache = _write(folder, Images(40, 1000, features=True), "val")
     read, files = partial(cache.read, "features"), list_files(folder / "feature")
     return [
@@ -83,7 +83,7 @@ def time_reading_features(folder: Path) -> list[Result]:
 
 
 def time_reading_logits(folder: Path) -> list[Result]:
-    """A val cache without features: all logits at once, and image by image."""
+    """Times reading a val cache without features: all logits at once, and image by image."""
     cache = _write(folder, Images(256, 1000, features=False), "val")
     read, files = partial(cache.read, "logits"), list_files(folder / "logit")
     return [
@@ -93,7 +93,7 @@ def time_reading_logits(folder: Path) -> list[Result]:
 
 
 def time_sampling(folder: Path) -> list[Result]:
-    """The features that training steps take: half of the RoIs of 16 images, in random order."""
+    """Times reading the features of training steps: half of the RoIs of 16 images, in random order."""
     cache = _write(folder, Images(400, 100, features=True), "train")
     rng = np.random.default_rng(0)
     steps = []
@@ -114,7 +114,7 @@ def time_sampling(folder: Path) -> list[Result]:
 
 
 def time_opening(folder: Path) -> list[Result]:
-    """Many images with few RoIs: the cost is in tables and file lists."""
+    """Times opening a cache of many images with few RoIs: the cost is in tables and file lists."""
     images = Images(29_992, 4, features=False, classes=4)
     classes = inputs.lvis_classes()[:4]
     cache = write_cache(str(folder), images, classes, split="train", level="logits")
@@ -141,7 +141,7 @@ def time_reading(
     read_bytes: int | None = None,
     baseline_keeps: bool = False,
 ) -> list[Result]:
-    """Results for cold and for warm files.
+    """Times reading cold and warm files.
 
     Args:
         case: name, to which the state is added.
@@ -184,7 +184,7 @@ class Images(Sequence[RoIs]):
 
 
 def make_image(seed: int, rois: int, features: bool, classes: int = 1230) -> RoIs:
-    """RoIs whose values are as random as a detector's, so that they compress no better."""
+    """Makes RoIs whose values are as random as a detector's, so that they compress no better."""
     rng = np.random.default_rng(seed)
     return inputs.make_rois(
         seed,
@@ -220,13 +220,13 @@ def _iterate(cache: RoICache) -> None:
 
 
 def _seconds(function: Callable[[], object], evicted: Sequence[Path]) -> float:
-    """Seconds of a call after these files have left the page cache."""
+    """Returns the seconds of a call after these files have left the page cache."""
     drop_page_cache(evicted)
     return seconds(function)
 
 
 def _random_halves(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """float16 from 0 to 2 with random bits."""
+    """Makes float16 from 0 to 2 with random bits."""
     bits = np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.uint16)
     return (bits & 0x3FFF).view(np.float16).reshape(shape)
 

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def time_case(case: Case) -> list[Result]:
-    """Training and prefetching from one cache."""
+    """Times training and prefetching from one cache."""
     folder = Path(tempfile.mkdtemp(prefix="streaming"))
     try:
         TrainCache(case.level, images_per_class=case.images_per_class).write(folder / "train.zarr")
@@ -126,7 +126,7 @@ def run_limited(folder: Path, limit: int, case: Case) -> Streamed:
 
 
 def measure_streaming(url: str, limit: int, case: Case, group: str) -> Streamed:
-    """The child process: joins the cgroup or limits itself, then reads and trains."""
+    """Joins the cgroup, or limits this process, then reads and trains. Runs in the child process."""
     if group:
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
     else:
@@ -159,19 +159,19 @@ class MemoryClock(StepClock):
         self.peaks: list[int] = []
 
     def update(self) -> None:
-        """Called after each step."""
+        """Takes the time of a step, and the peak memory."""
         super().update()
         self.peaks.append(memory_status("VmHWM"))
 
 
 def count_rois(cache: RoICache | TrainCache, steps: int) -> int:
-    """RoIs of the timed steps."""
+    """Counts the RoIs of the timed steps."""
     sampler = BiLevelSampler(cast(RoICache, cache))
     return sum(len(sampler.step(step).rows) for step in range(WARM_UP, WARM_UP + steps))
 
 
 def prefetch_steps(cache: RoICache, steps: range) -> float:
-    """Seconds per GB from the disk of the trainer's reading without the training."""
+    """Returns the seconds per GB from the disk of the trainer's reading without the training."""
     features = Features(cache, torch.device("cpu"))
     if features.in_memory:
         raise RuntimeError("the features fit in memory, nothing would be streamed")
@@ -183,7 +183,7 @@ def prefetch_steps(cache: RoICache, steps: range) -> float:
 
 
 def read_sequentially(url: Path) -> float:
-    """Seconds per GB from the disk of reading the features' files one after the other."""
+    """Returns the seconds per GB from the disk of reading the features' files one after the other."""
     before, started = disk_bytes_read(), time.perf_counter()
     buffer = bytearray(1 << 23)
     for file in list_files(url / "feature"):

@@ -72,7 +72,7 @@ def main(device: str) -> None:
 
 
 def against_products(cache: TrainCache, head_type: HeadType, device: str) -> tuple[Result, float]:
-    """A step against its matrix products, and the mean seconds of a step."""
+    """Times a step against its matrix products; returns the mean seconds of a step as well."""
     sampler = BiLevelSampler(cast(RoICache, cache))
     head = build_head(cast(RoICache, cache), head_type, 1024, 0, {}).to(device)
     products = MatrixProducts(head, device)
@@ -94,13 +94,13 @@ def against_products(cache: TrainCache, head_type: HeadType, device: str) -> tup
 
 
 def schedule(step: float, case: str, budget: float, baseline: str) -> Result:
-    """The paper's 12,000 steps against a budget in seconds."""
+    """Compares the paper's 12,000 steps with a budget in seconds."""
     time = step * PAPER_STEPS
     return result(f"12,000 steps of {case}, extrapolated", baseline, Timing(time, budget, budget / time), "at_least", 1)
 
 
 def against_live(head_type: HeadType, step: float, device: str) -> Result:
-    """A step from the cache against the same step live."""
+    """Times the same step live, against a step from the cache."""
     images = LIVE_IMAGES_CPU if device == "cpu" else LIVE_IMAGES
     features = time_live_features(images, head_type == "linear", device) * LIVE_IMAGES / images
     timing = Timing(step, features + step, (features + step) / step)
@@ -108,7 +108,7 @@ def against_live(head_type: HeadType, step: float, device: str) -> Result:
 
 
 def time_step(cache: TrainCache, head_type: HeadType, device: str, steps: int, precision: Precision = "fp32") -> float:
-    """Mean wall time of a step, over `steps` of a run without anything between."""
+    """Returns the mean wall time of a step, over `steps` of a run without anything between."""
     clock = StepClock(device)
     run_training(cache, head_type, device, WARM_UP + steps, clock, precision)
     return sum(clock.step_times[WARM_UP:]) / steps
@@ -154,7 +154,7 @@ class StepClock:
             self.step_times[-1] += time.perf_counter() - self._started
 
     def update(self) -> None:
-        """Called after each step."""
+        """Takes the time of a step; called after each."""
         self.step_times.append(time.perf_counter() - self._started)
         if self._between is not None:
             between, step = self._between, len(self.step_times) - 1
@@ -162,7 +162,7 @@ class StepClock:
         self._started = time.perf_counter()
 
     def set_postfix_str(self, text: str) -> None:
-        """Called when the loss is logged."""
+        """Ignores the loss; called when it is logged."""
 
 
 class MatrixProducts:
@@ -193,7 +193,7 @@ class MatrixProducts:
                 torch.mm(gradients[depth], self._weights[depth], out=gradients[depth - 1])
 
     def time(self, counts: list[int]) -> float:
-        """Mean seconds of the steps after the warm-up on a GPU, given the RoIs of each step."""
+        """Returns the mean seconds of the steps after the warm-up on a GPU, given the RoIs of each step."""
         for rows in counts[:WARM_UP]:
             self.run(rows)
         torch.cuda.synchronize()
@@ -216,7 +216,7 @@ class MatrixProducts:
 
 @torch.inference_mode()
 def time_live_features(images: int, embed: bool, device: str) -> float:
-    """Seconds of `images` from pixels to pooled features, or to embeddings, of `LIVE_ROIS` RoIs each."""
+    """Returns the seconds from pixels to pooled features, or embeddings, of `LIVE_ROIS` RoIs in each of `images`."""
     from torchvision.models.detection import fasterrcnn_resnet50_fpn
     from torchvision.models.detection.image_list import ImageList
 
