@@ -268,6 +268,7 @@ def test_class_offsets_make_mmcvs_nms_inexact():
     assert len(theirs) == 2
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")  # training's
 def test_checkpoints_of_mmengines_runner_load(tiny, tmp_path, monkeypatch):
     from mmengine.config import Config
