@@ -59,6 +59,7 @@ class DetectionAccumulator:
         return DetectionColumns(*(np.concatenate(columns) for columns in zip(*self._parts, strict=True)))
 
     def _prune(self) -> None:
+        assert self._per_class is not None
         every = self._joined()
         best = top_of_groups(every.labels, every.scores, self._per_class)
         kept = DetectionColumns(*(column[best] for column in every))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Suppress
 
@@ -75,7 +75,7 @@ class FusionConfig:
             raise ValueError(f"max_detections is {self.max_detections}, expected at least 1, or -1 for all")
 
     @classmethod
-    def from_options(cls, **options: object) -> FusionConfig:
+    def from_options(cls, **options: Any) -> FusionConfig:
         """A config with these fields. Raises ValueError naming an option that is none of them."""
         known = [field.name for field in fields(cls)]
         for name in options:
@@ -83,7 +83,7 @@ class FusionConfig:
                 raise ValueError(f"option {name!r}, expected one of {', '.join(known)}")
         return cls(**options)
 
-    def fusion(self, **changes: object) -> FusionConfig:
+    def fusion(self, **changes: Any) -> FusionConfig:
         """The fusion options of a command's config, with changes."""
         own = {field.name: getattr(self, field.name) for field in fields(FusionConfig)}
         return FusionConfig(**own | changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class Fusion:
     def resolve(
         cls,
         config: FusionConfig,
-        detector: Mapping[str, object],
+        detector: Mapping[str, Any],
         instance_counts: Sequence[int] | np.ndarray,
         calibrated: Scorer | None = None,
         original: Scorer | None = None,
@@ -130,8 +131,8 @@ class Fusion:
         original, calibrated = scores(self.original), scores(self.calibrated)
         if mode == "det":
             return join_by_class(nms(original), nms(calibrated), self.tail_mask, self.max_detections)
-        options = {"cat_threshold": self.config.cat_threshold, "cat_scale": self.config.cat_scale}
-        return nms(fuse_scores(original, calibrated, self.tail_mask, mode, **options))
+        threshold, scale = self.config.cat_threshold, self.config.cat_scale
+        return nms(fuse_scores(original, calibrated, self.tail_mask, mode, cat_threshold=threshold, cat_scale=scale))
 
     def detections(self, rois: RoIs) -> ImageDetections:
         """`detect` with the boxes of the detections."""

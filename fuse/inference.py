@@ -60,7 +60,8 @@ def detect_many(
 
     def detect_at(position: int) -> dict[str, DetectionColumns]:
         rois = cache.image_at(position, fields)
-        scores, encoder = ScoreCache(rois), _MaskEncoder(rois) if masks else None
+        scores = ScoreCache(rois)
+        encoder = _MaskEncoder(rois, rois.masks) if masks and rois.masks is not None else None
         columns = {}
         for name, fusion in fusions.items():
             try:
@@ -81,8 +82,8 @@ def detect_many(
 class _MaskEncoder:
     """Encodes the masks of one image as RLE, each at most once, however many fusions detect it."""
 
-    def __init__(self, rois: RoIs):
-        self._rois = rois
+    def __init__(self, rois: RoIs, masks: np.ndarray):
+        self._rois, self._masks = rois, masks
         self._rles: dict[int, dict] = {}
 
     def __call__(self, found: NMSResult) -> list[dict]:
@@ -92,7 +93,7 @@ class _MaskEncoder:
         first = {key: i for i, key in enumerate(keys) if key not in self._rles}
         new = np.fromiter(first.values(), np.int64, len(first))
         boxes = boxes_of(rois, NMSResult(*(column[new] for column in found)))
-        rles = encode_masks(rois.masks[found.roi_index[new]], boxes, rois.height, rois.width)
+        rles = encode_masks(self._masks[found.roi_index[new]], boxes, rois.height, rois.width)
         self._rles.update(zip(first, rles, strict=True))
         return [self._rles[key] for key in keys]
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 from PIL import Image as PILImage
@@ -91,7 +91,7 @@ class CalibratedDetector:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if isinstance(calibrated, str | os.PathLike):
-            calibrated = load_head(calibrated)
+            calibrated = load_head(Path(calibrated))
         if isinstance(calibrated, Head):
             calibrated.check_detector(detector)
             if next(calibrated.parameters()).device != detector.device:
@@ -115,7 +115,8 @@ class CalibratedDetector:
         Raises FileNotFoundError or ValueError naming the image that cannot be read or has another shape.
         """
         single = isinstance(images, str | os.PathLike | PILImage.Image) or getattr(images, "ndim", 0) == 3
-        loaded = [load_image(i, image) for i, image in enumerate([images] if single else images)]
+        every = cast("Iterable[ImageLike]", [images] if single else images)
+        loaded = [load_image(i, image) for i, image in enumerate(every)]
         results: list[Any] = [None] * len(loaded)
         for batch in batches_of_one_size([image.pixels.shape[:2] for image in loaded], self.batch_size):
             for i, result in zip(batch, self._detect([loaded[i] for i in batch]), strict=True):
@@ -142,8 +143,8 @@ class CalibratedDetector:
 
     def _merged(self, views: Sequence[ImageDetections]) -> ImageDetections:
         """One image's detections of all views."""
-        options = {"iou_threshold": self.fusion.iou_threshold, "max_detections": self.fusion.max_detections}
-        return merge_image(views, self.detector.num_classes, **options)[0]
+        threshold, limit = self.fusion.iou_threshold, self.fusion.max_detections
+        return merge_image(views, self.detector.num_classes, iou_threshold=threshold, max_detections=limit)[0]
 
 
 def load_image(image_id: int, image: ImageLike) -> Image:
@@ -156,7 +157,7 @@ def load_image(image_id: int, image: ImageLike) -> Image:
     if isinstance(image, PILImage.Image):
         return Image(image_id, np.asarray(image.convert("RGB")))
     if hasattr(image, "permute"):  # a tensor, recognised without importing torch
-        image = _tensor_pixels(image_id, image)
+        image = _tensor_pixels(image_id, cast("Tensor", image))
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise ValueError(

@@ -152,7 +152,7 @@ class LiveConfig(DetectorSpec, ClassifierConfig, FusionConfig):
     out: Path
     """Folder to write."""
 
-    mode: ScoreMode = FusionConfig.mode
+    mode: ScoreMode = FusionConfig.mode  # type: ignore[assignment]  # the default is one of these modes
     """How the two classifiers are combined: a mode of `fuse.fuse_scores`."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from torch import nn
 
 from calib.heads import Head
 from calib.posthoc import Posthoc
@@ -56,9 +57,10 @@ def export(config: ExportConfig) -> None:
     content = plugin.config_content(config, calibration, config.out)
     state = {f"calibration.{name}": value for name, value in scores.state_dict().items()}
     save_program(scores, _feature_shape(scorer), program)
-    _save({**detector.model.state_dict(), **state}, detector, weights)
+    model: nn.Module = detector.model  # type: ignore[attr-defined]  # adapters whose framework has a plugin have one
+    _save({**model.state_dict(), **state}, detector, weights)
     write_bytes(config_file, content)
-    _LOG.info("%s: %s", config.out, plugin.__doc__.strip().split("\n")[0])
+    _LOG.info("%s: %s", config.out, str(plugin.__doc__).strip().split("\n")[0])
 
 
 def export_folded(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -115,6 +115,7 @@ def load_classes(config: ResultsConfig) -> pd.DataFrame:
     """The class table with training counts, from the cache or the training annotations."""
     if config.cache is not None:
         return open_cache(config.cache).classes
+    assert config.train_annotations is not None
     return read_annotations(config.train_annotations).classes
 
 
@@ -134,7 +135,7 @@ def load_results(paths: Sequence[Path], annotations: LvisDataset) -> dict[str, D
     return results
 
 
-def _check_same_detector(cache: RoICache, source: str, description: dict) -> None:
+def _check_same_detector(cache: RoICache, source: str, description: Mapping[str, Any]) -> None:
     for field in IDENTITY:
         if cache.detector.get(field, "") != description.get(field, ""):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -76,7 +77,7 @@ def _records(
     if masks is not None and len(masks):
         from hotcoco import mask as rle
 
-        encoded = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
+        encoded: Any = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
         for record, one in zip(records, encoded, strict=True):
             record["segmentation"] = {"size": list(one["size"]), "counts": one["counts"].decode()}
     return records

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fuse.commands.config import DETECTIONS_FILE, EvaluateConfig, MergeConfig
@@ -27,7 +29,7 @@ def evaluate_file(config: EvaluateConfig) -> None:
 
 def merge_files(config: MergeConfig) -> None:
     """`python -m fuse merge`: merges files and evaluates each beside the merged results."""
-    options = {
+    options: dict[str, Any] = {
         "method": config.method,
         "iou_threshold": config.iou_threshold,
         "weights": config.weights or None,

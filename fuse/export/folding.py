@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from calib.heads import Head
+from calib.heads import Head, linear_layers
 from calib.posthoc import Posthoc
 from extract.cache.format import Layers
 from extract.detectors.base import Detector
@@ -58,7 +58,7 @@ def _of_head(head: Head, detector: Detector) -> list[Classifier]:
     name, activation = detector.description["name"], detector.description["activation"]
     if activation != "softmax":
         raise ValueError(f"detector {name}: activation is {activation}, a linear head's rows are for softmax")
-    return [_parameters(stage[-1]) for stage in head.stages]
+    return [_parameters(linear_layers(stage)[-1]) for stage in head.stages]
 
 
 def _parameters(layer: nn.Linear) -> Classifier:

@@ -36,6 +36,10 @@ class CalibratedScores(nn.Module):
         scale, shift: (S, K+1) float32 buffers of a method of `calib.posthoc`; a head has none.
     """
 
+    tail: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         widths: Sequence[int],

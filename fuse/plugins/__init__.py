@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import msgspec
 
@@ -19,7 +20,7 @@ from fuse.config import FusionConfig
 from fuse.export.module import CalibratedScores
 from fuse.fusion import boxes_of
 from fuse.ops.nms import class_nms
-from fuse.scores import mask_empty_boxes
+from fuse.scores import ScoreMode, mask_empty_boxes
 
 FILE_MODES = {"calibrated": "new"}
 """Modes → their names in exported configs, where these differ."""
@@ -75,7 +76,7 @@ class Calibration:
     fusion: FusionConfig
 
     @classmethod
-    def from_scorer(cls, scorer: Head | Posthoc, detector: Mapping[str, object], fusion: FusionConfig) -> Calibration:
+    def from_scorer(cls, scorer: Head | Posthoc, detector: Mapping[str, Any], fusion: FusionConfig) -> Calibration:
         """Of a head or a fitted method, the description of its detector, and fusion options.
 
         `fusion.stage_average` and `fusion.iou_threshold` override those of the head and the detector.
@@ -122,6 +123,7 @@ class Calibration:
         """The values for an exported config."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fusion"}
         fusion = self.fusion
+        assert fusion.iou_threshold is not None and fusion.skip_empty is not None
         return CalibrationConfig(
             **own,
             mode=FILE_MODES.get(fusion.mode, fusion.mode),
@@ -138,7 +140,7 @@ class Calibration:
         return CalibratedScores(
             self.widths,
             self.stages,
-            mode=self.fusion.mode,
+            mode=cast(ScoreMode, self.fusion.mode),
             activation=self.activation,
             original_average=self.original_average,
             calibrated_average=self.calibrated_average,
@@ -148,12 +150,12 @@ class Calibration:
 
     def detect(self, scores: CalibratedScores, output: ForwardOutput) -> list[ImageDetections]:
         """Detections of each image of one forward pass."""
-        detections = []
+        detections, fusion = [], self.fusion
+        assert fusion.iou_threshold is not None
         for rois in output.rois:
             values = scores.scores(rois)
-            if self.fusion.skip_empty:
+            if fusion.skip_empty:
                 values = mask_empty_boxes(values, rois.boxes)
-            limits = self.fusion.iou_threshold, self.fusion.score_threshold, self.fusion.max_detections
-            found = class_nms(rois.boxes, values, *limits)
+            found = class_nms(rois.boxes, values, fusion.iou_threshold, fusion.score_threshold, fusion.max_detections)
             detections.append(ImageDetections(boxes_of(rois, found), found.class_index, found.score))
         return detections
