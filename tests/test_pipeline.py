@@ -92,7 +92,8 @@ def test_heads_of_other_detectors_are_refused(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("package", ["extract", "calib", "fuse"])
 def test_importing_a_package_is_quick_and_help_too(package):
     heavy = "{'torch', 'numba', 'zarr', 'pandas', 'h5py', 'matplotlib', 'torchvision'}"
-    code = f"import sys, {package}, {package}.config; print(sorted({heavy} & set(sys.modules)))"
+    configs = f"{package}.config" + (", fuse.commands.config" if package == "fuse" else "")
+    code = f"import sys, {package}, {configs}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     module = {"calib": "calib.train"}.get(package, package)
