@@ -87,7 +87,7 @@ def test_a_calibrated_model_is_an_ordinary_module(name, tmp_path, monkeypatch):
     run(model)
     adapter = model.adapter
     run(model)
-    assert model.adapter is adapter, "made once"
+    assert model.adapter is adapter, "built once"
     assert set(model.state_dict()) == expected, "the adapter is not part of the model"
     copied = copy.deepcopy(model)
     assert copied.adapter.model.backbone is copied.backbone is not model.backbone

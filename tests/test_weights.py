@@ -1,4 +1,4 @@
-"""Weights files: what fits is loaded, what does not is refused by name, and nothing in a file is run."""
+"""Weights files: matching ones are loaded, others are refused by name, and no code in a file runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_wrong_weights_files(tmp_path):
         return str(error.value)
 
     assert "lacks rpn.head.bbox_pred.bias" in refused({k: v for k, v in state.items() if "rpn.head.bbox" not in k})
-    assert "has extra, which the model has not" in refused({**state, "extra": torch.zeros(1)})
+    assert "has extra, which the model does not have" in refused({**state, "extra": torch.zeros(1)})
     message = refused({**state, "roi_heads.box_predictor.cls_score.bias": torch.zeros(99)})
     assert "roi_heads.box_predictor.cls_score.bias has shape (99,), the model's (8,)" in message
     assert "not a file that torch.save has written" in refused(b"garbage")
@@ -57,14 +57,14 @@ def test_wrong_weights_files(tmp_path):
 
 
 class Trainer:
-    """What trainers keep beside the weights, and nothing but its own class can read."""
+    """An object that trainers save beside the weights, and that only its own class can read."""
 
     def __init__(self):
         self.history = [np.float64(1.5), {"lr": 0.1}]
 
 
 class Malicious:
-    """Runs a command when it is unpickled."""
+    """Runs a command when unpickled."""
 
     def __init__(self, command):
         self.command = command
@@ -91,7 +91,7 @@ def test_other_objects_in_a_checkpoint_are_ignored_and_never_run(tmp_path):
     assert not trace.exists()
 
 
-def test_buffers_that_a_model_makes_itself_may_be_in_the_file(tmp_path):
+def test_files_may_hold_buffers_that_are_not_persistent(tmp_path):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()

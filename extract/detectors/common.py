@@ -82,7 +82,7 @@ def make_rois(
         logits: per stage (N, K+1), background last.
         features: per stage (N, *D), which stay on their device; empty for none.
     """
-    counts = [len(one) for one in selected.boxes]
+    counts = [len(b) for b in selected.boxes]
     logits_of_images = list(zip(*(stage.split(counts) for stage in logits), strict=True))
     features_of_images = list(zip(*(stage.split(counts) for stage in features), strict=True))
     rois = []

@@ -111,13 +111,13 @@ class Detectron2Detector:
         feature_maps = self.model.backbone(resized.tensor)
         proposals, _ = self.model.proposal_generator(resized, feature_maps, None)
         sizes = [
-            (one.get("height", height), one.get("width", width))
-            for one, (height, width) in zip(inputs, resized.image_sizes, strict=True)
+            (image.get("height", height), image.get("width", width))
+            for image, (height, width) in zip(inputs, resized.image_sizes, strict=True)
         ]
         scales = [scale_to_original(*pair, self.device) for pair in zip(sizes, resized.image_sizes, strict=True)]
         selected = apply_selection(
-            [one.proposal_boxes.tensor for one in proposals],
-            [one.objectness_logits.sigmoid() for one in proposals],
+            [p.proposal_boxes.tensor for p in proposals],
+            [p.objectness_logits.sigmoid() for p in proposals],
             scales,
             select_proposals,
         )

@@ -121,11 +121,10 @@ class MmdetDetector:
         samples = features.data_samples
         proposals = self.model.rpn_head.predict(features.feature_maps, samples, rescale=False)
         scales = [
-            1 / one.scores.new_tensor(sample.scale_factor).repeat(2)
-            for one, sample in zip(proposals, samples, strict=True)
+            1 / p.scores.new_tensor(sample.scale_factor).repeat(2) for p, sample in zip(proposals, samples, strict=True)
         ]
-        boxes = [get_box_tensor(one.bboxes) for one in proposals]
-        selected = apply_selection(boxes, [one.scores for one in proposals], scales, select_proposals)
+        boxes = [get_box_tensor(p.bboxes) for p in proposals]
+        selected = apply_selection(boxes, [p.scores for p in proposals], scales, select_proposals)
         levels = {"pooled": self._heads, "embedding": [head.fc_cls for head in self._heads], "logits": []}
         with capture_inputs(levels[level]) as captured:
             stages = run_stages(features, self._heads, selected)
@@ -169,4 +168,4 @@ class MmdetDetector:
         """Applies the config's test pipeline, which takes BGR, and the model's `data_preprocessor`."""
         arrays = [np.ascontiguousarray(image.pixels[..., ::-1]) for image in images]
         packed = [self._pipeline({"img": a, "img_id": i.image_id}) for a, i in zip(arrays, images, strict=True)]
-        return self.model.data_preprocessor({key: [one[key] for one in packed] for key in packed[0]}, False)
+        return self.model.data_preprocessor({key: [image[key] for image in packed] for key in packed[0]}, False)

@@ -34,7 +34,7 @@ class BatchFeatures:
             _, self._semantic = model.roi_head.semantic_head(self.feature_maps)
 
     def image(self, i: int) -> BatchFeatures:
-        """Returns those of one image, as a batch of one."""
+        """Returns the features of one image, as a batch."""
         one, part = copy.copy(self), slice(i, i + 1)
         one.feature_maps = tuple(level[part] for level in self.feature_maps)
         one.data_samples = self.data_samples[part]
@@ -55,7 +55,7 @@ class BatchFeatures:
         else:
             stages: list[list[int]] = [[stage] for stage in range(head.num_stages)] if self._cascade else [[]]
             logits = [head._mask_forward(*stage, self.feature_maps, rois)["mask_preds"] for stage in stages]
-        return merge_aug_masks([one.sigmoid() for one in logits], {})
+        return merge_aug_masks([stage.sigmoid() for stage in logits], {})
 
     def predict_masks(self, instances: InstanceData) -> InstanceData:
         """Adds masks to one image's instances, and scales their boxes from resized to original pixels."""

@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, path: Path) -> str:
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     differences = [f"lacks {key}" for key in expected.keys() - state.keys() - counters]
     unexpected = state.keys() - expected.keys() - non_persistent
-    differences += [f"has {key}, which the model has not" for key in unexpected]
+    differences += [f"has {key}, which the model does not have" for key in unexpected]
     differences += [
         f"{key} has shape {tuple(state[key].shape)}, the model's {tuple(expected[key].shape)}"
         for key in expected.keys() & state.keys()

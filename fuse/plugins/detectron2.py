@@ -68,7 +68,7 @@ class CalibratedRCNN(GeneralizedRCNN):
 
     @cached_property
     def adapter(self) -> Detectron2Detector:
-        """The adapter; made at the first inference, because it probes the loaded weights."""
+        """The adapter, built at the first inference because it probes the loaded weights."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         resize = ResizeShortestEdge([1, 1], 1)  # not used: inputs are resized already
         return Detectron2Detector(copy.copy(self), resize, self.input_format)

@@ -40,7 +40,7 @@ class _Calibrated(TwoStageDetector):
 
     @cached_property
     def adapter(self) -> MmdetDetector:
-        """The adapter, made at the first inference."""
+        """The adapter, built at the first inference."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         resize = {"type": "mmdet.Resize", "scale": (1, 1), "keep_ratio": True}  # not used: inputs are resized already
         return MmdetDetector(copy.copy(self), Compose([resize]))
@@ -64,7 +64,7 @@ def CalibratedRCNN(detector: str, **model_config: Any) -> _Calibrated:  # noqa: 
     base = MODELS.get(detector)
     if base is None:
         raise KeyError(f"{detector} is not in the {MODELS.scope}::{MODELS.name} registry")
-    return type("CalibratedRCNN", (_Calibrated, base), {})(**model_config)
+    return type("CalibratedRCNN", (_Calibrated, base), {"__module__": __name__})(**model_config)
 
 
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:

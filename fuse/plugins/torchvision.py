@@ -37,7 +37,7 @@ class CalibratedRCNN(GeneralizedRCNN):
 
     @cached_property
     def adapter(self) -> TorchvisionDetector:
-        """The adapter; made at the first inference, because it probes the loaded weights."""
+        """The adapter, built at the first inference because it probes the loaded weights."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         return TorchvisionDetector(copy.copy(self))
 
