@@ -1,4 +1,4 @@
-"""`Detections`: a data set's detections as flat arrays, and as an LVIS result file."""
+"""`Detections`: the detections of a dataset as arrays, and as a file of LVIS results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Record(msgspec.Struct, omit_defaults=True):
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Detections of many images, N in all, in the order in which ties are broken.
+    """N detections of many images. Of equal scores, the earlier detection ranks first.
 
     Attributes:
         image_ids: (N,) int64.
@@ -57,27 +57,27 @@ class Detections:
 
     @property
     def xywh(self) -> np.ndarray:
-        """(N, 4) float64, the boxes as COCO has them."""
-        box = self.boxes.astype(np.float64)
-        box[:, 2:] -= box[:, :2]
-        return box
+        """(N, 4) float64, the boxes in COCO's format: left, top, width, height."""
+        boxes = self.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
 
-    def take(self, index: np.ndarray) -> Detections:
-        """The detections at `index` (integers or a bool mask), in that order."""
-        index = np.arange(len(self))[index]
-        rle = None if self.rles is None else [self.rles[i] for i in index]
-        return Detections(self.image_ids[index], self.category_ids[index], self.scores[index], self.boxes[index], rle)
+    def take(self, index: np.ndarray | slice) -> Detections:
+        """Returns the detections at `index` (integers, a bool mask or a slice), in that order."""
+        taken = np.arange(len(self))[index]
+        rles = None if self.rles is None else [self.rles[i] for i in taken]
+        return Detections(self.image_ids[taken], self.category_ids[taken], self.scores[taken], self.boxes[taken], rles)
 
     def top_per_image(self, count: int) -> Detections:
-        """The `count` best detections of each image, in the same order."""
+        """Returns the `count` best detections of each image, in the same order."""
         return self._sorted_subset(top_of_groups(self.image_ids, self.scores, count))
 
     def top_per_class(self, count: int) -> Detections:
-        """The `count` best detections of each class over all images, in the same order."""
+        """Returns the `count` best detections of each class over all images, in the same order."""
         return self._sorted_subset(top_of_groups(self.category_ids, self.scores, count))
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Writes LVIS results: image_id, category_id, score, bbox (xywh) and, with masks, segmentation."""
+        """Writes LVIS results: image_id, category_id, score, bbox (xywh); with masks also segmentation."""
         names = ("image_id", "category_id", "score", "bbox", "segmentation")
         columns = [self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), self.xywh.tolist()]
         columns += [] if self.rles is None else [self.rles]
@@ -113,7 +113,7 @@ class Detections:
         return f"<table>{rows}</table>"
 
     def _sorted_subset(self, index: np.ndarray) -> Detections:
-        """`take` of distinct ascending positions: without a copy if they are all."""
+        """Returns `take(index)` for ascending indices without repeats; no copy if they are all."""
         return self if len(index) == len(self) else self.take(index)
 
     def _summary(self) -> list[tuple[str, str]]:
@@ -129,7 +129,10 @@ class Detections:
 
 
 def top_of_groups(groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
-    """Ascending positions of the `count` best scores of each group; among equals the earlier ones."""
+    """Returns the indices of the `count` best scores of each group, ascending; of equal scores, the earlier ones.
+
+    `groups` (N,) integers, the group of each score; `scores` (N,).
+    """
     order = np.lexsort((-scores, groups))
     starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[:1]] - 1))
     sizes = np.diff(np.append(starts, len(order)))

@@ -1,13 +1,12 @@
-"""The detections of several detectors, or of one detector at several scales and mirrored, joined into one result.
+"""Merges the results of several detectors, or of one detector with test-time augmentation (TTA), into one result.
 
-Tables 9 and 10 of Wang et al. 2019: every part detects by itself, suppression and cap included. Each part is a
-result file like any other, so what made it does not matter here.
+Tables 9 and 10 of Wang et al. 2019. Each result has been through its own NMS and cap; how it was made does not matter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -15,175 +14,199 @@ from tqdm import tqdm
 from extract.detectors.base import ImageDetections
 from extract.utils.optional import require
 from fuse.config import MergeMethod
+from fuse.defaults import IOU_THRESHOLD, MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.ops.nms import batched_nms, check_batched, check_iou_threshold, detection_limit
 
-METHODS = get_args(MergeMethod)
-_NOTHING = ImageDetections(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, np.float32))
+METHODS: tuple[str, ...] = get_args(MergeMethod)
+
+
+class MergedImage(NamedTuple):
+    """One image's merged detections.
+
+    Attributes:
+        detections: D detections, best first.
+        indices: (D,) int64, their indices in the concatenated results; None for "wbf", which makes new boxes.
+    """
+
+    detections: ImageDetections
+    indices: np.ndarray | None
 
 
 def merge_detections(
-    parts: Sequence[Detections],
+    results: Sequence[Detections],
     *,
     method: MergeMethod = "nms",
-    iou_threshold: float = 0.5,
-    max_detections: int | None = 300,
+    iou_threshold: float = IOU_THRESHOLD,
+    max_detections: int | None = MAX_DETECTIONS,
     weights: Sequence[float] | None = None,
     sizes: Mapping[int, tuple[int, int]] | None = None,
     progress: bool = False,
 ) -> Detections:
-    """The detections of several results as one, image by image as `merge_image` joins them.
+    """Merges results image by image with `merge_image`.
 
     Args:
-        parts: two or more results; an image that some of them lack has the detections of the others.
+        results: two or more; an image may be missing in some of them.
         method, iou_threshold, max_detections, weights: as of `merge_image`.
         sizes: (height, width) of every image by its id; needed for "wbf".
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Returns:
-        Images in ascending order of their id, the detections of each best first. "nms" keeps the masks; "wbf" makes
-        boxes that no mask belongs to, and returns none.
+        Images by ascending id, the detections of each best first. "nms" keeps the masks; "wbf" drops them, because
+        its boxes are new.
 
     Raises:
-        ValueError: fewer than two parts, an option out of range, for "nms" parts with and without masks, and what
-            `merge_image` raises, with the image.
+        ValueError: fewer than two results, an option out of range, for "nms" results with and without masks, and the
+            errors of `merge_image`, with the image.
     """
-    check_options(len(parts), method, iou_threshold, max_detections, weights)
-    if method == "wbf" and sizes is None:
-        raise ValueError("sizes is None, expected the (height, width) of every image: method 'wbf' needs them")
-    masked = method == "nms" and have_masks({f"part {i}": part for i, part in enumerate(parts, start=1)})
-    options = {"method": method, "iou_threshold": iou_threshold, "max_detections": max_detections, "weights": weights}
-    joined = _joined(parts)
-    category_ids, labels = np.unique(joined.category_ids, return_inverse=True)
-    images, found, origins = [joined.image_ids[:0]], [_NOTHING], [np.empty(0, np.int64)]
-    groups = _by_image(joined.image_ids)
-    starts = np.cumsum([len(part) for part in parts])[:-1]
-    for group in tqdm(groups, desc="merge", unit="image", disable=None if progress else True):
-        image_id = int(joined.image_ids[group[0]])
-        if method == "wbf" and image_id not in sizes:
-            raise ValueError(f"sizes has no image {image_id}, which has detections")
-        views = np.split(group, np.searchsorted(group, starts))
-        views = [ImageDetections(joined.boxes[view], labels[view], joined.scores[view]) for view in views]
+    check_options(len(results), method, iou_threshold, max_detections, weights)
+    masks = method == "nms" and have_masks({f"result {i}": result for i, result in enumerate(results, start=1)})
+    every = _concatenate(results, masks)
+    sizes = _check_sizes(sizes, every.image_ids) if method == "wbf" else {}
+    category_ids, labels = np.unique(every.category_ids, return_inverse=True)
+    result_starts = np.cumsum([len(result) for result in results])[:-1]
+    merged = [every.take(slice(0))]
+    for positions in tqdm(_group_by_image(every), "merge", unit="image", disable=None if progress else True):
+        image_id = int(every.image_ids[positions[0]])
+        by_result = np.split(positions, np.searchsorted(positions, result_starts))
         try:
-            merged, origin = merge_image(views, len(category_ids), size=(sizes or {}).get(image_id), **options)
+            (boxes, image_labels, scores), indices = merge_image(
+                [ImageDetections(every.boxes[index], labels[index], every.scores[index]) for index in by_result],
+                len(category_ids),
+                method=method,
+                iou_threshold=iou_threshold,
+                max_detections=max_detections,
+                weights=weights,
+                size=sizes.get(image_id),
+            )
         except ValueError as error:
             raise ValueError(f"image {image_id}: {error}") from error
-        images.append(np.full(len(merged.scores), image_id))
-        found.append(merged)
-        origins.append(group[:0] if origin is None else group[origin])
-    box, label, score = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    rle = [joined.rles[i] for i in np.concatenate(origins)] if masked else None
-    return Detections(np.concatenate(images), category_ids[label], score, box, rle)
+        image_ids = np.full(len(scores), image_id)
+        rles = [every.rles[i] for i in positions[indices]] if every.rles is not None else None
+        merged.append(Detections(image_ids, category_ids[image_labels], scores, boxes, rles))
+    return _concatenate(merged, masks)
 
 
 def merge_image(
-    parts: Sequence[ImageDetections],
+    results: Sequence[ImageDetections],
     num_classes: int,
     *,
     method: MergeMethod = "nms",
-    iou_threshold: float = 0.5,
-    max_detections: int | None = 300,
+    iou_threshold: float = IOU_THRESHOLD,
+    max_detections: int | None = MAX_DETECTIONS,
     weights: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
-) -> tuple[ImageDetections, np.ndarray | None]:
-    """One image's detections by several detectors or of several views as one.
+) -> MergedImage:
+    """Merges one image's detections of several detectors or views.
 
-    * "nms": of boxes of a class that overlap the best stays as it is (`batched_nms`); equal scores by class, then
-      the earlier part first.
-    * "wbf": weighted box fusion (Solovyev et al. 2021): boxes of a class that overlap become their mean, weighted
-      by score. Their mean score is rescaled by how many parts agree: a box that one of four parts found keeps a
-      quarter of its score. No mask belongs to such a box.
+    * "nms": class-aware NMS over all results (`batched_nms`), which keeps the best of overlapping boxes of a class;
+      equal scores by class, then the earlier result first.
+    * "wbf": weighted box fusion (Solovyev et al. 2021), which averages overlapping boxes of a class, weighted by
+      score. Their mean score is scaled by the share of results that have the box: one of four keeps a quarter.
 
     Args:
-        parts: two or more; labels 0 … K-1. Detections of score 0 are left out.
+        results: two or more; labels 0 … K-1. Detections of score 0 are dropped.
         num_classes: K.
         method: one of `METHODS`.
-        iou_threshold: boxes of a class that overlap more are one object.
-        max_detections: kept of all parts together, best first; None or -1 keeps all.
-        weights: how much each part counts beside the one that counts most; all alike by default. "nms" multiplies
-            scores by it.
+        iou_threshold: boxes of a class with a larger IoU are one object.
+        max_detections: kept over all results, best first; None or -1 keeps all.
+        weights: of the results, relative to the largest; equal by default. "nms" multiplies scores by them.
         size: (height, width) of the image; needed for "wbf".
-
-    Returns:
-        The detections, best first; and (D,) int64, which of the concatenated inputs each one is, None for "wbf".
 
     Raises:
         ValueError: an option out of range or missing, a NaN, a label out of range.
     """
-    check_options(len(parts), method, iou_threshold, max_detections, weights)
-    shares = np.ones(len(parts)) if weights is None else np.asarray(weights, np.float64) / max(weights)
-    boxes, labels, scores = map(np.concatenate, zip(*parts, strict=True))
+    check_options(len(results), method, iou_threshold, max_detections, weights)
+    relative = np.ones(len(results)) if weights is None else np.asarray(weights, np.float64) / max(weights)
+    boxes, labels, scores = map(np.concatenate, zip(*results, strict=True))
     if method == "wbf":
         check_batched(boxes, labels, scores, num_classes)
-        fused = _fuse_boxes(parts, shares, iou_threshold, size)
-        kept = detection_limit(max_detections, len(fused.scores))
-        return ImageDetections(*(column[:kept] for column in fused)), None
-    scores = scores * np.repeat(shares.astype(np.float32), [len(part.scores) for part in parts])
-    origin = batched_nms(boxes, labels, scores, num_classes, iou_threshold, max_detections)
-    return ImageDetections(boxes[origin], labels[origin], scores[origin]), origin
+        fused = _fuse_boxes(results, relative, iou_threshold, size)
+        limit = detection_limit(max_detections, len(fused.scores))
+        return MergedImage(ImageDetections(*(column[:limit] for column in fused)), None)
+    scores = scores * np.repeat(relative.astype(np.float32), [len(result.scores) for result in results])
+    indices = batched_nms(boxes, labels, scores, num_classes, iou_threshold, max_detections)
+    return MergedImage(ImageDetections(boxes[indices], labels[indices], scores[indices]), indices)
 
 
-def have_masks(parts: Mapping[str, Detections]) -> bool:
-    """Whether the parts, by name, have masks; raises ValueError naming one that lacks them where another has them."""
-    masked = [name for name, part in parts.items() if part.rles is not None]
-    bare = [name for name, part in parts.items() if part.rles is None and len(part)]  # no detections need no masks
-    if masked and bare:
+def have_masks(results: Mapping[str, Detections]) -> bool:
+    """Whether the results, by name, have masks. Raises ValueError naming one without masks where another has them."""
+    with_masks = [name for name, result in results.items() if result.rles is not None]
+    without = [name for name, result in results.items() if result.rles is None and len(result)]
+    if with_masks and without:
         raise ValueError(
-            f"{bare[0]} has no masks and {masked[0]} has, expected masks in all parts or in none; "
-            "method 'wbf' joins boxes alone"
+            f"{without[0]} has no masks and {with_masks[0]} has, expected masks in all results or in none; "
+            "method 'wbf' merges boxes alone"
         )
-    return bool(masked)
+    return bool(with_masks)
 
 
 def check_options(
-    parts: int, method: str, iou_threshold: float, max_detections: int | None, weights: Sequence[float] | None
+    count: int, method: str, iou_threshold: float, max_detections: int | None, weights: Sequence[float] | None
 ) -> None:
-    """Raises ValueError for an option of `merge_image` that is out of range, given the number of parts."""
-    if parts < 2:
-        raise ValueError(f"parts are {parts}, expected at least 2")
+    """Raises ValueError for an option of `merge_image` that is out of range; `count` is the number of results."""
+    if count < 2:
+        raise ValueError(f"results are {count}, expected at least 2")
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected {' or '.join(map(repr, METHODS))}")
     check_iou_threshold(iou_threshold)
     detection_limit(max_detections, 0)
     if weights is None:
         return
-    if len(weights) != parts:
-        raise ValueError(f"weights are {tuple(weights)}, expected {parts}, one for each part")
+    if len(weights) != count:
+        raise ValueError(f"weights are {tuple(weights)}, expected {count}, one for each result")
     if not all(0 < weight < np.inf for weight in weights):
         raise ValueError(f"weights are {tuple(weights)}, expected numbers above 0")
 
 
-def _joined(parts: Sequence[Detections]) -> Detections:
-    """All detections below one another, masks where there are any."""
-    columns = ("image_ids", "category_ids", "scores", "boxes")
-    arrays = [np.concatenate([getattr(part, column) for part in parts]) for column in columns]
-    masked = any(part.rles is not None for part in parts)
-    return Detections(*arrays, [mask for part in parts for mask in part.rles or [None] * len(part)] if masked else None)
+def _check_sizes(sizes: Mapping[int, tuple[int, int]] | None, image_ids: np.ndarray) -> Mapping[int, tuple[int, int]]:
+    """Returns the sizes. Raises ValueError unless there is one for every image."""
+    if sizes is None:
+        raise ValueError("sizes is None, expected the (height, width) of every image: method 'wbf' needs them")
+    for image_id in np.unique(image_ids).tolist():
+        if image_id not in sizes:
+            raise ValueError(f"sizes has no image {image_id}, which has detections")
+    return sizes
 
 
-def _by_image(image_id: np.ndarray) -> list[np.ndarray]:
-    """Ascending positions of each image's detections, images by ascending id."""
-    order = np.argsort(image_id, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(image_id[order])) + 1) if len(order) else []
+def _concatenate(results: Sequence[Detections], masks: bool) -> Detections:
+    """Concatenates results; with `masks`, all that have detections have masks."""
+    return Detections(
+        image_ids=np.concatenate([result.image_ids for result in results]),
+        category_ids=np.concatenate([result.category_ids for result in results]),
+        scores=np.concatenate([result.scores for result in results]),
+        boxes=np.concatenate([result.boxes for result in results]),
+        rles=[rle for result in results for rle in result.rles or []] if masks else None,
+    )
+
+
+def _group_by_image(detections: Detections) -> list[np.ndarray]:
+    """Returns the ascending positions of each image's detections, images by ascending id."""
+    order = np.argsort(detections.image_ids, kind="stable")
+    starts = np.flatnonzero(np.diff(detections.image_ids[order])) + 1
+    return np.split(order, starts) if len(order) else []
 
 
 def _fuse_boxes(
-    parts: Sequence[ImageDetections], weights: np.ndarray, iou_threshold: float, size: tuple[int, int] | None
+    results: Sequence[ImageDetections], weights: np.ndarray, iou_threshold: float, size: tuple[int, int] | None
 ) -> ImageDetections:
-    """Weighted box fusion of one image, best first. `weights` (P,), `size` (height, width)."""
+    """Runs weighted box fusion on one image; best first. `weights` of the results, `size` (height, width)."""
     if size is None:
         raise ValueError("size is None, expected the (height, width) of the image: method 'wbf' needs it")
     library = require("ensemble_boxes", extra="ensemble")
     scale = np.array([size[1], size[0]] * 2, np.float64)
-    columns = zip(*(_fractions(part, scale) for part in parts), strict=True)
+    columns = zip(*(_normalized(result, scale) for result in results), strict=True)
     boxes, scores, labels = library.weighted_boxes_fusion(*columns, weights=weights, iou_thr=iou_threshold)
     order = np.lexsort((labels, -scores))
     boxes, labels, scores = boxes[order] * scale, labels[order], scores[order]
     return ImageDetections(boxes.astype(np.float32), labels.astype(np.int64), scores.astype(np.float32))
 
 
-def _fractions(part: ImageDetections, scale: np.ndarray) -> tuple[list, list, list]:
-    """Boxes in fractions of the image and clipped to it, scores, labels: without what the library warns of."""
-    boxes = (part.boxes / scale).clip(0, 1)
-    kept = (part.scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return boxes[kept].tolist(), part.scores[kept].tolist(), part.labels[kept].tolist()
+def _normalized(result: ImageDetections, scale: np.ndarray) -> tuple[list, list, list]:
+    """Returns boxes divided by `scale` (4,) and clipped to the image, scores and labels.
+
+    Drops boxes without area and scores of 0, for which the library warns.
+    """
+    boxes = (result.boxes / scale).clip(0, 1)
+    kept = (result.scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return boxes[kept].tolist(), result.scores[kept].tolist(), result.labels[kept].tolist()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -21,6 +22,15 @@ OVERHANG = 1.0
 
 class AnnotationError(ValueError):
     """An invalid annotation file; the message names the file, the entry and the field."""
+
+
+class BoxAnnotation(Protocol):
+    """The fields of an annotation that the checks below read."""
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
 
 
 class _Image(msgspec.Struct):
@@ -135,7 +145,7 @@ def read_annotations(path: str | Path) -> Annotations:
     )
 
 
-def unique_ids(path: Path, what: str, ids: list[int]) -> np.ndarray:
+def unique_ids(path: str | Path, what: str, ids: list[int]) -> np.ndarray:
     """Returns ascending ids as (n,) int64. Raises AnnotationError if one repeats, or for no images or categories."""
     values = np.array(ids, np.int64)
     if len(values) == 0 and what != "annotations":
@@ -146,7 +156,7 @@ def unique_ids(path: Path, what: str, ids: list[int]) -> np.ndarray:
     return values
 
 
-def positions_of(path: Path, annotations: list[_Annotation], field: str, known: np.ndarray) -> np.ndarray:
+def positions_of(path: str | Path, annotations: Sequence[BoxAnnotation], field: str, known: np.ndarray) -> np.ndarray:
     """Returns (A,) int64, the positions of the annotations' ids in the ascending `known`.
 
     Raises AnnotationError for an id that is not there.
@@ -161,7 +171,7 @@ def positions_of(path: Path, annotations: list[_Annotation], field: str, known: 
     return position
 
 
-def clipped_boxes(path: Path, annotations: list[_Annotation], size: np.ndarray) -> np.ndarray:
+def clipped_boxes(path: str | Path, annotations: Sequence[BoxAnnotation], size: np.ndarray) -> np.ndarray:
     """Returns the annotations' boxes (A, 4) float32 xyxy, clipped to `size` (A, 2) = (width, height) of their images.
 
     Raises AnnotationError for a box that is not finite, has no area or exceeds the image by more than `OVERHANG`.

@@ -40,11 +40,13 @@ def hotcoco_engine(dataset: LvisDataset, detections: Detections, iou_type: str) 
     gt = hotcoco.COCO({**dataset})
     # Columns are faster than a record per detection. They set the box's area, which only size bins use.
     columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
-    results = gt.load_res(np.column_stack(columns), segmentation=detections.rles if iou_type == "segm" else None)
+    rles: Any = detections.rles if iou_type == "segm" else None
+    results = gt.load_res(np.column_stack(columns), segmentation=rles)
     evaluation = hotcoco.LVISeval(gt, results.cap_detections_per_image(None), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
-    return PrecisionRecall(evaluation.eval["precision"][:, :, :, 0, 0], evaluation.eval["recall"][:, :, 0, 0])
+    curves: Any = evaluation.eval
+    return PrecisionRecall(curves["precision"][:, :, :, 0, 0], curves["recall"][:, :, 0, 0])
 
 
 def lvis_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
@@ -89,11 +91,11 @@ def _has_annotated_class(dataset: LvisDataset, detections: Detections) -> np.nda
 
 def _areas(detections: Detections, iou_type: str) -> np.ndarray:
     """(N,) areas. The official evaluation drops detections without area, after the cap."""
-    if iou_type == "bbox" or not len(detections):
+    if iou_type == "bbox" or not detections.rles:
         return np.prod(detections.boxes[:, 2:].astype(np.float64) - detections.boxes[:, :2], axis=1)
     import hotcoco
 
-    return hotcoco.mask.area(detections.rles)
+    return np.asarray(hotcoco.mask.area(detections.rles))
 
 
 def _records(detections: Detections, iou_type: str) -> list[dict]:

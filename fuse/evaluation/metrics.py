@@ -75,8 +75,8 @@ def evaluate(
         iou_type = IOU_TYPES if detections.rles is not None else "bbox"
     iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
-    rows, options = {"": detections}, {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
-    tables = evaluate_rows(dataset, rows, classes, iou_types=iou_types, bins=bins, **options)
+    options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
+    tables = evaluate_rows(dataset, {"": detections}, classes, iou_types=iou_types, bins=bins, **options)
     summary = tables.summary.droplevel("row")
     summary.attrs["evaluated"] = evaluated_classes(tables.per_class.loc[iou_types[0]].loc[""], bins)
     return summary

@@ -5,7 +5,7 @@ The arithmetic is float32 in the order of torchvision's CPU kernel, so that NMS 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -64,7 +64,7 @@ def overlaps_any(box: Box, others: BoxColumns, count: int, iou_threshold: np.flo
 
     Compares whole steps of boxes, without a remainder; boxes after `count` must be `EMPTY_BOX`.
     """
-    hits = 0
+    hits: Any = 0  # a count, because a loop that ends early is not vectorized
     for i in range((count + STEP_BOXES - 1) // STEP_BOXES * STEP_BOXES):
         hits += _iou(box, others, i) > iou_threshold
     return hits > 0

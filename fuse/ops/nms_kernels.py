@@ -86,9 +86,9 @@ def argsort_descending(scores: np.ndarray) -> np.ndarray:
         for i in range(scores.size):
             starts[np.int64(mask - (scores[i] >> np.uint32(shift) & mask)) + 1] += 1
         starts = np.cumsum(starts)
-        for i in order:
-            digit = np.int64(mask - (scores[i] >> np.uint32(shift) & mask))
-            other[starts[digit]] = i
+        for n in order:
+            digit = np.int64(mask - (scores[n] >> np.uint32(shift) & mask))
+            other[starts[digit]] = n
             starts[digit] += 1
         order, other = other, order
     return order
