@@ -51,7 +51,7 @@ def hotcoco_engine(dataset: LvisDataset, detections: Detections, iou_type: str) 
 
 def lvis_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
     """Runs the official `lvis` package on current NumPy; does not change NumPy or the root logger."""
-    lvis = _import_lvis()
+    lvis = import_lvis()
     gt = lvis.LVIS.__new__(lvis.LVIS)  # its constructor takes files only
     gt.logger = logging.getLogger("lvis.lvis")
     gt.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}  # lvis changes annotations
@@ -71,6 +71,24 @@ ENGINES: dict[str, Callable[[LvisDataset, Detections, str], PrecisionRecall]] = 
     "hotcoco": hotcoco_engine,
     "lvis": lvis_engine,
 }
+
+
+def import_lvis() -> Any:
+    """Imports `lvis` with a NumPy that has the alias it needs. Raises ModuleNotFoundError naming the extra."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        with _without_lvis_vis():
+            import lvis
+            import lvis.eval
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"engine 'lvis': {error}; pip install 'tailcal[lvis]'") from None
+    finally:
+        root.handlers[:], root.level = handlers, level
+    lvis.eval.np = _NumPyWithFloat()
+    for name in ("lvis.lvis", "lvis.results", "lvis.eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return lvis
 
 
 def _has_annotated_class(dataset: LvisDataset, detections: Detections) -> np.ndarray:
@@ -119,24 +137,6 @@ def _empty_record(dataset: LvisDataset, iou_type: str) -> dict:
 
     empty = mask.encode(np.zeros((image["height"], image["width"]), np.uint8, order="F"))
     return {**record, "segmentation": empty}
-
-
-def _import_lvis() -> Any:
-    """Imports `lvis` with a NumPy that has the alias it needs. Raises ModuleNotFoundError naming the extra."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        with _without_lvis_vis():
-            import lvis
-            import lvis.eval
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"engine 'lvis': {error}; pip install 'tailcal[lvis]'") from None
-    finally:
-        root.handlers[:], root.level = handlers, level
-    lvis.eval.np = _NumPyWithFloat()
-    for name in ("lvis.lvis", "lvis.results", "lvis.eval"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return lvis
 
 
 @contextmanager
