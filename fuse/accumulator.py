@@ -48,7 +48,7 @@ class DetectionAccumulator:
             self._prune()
 
     def detections(self, category_ids: np.ndarray) -> Detections:
-        """All detections; `category_ids` (K,) int64 of the classes."""
+        """Returns all detections; `category_ids` (K,) int64 are those of the classes."""
         if self._per_class is not None:
             self._prune()
         every = self._joined()

@@ -76,7 +76,7 @@ class FusionConfig:
 
     @classmethod
     def from_options(cls, **options: Any) -> FusionConfig:
-        """A config with these fields. Raises ValueError naming an option that is none of them."""
+        """Returns a config with these fields. Raises ValueError naming an option that is none of them."""
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -84,7 +84,7 @@ class FusionConfig:
         return cls(**options)
 
     def fusion(self, **changes: Any) -> FusionConfig:
-        """The fusion options of a command's config, with changes."""
+        """Returns the fusion options of a command's config, with changes."""
         own = {field.name: getattr(self, field.name) for field in fields(FusionConfig)}
         return FusionConfig(**own | changes)
 
@@ -122,7 +122,7 @@ class ClassifierConfig:
 
     @property
     def hyperparameters(self) -> dict[str, object]:
-        """Those of the method that are given, by name."""
+        """Hyperparameters of the method that are given, by name."""
         values = {"gamma": self.gamma, "tau": self.tau, "count": self.count}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -104,7 +104,7 @@ class Fusion:
     def detect(
         self, rois: RoIs, cached: ScoreCache | None = None, class_thresholds: np.ndarray | None = None
     ) -> NMSResult:
-        """Detections of one image, best first.
+        """Returns the detections of one image, best first.
 
         Args:
             rois: of the image.
@@ -135,7 +135,7 @@ class Fusion:
         return nms(fuse_scores(original, calibrated, self.tail_mask, mode, cat_threshold=threshold, cat_scale=scale))
 
     def detections(self, rois: RoIs) -> ImageDetections:
-        """`detect` with the boxes of the detections."""
+        """Returns the detections of one image with their boxes, see `detect`."""
         found = self.detect(rois)
         return ImageDetections(boxes_of(rois, found), found.class_index, found.score)
 
@@ -148,7 +148,7 @@ class ScoreCache:
         self._scores: dict[Scorer, np.ndarray] = {}
 
     def __call__(self, scorer: Scorer | None) -> np.ndarray:
-        """(R, K+1) float32. Raises ValueError for scores of another shape."""
+        """Returns (R, K+1) float32 scores. Raises ValueError for scores of another shape."""
         assert scorer is not None
         if scorer not in self._scores:
             scores = scorer.scores(self._rois)
@@ -162,7 +162,7 @@ class ScoreCache:
 def join_by_class(
     original: NMSResult, calibrated: NMSResult, tail_mask: np.ndarray, max_detections: int | None
 ) -> NMSResult:
-    """rhead-det of Table 6: joins the detections of two classifiers, each after its own NMS and cap.
+    """Joins the detections of two classifiers, each after its own NMS and cap: rhead-det of Table 6.
 
     Tail classes keep the calibrated classifier's detections, other classes the original's. The joined detections are
     ordered by score (equal scores by class, then RoI) and cut to `max_detections` again.
@@ -179,7 +179,7 @@ def join_by_class(
 
 
 def boxes_of(rois: RoIs, found: NMSResult) -> np.ndarray:
-    """(D, 4) boxes of detections: shared by the classes, or of the detected class."""
+    """Returns the boxes (D, 4) of detections: those that the classes share, or those of the detected class."""
     if rois.boxes.ndim == 2:
         return rois.boxes[found.roi_index]
     return rois.boxes[found.roi_index, found.class_index]

@@ -23,7 +23,7 @@ from fuse.ops.nms import NMSResult
 def detect(
     cache: RoICache, scorers: Scorer | tuple[Scorer, Scorer] | None = None, *, masks: bool = True, **options: object
 ) -> Detections:
-    """Detections of every image of a cache.
+    """Detects in every image of a cache.
 
     Args:
         cache: an open RoI cache.
@@ -43,7 +43,7 @@ def detect(
 def detect_many(
     cache: RoICache, fusions: Mapping[str, Fusion], *, masks: bool = True, progress: bool = False
 ) -> dict[str, Detections]:
-    """Detections of several fusions, by their names, from one pass over the cache.
+    """Returns the detections of several fusions, by their names, from one pass over the cache.
 
     A scorer that fusions share runs once per image. One thread per CPU works on images; the result does not depend on
     the number of threads. Errors are as in `detect`.
@@ -67,7 +67,7 @@ def detect_many(
             try:
                 found = fusion.detect(rois, scores, accumulators[name].class_thresholds)
             except ValueError as error:
-                raise ValueError(f"{cache.url}: image {rois.image_id}, row {name!r}: {error}") from error
+                raise ValueError(f"{cache.url}: image {rois.image_id}, fusion {name!r}: {error}") from error
             columns[name] = _columns_of(rois, found, encoder)
         return columns
 
@@ -107,6 +107,6 @@ def _columns_of(rois: RoIs, found: NMSResult, encoder: _MaskEncoder | None) -> D
 
 
 def _optional_fields(fusions: Iterable[Fusion], masks: bool) -> set[str]:
-    """The optional fields of `RoIs` that the fusions need."""
+    """Returns the optional fields of `RoIs` that the fusions need."""
     features = any(fusion.needs_features for fusion in fusions)
     return {name for name, needed in (("features", features), ("masks", masks)) if needed}

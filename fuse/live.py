@@ -110,7 +110,7 @@ class CalibratedDetector:
         self._views = [(view, detector if view.size is None else detector.resized(*view.size)) for view in views]
 
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Any]:
-        """Detections of each image, in the order of the images; a single image gives a list of one.
+        """Detects in each image, in the order of the images; a single image gives a list of one.
 
         Raises FileNotFoundError or ValueError naming the image that cannot be read or has another shape.
         """
@@ -124,7 +124,7 @@ class CalibratedDetector:
         return results
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[tuple[ImageDetections, np.ndarray | None]]:
-        """The same as arrays: boxes, labels, scores; and masks (D, H, W) bool, None where the detector has none."""
+        """Detects as a call does, but returns arrays; masks are (D, H, W) bool, None where the detector has none."""
         return [self.detector.to_arrays(result) for result in self(images)]
 
     def _detect(self, images: list[Image]) -> list[Any]:
@@ -142,13 +142,13 @@ class CalibratedDetector:
         return output, [self.fusion.detections(one) for one in rois]
 
     def _merged(self, views: Sequence[ImageDetections]) -> ImageDetections:
-        """One image's detections of all views."""
+        """Returns one image's detections of all views, merged."""
         threshold, limit = self.fusion.iou_threshold, self.fusion.max_detections
         return merge_image(views, self.detector.num_classes, iou_threshold=threshold, max_detections=limit)[0]
 
 
 def load_image(image_id: int, image: ImageLike) -> Image:
-    """An image as RGB pixels (H, W, 3) uint8.
+    """Returns an image as RGB pixels (H, W, 3) uint8; reads it if it is a path.
 
     Raises FileNotFoundError for a path without a file, ValueError naming the image's id for other shapes and values.
     """
@@ -167,7 +167,7 @@ def load_image(image_id: int, image: ImageLike) -> Image:
 
 
 def _tensor_pixels(image_id: int, image: Tensor) -> np.ndarray:
-    """A tensor (3, H, W) as an array (H, W, 3)."""
+    """Converts a tensor (3, H, W), uint8 or floats from 0 to 1, to a uint8 array (H, W, 3)."""
     pixels = image.permute(1, 2, 0) if image.ndim == 3 else image
     if pixels.is_floating_point() and pixels.numel():
         low, high = (float(value) for value in pixels.aminmax())

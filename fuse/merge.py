@@ -130,7 +130,7 @@ def merge_image(
 
 
 def have_masks(results: Mapping[str, Detections]) -> bool:
-    """Whether the results, by name, have masks. Raises ValueError naming one without masks where another has them."""
+    """Returns whether the results have masks. Raises ValueError naming one without masks where another has them."""
     with_masks = [name for name, result in results.items() if result.rles is not None]
     without = [name for name, result in results.items() if result.rles is None and len(result)]
     if with_masks and without:

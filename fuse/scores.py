@@ -125,7 +125,7 @@ def _replace_tail(
 
 
 def background_ratio(original: np.ndarray, calibrated: np.ndarray) -> float:
-    """Mean calibrated background score over mean original background score; 1 where that is undefined.
+    """Returns the mean calibrated background score over the mean original one; 1 where that is undefined.
 
     Args:
         original, calibrated: (R, K+1) scores, background last, of one image or of many concatenated.
@@ -135,7 +135,7 @@ def background_ratio(original: np.ndarray, calibrated: np.ndarray) -> float:
 
 
 def mask_empty_boxes(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Scores with 0 where a box has no width or no height, so that NMS drops it.
+    """Returns the scores with 0 where a box has no width or no height, so that NMS drops it.
 
     Args:
         scores: (R, K+1), not changed.
@@ -150,15 +150,16 @@ def mask_empty_boxes(scores: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def tail_classes(instance_counts: np.ndarray, tail: float = TAIL) -> np.ndarray:
-    """(K,) bool: classes with fewer than `tail` training instances (the paper's T: 100, for HTC 10)."""
+    """Returns (K,) bool: classes with fewer than `tail` training instances (the paper's T: 100, for HTC 10)."""
     return np.asarray(instance_counts) < tail
 
 
 def oracle_scores(original: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Scores of an oracle that classifies every RoI correctly (props-gt, Table 4): an upper bound for the proposals.
+    """Returns the scores of an oracle that classifies every RoI correctly (props-gt, Table 4).
 
-    A RoI matched with ground truth of class c scores 1 - p(background) of the original classifier for c (at most 1,
-    where each class has a sigmoid) and 0 for other classes. All other RoIs score 0.
+    They are an upper bound for the proposals. A RoI matched with ground truth of class c scores 1 - p(background) of
+    the original classifier for c (at most 1, where each class has a sigmoid) and 0 for other classes. All other RoIs
+    score 0.
 
     Args:
         original: (R, K+1) scores, background last.

@@ -244,7 +244,7 @@ def test_a_cascade_with_a_trained_head(tmp_path):
     [
         (None, {}, "mode is 'cat', which needs a calibrated scorer"),
         (Random(0), {"mode": "concat"}, "mode is 'concat', expected one of original, calibrated"),
-        (Random(0, classes=9), {}, r"image 7, row 'cat': scorer 'random 0' gave scores of shape \(18, 10\)"),
+        (Random(0, classes=9), {}, r"image 7, fusion 'cat': scorer 'random 0' gave scores of shape \(18, 10\)"),
         (Random(0), {"score_threshold": -1}, "score_threshold"),
         (Random(0), {"tail_mask": np.zeros(3, bool)}, r"tail_mask is bool \(3,\)"),
     ],
@@ -259,7 +259,7 @@ def test_nan_scores_name_the_image(cache):
         def scores(self, rois):
             return super().scores(rois) * np.nan
 
-    with pytest.raises(ValueError, match="image 7, row 'calibrated': scores contain NaN"):
+    with pytest.raises(ValueError, match="image 7, fusion 'calibrated': scores contain NaN"):
         fuse.detect(cache, Broken(0), mode="calibrated")
 
 

@@ -21,7 +21,7 @@ MakeRows = Callable[[FusionConfig, Scorer | None, Original], Mapping[str, Fusion
 
 
 def run(config: Config) -> None:
-    """`python -m fuse`: one fusion, beside the original at the same threshold."""
+    """Runs `python -m fuse`: one fusion, beside the original detector at the same threshold."""
 
     def rows(fusion: FusionConfig, *_: object) -> dict[str, FusionConfig]:
         return {"original": fusion.fusion(mode="original"), config.mode: fusion}
@@ -30,7 +30,7 @@ def run(config: Config) -> None:
 
 
 def sweep(config: SweepConfig) -> None:
-    """`python -m fuse sweep`: every row of the paper's Tables 2, 4, 6 and 7."""
+    """Runs `python -m fuse sweep`: every row of the paper's Tables 2, 4, 6 and 7."""
     candidate = "props-gt" if config.head is None and config.method is None else "rhead-cat"
     _detect_and_report(config, paper_rows, Comparison(BASELINE, candidate))
 
@@ -51,7 +51,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:
-    """The rows with their scorers. The scorers are made once, so that rows share their scores."""
+    """Returns the rows with their scorers, which are made once, so that rows share their scores."""
     original = Original.from_description(cache.detector, config.stage_average)
     calibrated = calibrated and with_stage_average(calibrated, config.stage_average)
     fusion = config.fusion(stage_average=None)

@@ -74,7 +74,7 @@ def export_folded(
 
 
 def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:
-    """D of one RoI; a method reads no features, and takes any."""
+    """Returns D, the shape of one RoI's features; a method reads no features and takes any."""
     return scorer.info.feature_shape if isinstance(scorer, Head) else (1,)
 
 

@@ -37,14 +37,14 @@ class LiveClassifier(NamedTuple):
 
 
 def resolve_iou_types(config: Options, has_masks: bool) -> Options:
-    """The options with their default IoU types. Raises ValueError if mask AP is asked for without masks."""
+    """Returns the options with their default IoU types. Raises ValueError for mask AP without masks."""
     if "segm" in config.iou_types and not has_masks:
         raise ValueError("there are no masks to evaluate; use --iou-types bbox")
     return replace(config, iou_types=config.iou_types or (("segm",) if has_masks else ("bbox",)))
 
 
 def open_val_cache(url: str) -> RoICache:
-    """The cache. Raises ValueError for a train cache."""
+    """Opens a val cache. Raises ValueError for a train cache."""
     cache = open_cache(url)
     if cache.split != "val":
         raise ValueError(
@@ -55,7 +55,7 @@ def open_val_cache(url: str) -> RoICache:
 
 
 def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
-    """The head, or the method fitted on `fit_cache` or the cache itself; None if the config names neither.
+    """Loads the head, or fits the method on `fit_cache` or the cache itself; None if the config names neither.
 
     Raises ValueError if it belongs to another detector than the cache.
     """
@@ -76,7 +76,7 @@ def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
 
 
 def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifier:
-    """The head, or the method fitted on `fit_cache`. Raises ValueError if it belongs to another detector."""
+    """Loads the head, or fits the method on `fit_cache`. Raises ValueError if it belongs to another detector."""
     if config.head is not None:
         head = load_head(config.head)
         head.check_detector(detector)
@@ -88,7 +88,7 @@ def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifi
 
 
 def load_annotations_of(path: Path, cache: RoICache) -> tuple[LvisDataset, str]:
-    """The annotations of exactly the cache's images, and a phrase that names them.
+    """Loads the annotations of exactly the cache's images; returns a phrase that names these images as well.
 
     Raises ValueError naming what differs: categories, images, or an image's size.
     """
@@ -112,7 +112,7 @@ def load_annotations_of(path: Path, cache: RoICache) -> tuple[LvisDataset, str]:
 
 
 def load_classes(config: ResultsConfig) -> pd.DataFrame:
-    """The class table with training counts, from the cache or the training annotations."""
+    """Reads the class table with training counts, from the cache or the training annotations."""
     if config.cache is not None:
         return open_cache(config.cache).classes
     assert config.train_annotations is not None
@@ -120,7 +120,7 @@ def load_classes(config: ResultsConfig) -> pd.DataFrame:
 
 
 def load_results(paths: Sequence[Path], annotations: LvisDataset) -> dict[str, Detections]:
-    """Each file's detections by its name, or by its path where names are not unique.
+    """Reads each file's detections, by its name, or by its path where names are not unique.
 
     Raises ValueError naming the file whose detections are not of the images and categories of the annotations.
     """

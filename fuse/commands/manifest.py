@@ -16,7 +16,7 @@ MANIFEST_FILE = "run.json"
 
 
 def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> bytes:
-    """The options as JSON. A fingerprint `x_fingerprint` takes the place of the path in option `x`.
+    """Returns the options as JSON. A fingerprint `x_fingerprint` takes the place of the path in option `x`.
 
     Raises ValueError if the folder holds results of other options or inputs and `overwrite` is not set.
     """
@@ -29,7 +29,7 @@ def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> byte
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """sha256 over the content of files, in their order."""
+    """Returns the sha256 over the content of files, in their order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -38,7 +38,7 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
 
 
 def _text(value: object) -> str:
-    """Equal numbers and equal paths have equal texts."""
+    """Returns an option as text; equal numbers and equal paths have equal texts."""
     return f"{value:g}" if isinstance(value, float) else str(value.resolve() if isinstance(value, Path) else value)
 
 

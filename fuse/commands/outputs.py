@@ -76,7 +76,7 @@ def describe_results(config: EvaluationConfig, tables: Tables, scope: str) -> st
 
 
 def report_writer() -> Callable[..., None] | None:
-    """`fuse.evaluation.report.write_report`; None where matplotlib or Jinja2, an extra, is missing."""
+    """Returns `fuse.evaluation.report.write_report`; None where matplotlib or Jinja2, an extra, is missing."""
     try:
         from fuse.evaluation.report import write_report
     except ModuleNotFoundError:

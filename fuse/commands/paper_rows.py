@@ -18,7 +18,7 @@ MODES = {
 
 
 def paper_rows(fusion: FusionConfig, calibrated: Scorer | None, original: Original) -> dict[str, FusionConfig]:
-    """All rows; without a calibrated scorer, those that need none. The rows differ from `fusion` as their names say."""
+    """Returns all rows by name: `fusion` with changes; without a calibrated scorer, the rows that need none."""
     rows = {
         "original@0.05": fusion.fusion(mode="original", score_threshold=0.05),
         BASELINE: fusion.fusion(mode="original"),

@@ -64,7 +64,7 @@ def _drawing_file(config: PredictConfig, path: Path) -> Path:
 def _records(
     path: Path, detections: ImageDetections, masks: np.ndarray | None, classifier: LiveClassifier
 ) -> list[dict[str, object]]:
-    """LVIS results with the image's file name in place of its id, best first."""
+    """Returns LVIS results with the image's file name in place of its id, best first."""
     boxes = detections.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     ids, names = classifier.category_ids, classifier.names

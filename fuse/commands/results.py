@@ -19,7 +19,7 @@ MERGED = "merged"
 
 
 def evaluate_file(config: EvaluateConfig) -> None:
-    """`python -m fuse evaluate`: evaluates one file."""
+    """Runs `python -m fuse evaluate`: evaluates one file."""
     detections = Detections.from_json(config.detections)
     config = resolve_iou_types(config, has_masks=detections.rles is not None)
     annotations = load_annotations(config.annotations)
@@ -28,7 +28,7 @@ def evaluate_file(config: EvaluateConfig) -> None:
 
 
 def merge_files(config: MergeConfig) -> None:
-    """`python -m fuse merge`: merges files and evaluates each beside the merged results."""
+    """Runs `python -m fuse merge`: merges files, and evaluates each beside the merged results."""
     options: dict[str, Any] = {
         "method": config.method,
         "iou_threshold": config.iou_threshold,

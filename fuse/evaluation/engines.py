@@ -92,7 +92,7 @@ def import_lvis() -> Any:
 
 
 def _has_annotated_class(dataset: LvisDataset, detections: Detections) -> np.ndarray:
-    """(N,) bool: whether the detection's class is annotated in its image, as present or as absent.
+    """Returns (N,) bool: whether a detection's class is annotated in its image, as present or as absent.
 
     LVIS evaluation ignores all other detections: most, at 300 per image.
     """
@@ -108,7 +108,7 @@ def _has_annotated_class(dataset: LvisDataset, detections: Detections) -> np.nda
 
 
 def _areas(detections: Detections, iou_type: str) -> np.ndarray:
-    """(N,) areas. The official evaluation drops detections without area, after the cap."""
+    """Returns (N,) areas. The official evaluation drops detections without area, after the cap."""
     if iou_type == "bbox" or not detections.rles:
         return np.prod(detections.boxes[:, 2:].astype(np.float64) - detections.boxes[:, :2], axis=1)
     import hotcoco
@@ -117,7 +117,7 @@ def _areas(detections: Detections, iou_type: str) -> np.ndarray:
 
 
 def _records(detections: Detections, iou_type: str) -> list[dict]:
-    """LVIS results with masks or boxes, not both: given both, lvis takes a mask's area from its box."""
+    """Returns LVIS results with masks or boxes, not both: given both, lvis takes a mask's area from its box."""
     shapes: list[dict]
     if iou_type == "segm":
         shapes = [{"segmentation": rle} for rle in detections.rles or []]
@@ -128,7 +128,7 @@ def _records(detections: Detections, iou_type: str) -> list[dict]:
 
 
 def _empty_record(dataset: LvisDataset, iou_type: str) -> dict:
-    """One LVIS result without area."""
+    """Returns one LVIS result without area."""
     image = dataset["images"][0]
     record = {"image_id": image["id"], "category_id": dataset["categories"][0]["id"], "score": 0.0}
     if iou_type == "bbox":

@@ -15,7 +15,7 @@ Classifier = tuple[np.ndarray, np.ndarray]
 
 
 def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask: np.ndarray | None = None) -> Layers:
-    """Weights (K+1, C) and biases (K+1,) per stage that replace the detector's classifiers, background last.
+    """Returns per stage the weight (K+1, C) and bias (K+1,) that replace the detector's classifier, background last.
 
     A method of `calib.posthoc` scales and shifts logits, which folds exactly: the checkpoint scores as mode
     "calibrated" does. So does a linear head without `tail_mask`. With `tail_mask`, only the rows of tail classes are
@@ -24,11 +24,11 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask
 
     Args:
         detector: with a linear classifier in every stage.
-        calibrated: a fitted method of `calib.posthoc`, or a head of kind "linear".
+        calibrated: a fitted method of `calib.posthoc`, or a head of type "linear".
         tail_mask: (K,) bool, classes whose rows are replaced; None replaces all rows, background's too.
 
     Raises:
-        ValueError: another kind of head, a detector whose classifiers are not linear, or a head for a detector with
+        ValueError: another type of head, a detector whose classifiers are not linear, or a head for a detector with
             sigmoid scores.
     """
     stages = detector.fc_layers("embedding")
@@ -42,7 +42,7 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask
 
 
 def _of_method(method: Posthoc, own: list[Classifier]) -> list[Classifier]:
-    """The detector's classifiers with scaled and shifted logits."""
+    """Returns the detector's classifiers with scaled and shifted logits."""
     affine = zip(*method.affine, strict=True)
     return [
         (scale[:, None] * weight, scale * bias + shift)
@@ -51,7 +51,7 @@ def _of_method(method: Posthoc, own: list[Classifier]) -> list[Classifier]:
 
 
 def _of_head(head: Head, detector: Detector) -> list[Classifier]:
-    """The last layers of a linear head."""
+    """Returns the last layer of each stage of a linear head."""
     head.check_detector(detector)
     if head.info.kind != "linear":
         raise ValueError(f"head is {head.info.kind}: only a linear head has rows that fit the detector's classifier")

@@ -86,7 +86,7 @@ class CalibratedScores(nn.Module):
         self.tail.copy_(torch.from_numpy(tail_mask))
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        """(R, S, *D) features and (R, S, K+1) original logits, background last → (R, K+1) float32 scores."""
+        """Returns (R, K+1) float32 scores of features (R, S, *D) and original logits (R, S, K+1), background last."""
         original = _scores(logits.float(), self.original_average, self.activation)
         if self.mode == "original":
             return original
@@ -99,14 +99,14 @@ class CalibratedScores(nn.Module):
         return self._fuse(original, calibrated)
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """(R, K+1) float32 class scores of one image, on the module's device."""
+        """Returns (R, K+1) float32 class scores of one image, computed on the module's device."""
         device = self.tail.device
         logits = torch.from_numpy(rois.logits).to(device)
         features = logits if rois.features is None else torch.as_tensor(rois.features, device=device)
         return self(features, logits).cpu().numpy()
 
     def _fuse(self, original: Tensor, calibrated: Tensor) -> Tensor:
-        """`fuse.fuse_scores` on tensors."""
+        """Computes `fuse.fuse_scores` on tensors."""
         if self.mode == "calibrated":
             return calibrated
         foreground, new = original[:, :-1], calibrated[:, :-1]
@@ -157,7 +157,7 @@ def _layers(widths: Sequence[int]) -> nn.Sequential:
 
 
 def _scores(logits: Tensor, average: str, activation: str) -> Tensor:
-    """`calib.scoring.stage_scores` on tensors."""
+    """Computes `calib.scoring.stage_scores` on tensors."""
 
     def activate(z: Tensor) -> Tensor:
         return z.softmax(-1) if activation == "softmax" else z.sigmoid()

@@ -60,7 +60,7 @@ def overlap_bitmasks(boxes: np.ndarray, iou_threshold: np.float32) -> np.ndarray
 
 @numba.njit(nogil=True)
 def overlaps_any(box: Box, others: BoxColumns, count: int, iou_threshold: np.float32) -> bool:
-    """Whether the IoU of the box with any of the first `count` others is above the threshold.
+    """Returns whether the IoU of the box with any of the first `count` others is above the threshold.
 
     Compares whole steps of boxes, without a remainder; boxes after `count` must be `EMPTY_BOX`.
     """
@@ -72,7 +72,7 @@ def overlaps_any(box: Box, others: BoxColumns, count: int, iou_threshold: np.flo
 
 @numba.njit(nogil=True, error_model="numpy")
 def _iou(box: Box, others: BoxColumns, i: int) -> np.float32:
-    """IoU of the box with box i of the others; NaN if both have no area."""
+    """Returns the IoU of the box with box i of the others; NaN if both have no area."""
     zero = np.float32(0)
     width = max(zero, min(box.right, others.right[i]) - max(box.left, others.left[i]))
     height = max(zero, min(box.bottom, others.bottom[i]) - max(box.top, others.top[i]))
@@ -82,7 +82,7 @@ def _iou(box: Box, others: BoxColumns, i: int) -> np.float32:
 
 @numba.njit(nogil=True)
 def as_box(xyxy: np.ndarray) -> Box:
-    """Converts (4,) float32."""
+    """Converts (4,) float32 xyxy."""
     left, top, right, bottom = xyxy[0], xyxy[1], xyxy[2], xyxy[3]
     return Box(left, top, right, bottom, (right - left) * (bottom - top))
 

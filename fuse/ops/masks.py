@@ -23,7 +23,7 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
 
     Args:
         masks: (N, M, M) uint8, mask probability in the box times 255.
-        boxes: (N, 4) float32 xyxy in pixels of the image; may reach beyond it.
+        boxes: (N, 4) float32 xyxy in pixels of the image; may extend beyond it.
         height, width: of the image.
 
     Returns:
@@ -99,7 +99,7 @@ def _paste_runs(mask: np.ndarray, box: np.ndarray, height: int, width: int, runs
 
 @numba.njit(nogil=True)
 def _pixel_range(low: np.float32, high: np.float32, size: int) -> tuple[int, int]:
-    """The first and the last pixel of the image whose centre is in [low, high]; first > last if there is none."""
+    """Returns the first and the last pixel of the image with the centre in [low, high]; first > last if none has."""
     first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
     return int(min(max(first, 0.0), size)), int(max(min(last, size - 1.0), -1.0))
 
@@ -108,7 +108,7 @@ def _pixel_range(low: np.float32, high: np.float32, size: int) -> tuple[int, int
 def _interpolation(
     first: int, last: int, low: np.float32, high: np.float32, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The lower of the two mask cells that each pixel is interpolated from, and the weight of the upper.
+    """Finds the lower of the two mask cells that each pixel is interpolated from, and the weight of the upper.
 
     Cells are counted in the mask padded by one cell. Returns (P,) int64 and (P,) float32, P = last - first + 1.
     """

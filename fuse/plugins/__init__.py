@@ -77,7 +77,7 @@ class Calibration:
 
     @classmethod
     def from_scorer(cls, scorer: Head | Posthoc, detector: Mapping[str, Any], fusion: FusionConfig) -> Calibration:
-        """Of a head or a fitted method, the description of its detector, and fusion options.
+        """Builds it from a head or a fitted method, the description of its detector, and fusion options.
 
         `fusion.stage_average` and `fusion.iou_threshold` override those of the head and the detector.
         """
@@ -101,7 +101,7 @@ class Calibration:
 
     @classmethod
     def from_config(cls, values: Mapping[str, object]) -> Calibration:
-        """Of the values in an exported config. Raises ValueError naming a value that is missing or of another type."""
+        """Builds it from the values in an exported config. Raises ValueError naming one that is missing or invalid."""
         try:
             config = msgspec.convert(dict(values), CalibrationConfig)
         except msgspec.ValidationError as error:
@@ -120,7 +120,7 @@ class Calibration:
         return cls(**own, fusion=fusion)
 
     def to_config(self) -> CalibrationConfig:
-        """The values for an exported config."""
+        """Returns the values for an exported config."""
         own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fusion"}
         fusion = self.fusion
         assert fusion.iou_threshold is not None and fusion.skip_empty is not None
@@ -136,7 +136,7 @@ class Calibration:
         )
 
     def module(self) -> CalibratedScores:
-        """The module that computes the scores, without weights: these and the tail classes are in the checkpoint."""
+        """Builds the module that computes the scores; weights and tail classes are in the checkpoint."""
         return CalibratedScores(
             self.widths,
             self.stages,
@@ -149,7 +149,7 @@ class Calibration:
         )
 
     def detect(self, scores: CalibratedScores, output: ForwardOutput) -> list[ImageDetections]:
-        """Detections of each image of one forward pass."""
+        """Returns the detections of each image of one forward pass."""
         detections, fusion = [], self.fusion
         assert fusion.iou_threshold is not None
         for rois in output.rois:

@@ -76,7 +76,7 @@ class CalibratedRCNN(GeneralizedRCNN):
     def inference(
         self, batched_inputs: list[dict[str, Any]], detected_instances: None = None, do_postprocess: bool = True
     ) -> list[dict[str, Instances]]:
-        """Like `GeneralizedRCNN.inference`, without the arguments for training and test-time augmentation."""
+        """Detects like `GeneralizedRCNN.inference`; takes no boxes, and always scales its own to the image."""
         if detected_instances is not None or not do_postprocess:
             raise NotImplementedError("a calibrated detector predicts its own boxes and scales them to the image")
         results = []

@@ -48,7 +48,7 @@ class _Calibrated(TwoStageDetector):
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
     ) -> list[DetDataSample]:
-        """Like `TwoStageDetector.predict`; boxes are in pixels of the original image."""
+        """Detects like `TwoStageDetector.predict`; boxes are in pixels of the original image."""
         if not rescale:
             raise NotImplementedError("a calibrated detector scales its boxes to the image")
         if self.training:
