@@ -256,3 +256,19 @@ def test_predict_command(setting, tiny, tmp_path, capsys):
     live = CalibratedDetector(load_detector(config), head, iou_threshold=0.3)
     expected = [score for detected, _ in live.predict(pictures[:2]) for score in detected.scores.tolist()]
     np.testing.assert_allclose([record["score"] for record in again], expected, atol=1e-5)
+
+
+def test_predict_with_a_method(setting, tiny, tmp_path, capsys):
+    detector, val, _, pictures = setting
+    PILImage.fromarray(pictures[0]).save(tmp_path / "0.png")
+    config = tiny.config("val", "unused")
+    arguments = ["predict", tmp_path / "0.png", "--detector", config.detector, "--weights", config.weights]
+    arguments += ["--detector-options", *config.detector_options, "--method", "norcal", "--mode", "calibrated"]
+    assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out")]) == 2
+    assert "give --fit-cache" in " ".join(capsys.readouterr().err.split())
+    arguments += ["--fit-cache", val.url, "--out", tmp_path / "out"]
+    assert fuse.__main__.main([str(a) for a in arguments]) == 0
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    live = CalibratedDetector(detector, calib.posthoc.NorCal().fit(val), mode="calibrated")
+    ((expected, _),) = live.predict(pictures[0])
+    assert [record["score"] for record in records] == expected.scores.tolist()
