@@ -46,7 +46,7 @@ LARGE_IMAGES, LARGE_SIZE = 3, (800, 1200)
 """Images of the large detector, and their height and width."""
 MASK_IMAGES = 4
 TARGET = 1.1
-"""Extraction takes at most so many times as long as the forward pass."""
+"""Upper bound of the time of an extraction, relative to that of the forward pass."""
 
 
 class Job(NamedTuple):
@@ -94,7 +94,7 @@ def time_masks(threads: int) -> Result:
         output = ForwardPass(job)(range(MASK_IMAGES))
 
         def all_at_once() -> list[np.ndarray]:
-            with patch("extract.detectors.torchvision.mask_batches", lambda boxes: (boxes,)):
+            with patch("extract.detectors.common.mask_batches", lambda boxes: (boxes,)):
                 return output.masks()
 
         np.testing.assert_array_equal(output.masks(), all_at_once())

@@ -39,7 +39,7 @@ from extract.cache.format import IMAGES_PER_BLOCK, Header
 from extract.cache.writer import create_cache
 
 READ_TARGET = 1.25
-"""Reading takes at most so many times as long as `numpy.fromfile`: four fifths of its speed."""
+"""Upper bound of the time of reading, relative to that of `numpy.fromfile`: four fifths of its speed."""
 COLD_ROUNDS, ROUNDS = 3, 7
 FEATURE_SHAPE = (1, 256, 7, 7)
 

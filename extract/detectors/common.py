@@ -1,4 +1,4 @@
-"""The parts of a forward pass that all adapters share: proposal selection, RoIs and batches of masks."""
+"""The parts of a forward pass that all adapters share: proposal selection, RoIs and masks in batches."""
 
 from __future__ import annotations
 
@@ -120,14 +120,26 @@ def scale_to_original(original: Sequence[int], resized: Sequence[int], device: t
     return torch.tensor([width, height, width, height], device=device)
 
 
+def masks_in_batches(boxes: Sequence[Tensor], predict: Callable[[int, Tensor], Tensor]) -> list[np.ndarray]:
+    """Predicts one mask per box in batches; returns each image's masks as a cache stores them.
+
+    Args:
+        boxes: of each image, (R, 4).
+        predict: (index of an image, some of its boxes (n, 4)) → mask probabilities (n, M, M).
+
+    Returns:
+        (R, M, M) uint8 of each image, probability times 255.
+    """
+    masks = []
+    for image, image_boxes in enumerate(boxes):
+        probabilities = torch.cat([predict(image, batch) for batch in mask_batches(image_boxes)])
+        masks.append((probabilities * 255).round().byte().cpu().numpy())
+    return masks
+
+
 def mask_batches(boxes: Tensor) -> tuple[Tensor, ...]:
     """Splits boxes (R, 4) into batches for the mask head."""
     return boxes.split(MASK_BATCH_CPU if boxes.device.type == "cpu" else MASK_BATCH)
-
-
-def to_uint8(probabilities: Tensor) -> np.ndarray:
-    """Converts mask probabilities (R, M, M) to uint8, times 255, as a cache stores them."""
-    return (probabilities * 255).round().byte().cpu().numpy()
 
 
 @contextmanager

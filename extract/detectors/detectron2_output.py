@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from extract.detectors.base import ImageDetections
-from extract.detectors.common import mask_batches, to_uint8
+from extract.detectors.common import masks_in_batches
 from extract.rois import RoIs
 
 
@@ -38,11 +38,7 @@ class Detectron2Output:
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.base.ForwardOutput.masks`."""
-        masks = []
-        for image, boxes in enumerate(self.boxes):
-            batches = [self._predict(image, batch).pred_masks[:, 0] for batch in mask_batches(boxes)]
-            masks.append(to_uint8(torch.cat(batches)))
-        return masks
+        return masks_in_batches(self.boxes, lambda image, boxes: self._predict(image, boxes).pred_masks[:, 0])
 
     @torch.no_grad()
     def to_framework(self, detections: Sequence[ImageDetections]) -> list[dict[str, Instances]]:

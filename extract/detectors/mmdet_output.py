@@ -12,7 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from extract.detectors.base import ImageDetections
-from extract.detectors.common import mask_batches, to_uint8
+from extract.detectors.common import masks_in_batches
 from extract.detectors.mmdet_roi_head import BatchFeatures
 from extract.rois import RoIs
 
@@ -35,12 +35,8 @@ class MmdetOutput:
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.base.ForwardOutput.masks`."""
-        masks = []
-        for i, boxes in enumerate(self.boxes):
-            features = self.features.image(i)
-            batches = [features.mask_probabilities(batch)[:, 0] for batch in mask_batches(boxes)]
-            masks.append(to_uint8(torch.cat(batches)))
-        return masks
+        images = [self.features.image(i) for i in range(len(self.boxes))]
+        return masks_in_batches(self.boxes, lambda image, boxes: images[image].mask_probabilities(boxes)[:, 0])
 
     @torch.no_grad()
     def to_framework(self, detections: Sequence[ImageDetections]) -> list[DetDataSample]:

@@ -12,7 +12,7 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 
 from extract.detectors.base import ImageDetections
-from extract.detectors.common import mask_batches, to_uint8
+from extract.detectors.common import masks_in_batches
 from extract.rois import RoIs
 
 
@@ -38,11 +38,7 @@ class TorchvisionOutput:
     @torch.no_grad()
     def masks(self) -> list[np.ndarray]:
         """See `extract.detectors.base.ForwardOutput.masks`."""
-        masks = []
-        for image, boxes in enumerate(self.boxes):
-            batches = [self._mask_logits(image, batch)[:, 0].sigmoid() for batch in mask_batches(boxes)]
-            masks.append(to_uint8(torch.cat(batches)))
-        return masks
+        return masks_in_batches(self.boxes, lambda image, boxes: self._mask_logits(image, boxes)[:, 0].sigmoid())
 
     @torch.no_grad()
     def to_framework(self, detections: Sequence[ImageDetections]) -> list[dict[str, Tensor]]:
