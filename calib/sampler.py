@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from calib.config import Config
 from extract.matching import BACKGROUND_IOU
 
 if TYPE_CHECKING:
@@ -58,7 +59,13 @@ class BiLevelSampler:
             drawn.
     """
 
-    def __init__(self, cache: RoICache, classes_per_step: int = 16, images_per_class: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        cache: RoICache,
+        classes_per_step: int = Config.classes_per_step,
+        images_per_class: int = Config.images_per_class,
+        seed: int = Config.seed,
+    ) -> None:
         """Reads the cache's labels and IoUs.
 
         Raises:

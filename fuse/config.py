@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from tyro.conf import Suppress
 
+from calib.posthoc.base import CountColumn
+from calib.scoring import Average
 from extract.data.bins import edges
 from fuse.defaults import CAT_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
 from fuse.scores import UNCALIBRATED_MODES, FusionMode
 
-StageAverage = Literal["scores", "logits"]
 MergeMethod = Literal["nms", "wbf"]
 """How results are merged: per-class NMS or weighted box fusion."""
 
@@ -56,7 +57,7 @@ class FusionConfig:
     cat_scale: float | None = None
     """Mode cat-scale multiplies calibrated scores by it; by default by each image's background ratio."""
 
-    stage_average: StageAverage | None = None
+    stage_average: Average | None = None
     """What is averaged over the stages of a cascade; by default what the detector's framework averages."""
 
     skip_empty: Suppress[bool | None] = None
@@ -105,7 +106,7 @@ class ClassifierConfig:
     tau: float | None = None
     """Exponent τ of tau-norm; factor τ of logit-adjustment."""
 
-    count: Literal["image_count", "instance_count"] | None = None
+    count: CountColumn | None = None
     """Training counts that norcal and logit-adjustment use."""
 
     fit_cache: str | None = None

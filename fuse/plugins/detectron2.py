@@ -26,6 +26,8 @@ from torch import Tensor
 from extract.config import DetectorSpec
 from extract.detectors.detectron2 import Detectron2Detector
 from extract.detectors.detectron2_config import project_function, read_yaml
+from fuse.config import FusionConfig
+from fuse.defaults import IOU_THRESHOLD
 from fuse.plugins import Calibration, CalibrationConfig
 
 CONFIG = "model.yaml"
@@ -37,21 +39,15 @@ def _to_node(config: CalibrationConfig) -> CfgNode:
 
 # get_cfg() must define a key before a file with it can be merged; the values only set the types.
 DEFAULTS.MODEL.CALIBRATION = _to_node(
-    CalibrationConfig(
+    Calibration(
         widths=(0, 0),
         stages=1,
         level="pooled",
-        mode="cat",
         activation="softmax",
         original_average="scores",
         calibrated_average="scores",
-        threshold=0.05,
-        scale=0.0,
-        score_threshold=0.0,
-        iou_threshold=0.5,
-        max_detections=300,
-        skip_empty=False,
-    )
+        fusion=FusionConfig(iou_threshold=IOU_THRESHOLD, skip_empty=False),
+    ).to_config()
 )
 
 
