@@ -16,7 +16,7 @@ _IDENTITY_EXCLUDES = ("cache", "out", "device", "checkpoint_every", "overwrite")
 
 @dataclass(frozen=True)
 class Config:
-    """Train new classification heads, one per stage, on class-balanced RoIs of a train cache.
+    """Trains new classification heads, one per stage, on class-balanced RoIs of a train cache.
 
     Example: python -m calib.train --cache train.zarr --out head --head-type 3fc_ft
 

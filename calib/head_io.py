@@ -51,7 +51,7 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
     for name in sorted(expected.keys() | tensors.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != expected.get(name):
-            raise ValueError(f"{file}: {name} is {found}, {INFO_FILE} says {expected.get(name)}")
+            raise ValueError(f"{file}: {name} is {found}, expected {expected.get(name)} from {INFO_FILE}")
     head.load_state_dict(tensors)
     return head.to(device).eval()
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from calib.config import HEAD_TYPES, HeadType
-from calib.heads import Head, HeadInfo, instance_counts_of, linear_layers
-from calib.scoring import Level, check_average
+from calib.heads import Head, HeadInfo, linear_layers
+from calib.scoring import Level, check_average, instance_counts_of
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Recipe(NamedTuple):
-    """A head type on features of one level: layers reused from the detector, new hidden layers, a new classifier.
+    """A head type for one feature level: layers reused from the detector, new hidden layers, a new classifier.
 
     Attributes:
         head_type: name of the type.
@@ -88,7 +88,7 @@ def _find_recipe(cache: RoICache, head_type: str) -> Recipe:
     if cache.level not in by_level:
         others = " or ".join(recipe.head_type for recipe in RECIPES if recipe.level == cache.level)
         raise ValueError(
-            f"{cache.url}: head {head_type!r} needs features of level {' or '.join(map(repr, by_level))}, "
+            f"{cache.url}: head {head_type!r} needs feature level {' or '.join(map(repr, by_level))}, "
             f"the cache has {cache.level!r}" + (f"; --head-type {others} supports it" if others else "")
         )
     return by_level[cache.level]

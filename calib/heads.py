@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calib.scoring import Average, Level, check_average, stage_scores
+from calib.scoring import Average, Level, check_average, instance_counts_of, stage_scores
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Head(nn.Module):
 
     @torch.inference_mode()
     def logits(self, rois: RoIs) -> np.ndarray:
-        """Returns (R, S, K+1) float32 logits. Raises ValueError for features of another level or shape."""
+        """Returns (R, S, K+1) float32 logits. Raises ValueError for another feature level or shape."""
         all_features = self._checked_features(rois)
         device = next(self.parameters()).device
         logits = np.empty((len(rois), len(self.stages), self.num_classes + 1), np.float32)
@@ -160,11 +160,6 @@ class Head(nn.Module):
 def linear_layers(stage: nn.Module) -> list[nn.Linear]:
     """Returns the fully connected layers of one stage's network, in order."""
     return [layer for layer in stage.children() if isinstance(layer, nn.Linear)]
-
-
-def instance_counts_of(cache: RoICache) -> tuple[int, ...]:
-    """Returns the training instances of a cache's classes 0…K-1."""
-    return tuple(cache.classes["instance_count"].tolist())
 
 
 def _build_mlp(widths: Sequence[int]) -> nn.Sequential:

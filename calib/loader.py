@@ -1,4 +1,4 @@
-"""The batches of all steps, in order, loaded ahead by threads where that takes no core from training."""
+"""The batches of all steps, in order, prefetched by threads where that takes no core from training."""
 
 from __future__ import annotations
 

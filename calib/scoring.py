@@ -16,6 +16,8 @@ from extract.rois import RoIs
 if TYPE_CHECKING:
     import torch
 
+    from extract import RoICache
+
 Level = Literal["pooled", "embedding", "logits"]
 """Feature level of a cache or a scorer; "logits" stands for no features at all."""
 Average = Literal["scores", "logits"]
@@ -165,6 +167,11 @@ def with_stage_average(scorer: Scorer, average: str | None) -> Scorer:
     if not hasattr(scorer, "averaged"):
         raise ValueError(f"stage average is {average!r}, but scorer {scorer.name!r} averages no stages")
     return scorer.averaged(average)
+
+
+def instance_counts_of(cache: RoICache) -> tuple[int, ...]:
+    """Returns the training instances of a cache's classes 0…K-1."""
+    return tuple(cache.classes["instance_count"].tolist())
 
 
 def _to_tensor(values: np.ndarray) -> torch.Tensor:

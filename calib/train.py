@@ -124,7 +124,7 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
         for batch in loader:
             train_step(state, batch, config, tally)
             bar.update()
-            stop = _interrupted_anywhere(interrupted.is_set(), state.step, features.device)
+            stop = _any_interrupted(interrupted.is_set(), state.step, features.device)
             due = _due(state.step, config, stop)
             if due.log:
                 record = tally.take(state.step, config.lr_at(state.step))
@@ -179,7 +179,7 @@ def _due(step: int, config: Config, interrupted: bool) -> _Due:
     return _Due(log, save and not is_last, interrupted and not is_last)
 
 
-def _interrupted_anywhere(interrupted: bool, step: int, device: torch.device) -> bool:
+def _any_interrupted(interrupted: bool, step: int, device: torch.device) -> bool:
     """Returns whether any process was interrupted; under torchrun False between two synchronisations."""
     if world_size() == 1:
         return interrupted

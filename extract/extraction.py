@@ -136,7 +136,7 @@ def _store(
 
 
 def _progress_bar(extractor: Extractor, pending: list[int]) -> tqdm:
-    """Rank 0's progress bar, of the images that all processes have finished."""
+    """Returns the progress bar of the images that all processes have finished; only rank 0 shows it."""
     images, missing = len(extractor.positions), sum(len(extractor.block_images(block)) for block in pending)
     name = f"extract {extractor.config.split}"
     hidden = None if is_main_process() else True

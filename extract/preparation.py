@@ -74,7 +74,7 @@ def find_existing(url: str, header: Header) -> RoICache | CacheWriter | None:
 
 
 def resolve_files(config: Config) -> Config:
-    """Replaces names of datasets in the framework's catalog by their files.
+    """Returns the config with names of datasets in the framework's catalog replaced by their files.
 
     Raises ValueError if the folder of images is not given and not in the catalog.
     """

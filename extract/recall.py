@@ -13,6 +13,7 @@ from extract.data.annotations import Annotations, read_annotations
 from extract.data.bins import BINS, bin_index, bin_names, edges
 
 LIMITS = (100, 300, 1000)
+"""Numbers of proposals per image at which recall is computed."""
 
 
 def report(config: RecallConfig) -> None:

@@ -29,8 +29,8 @@ class RoIs:
         boxes: (R, 4) float32 refined boxes of a class-agnostic regressor, or (R, K, 4) of a class-specific one.
         logits: (R, S, K+1) float16 or float32, of the detector's own classifier, background last.
         objectness: (R,) float32, the RPN's probability (1 for ground-truth boxes).
-        features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at level "logits".
-            A detector returns a tensor on its device, a cache a float16 array.
+        features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at feature level
+            "logits". A detector returns a tensor on its device, a cache a float16 array.
         labels: (R, S) int32, by each stage's matching IoU.
         ious: (R, S) float32, IoU with the ground-truth box in `gt_ids`.
         gt_ids: (R, S) int64, annotation id of the ground-truth box of largest IoU, -1 if none overlaps.

@@ -110,10 +110,10 @@ def test_a_head_type_that_the_cache_does_not_support_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"bare.zarr: head '{head_type}' needs the detector's own layers.* 2fc"):
             build(bare, head_type)
     logits = toy_cache(tmp_path / "logits.zarr", "logits", images=1)
-    with pytest.raises(ValueError, match="needs features of level 'pooled' or 'embedding', the cache has 'logits'"):
+    with pytest.raises(ValueError, match="needs feature level 'pooled' or 'embedding', the cache has 'logits'"):
         build(logits, "linear")
     embedding = toy_cache(tmp_path / "embedding.zarr", "embedding", images=1)
-    with pytest.raises(ValueError, match="head '3fc_ft' needs features of level 'pooled', the cache has 'embedding'"):
+    with pytest.raises(ValueError, match="head '3fc_ft' needs feature level 'pooled', the cache has 'embedding'"):
         build(embedding, "3fc_ft")
     with pytest.raises(ValueError, match="head_type is '4fc', expected one of linear"):
         build(bare, "4fc")
@@ -165,9 +165,9 @@ def _edit(folder, **changes):
         ({"widths": "3"}, r"config.json: Expected `array`, got `str` - at `\$.widths`"),
         ({"widths": [147, 8, 9]}, "config.json: widths are .* expected to lead from 147 to 13"),
         ({"instance_counts": [1, 4]}, "config.json: 2 instance_counts for 12 category_ids"),
-        ({"widths": [147, 9, 13]}, r"head.safetensors: stages.0.0.bias is \(8,\), config.json says \(9,\)"),
-        ({"stages": [0.5]}, r"head.safetensors: stages.1.0.bias is \(8,\), config.json says None"),
-        ({"stages": [0.5] * 4}, r"head.safetensors: stages.3.0.bias is None, config.json says \(8,\)"),
+        ({"widths": [147, 9, 13]}, r"head.safetensors: stages.0.0.bias is \(8,\), expected \(9,\) from config.json"),
+        ({"stages": [0.5]}, r"head.safetensors: stages.1.0.bias is \(8,\), expected None from config.json"),
+        ({"stages": [0.5] * 4}, r"head.safetensors: stages.3.0.bias is None, expected \(8,\) from config.json"),
     ],
 )
 def test_a_damaged_description_is_refused(cache, tmp_path, change, message):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
-from calib.scoring import Level, Original, check_average, stage_scores, to_float32
+from calib.scoring import Level, Original, check_average, instance_counts_of, stage_scores, to_float32
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Posthoc(ABC):
         """Fits the method to the class counts, logits or classifier weights of a cache; returns the method itself."""
         shape = (len(cache.stages), cache.num_classes + 1)
         affine = self.compute_affine(cache)
-        self.instance_counts = tuple(cache.classes["instance_count"].tolist())
+        self.instance_counts = instance_counts_of(cache)
         self._original = Original.from_description(cache.detector)
         self._affine = Affine(*(np.broadcast_to(values, shape).astype(np.float32) for values in affine))
         return self

@@ -26,7 +26,7 @@ class StoredColumn:
 
     Attributes:
         path: URL of the array, for messages.
-        row_shape: shape behind R.
+        row_shape: shape after R.
         dtype: of the stored values.
         row_bytes: bytes of one row before compression.
         sharded: whether `ShardedArray` reads and writes it.
@@ -93,7 +93,7 @@ def create_columns(group: zarr.Group, template: RoIs, blocks: int, block_capacit
 
     Args:
         group: of the cache.
-        template: RoIs of any image; only the shapes behind R matter.
+        template: RoIs of any image; only the shapes after R matter.
         blocks: number of blocks.
         block_capacity: upper bound of the RoIs of one block.
     """

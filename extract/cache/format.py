@@ -40,7 +40,7 @@ class Column:
     Attributes:
         name: of the Zarr array.
         dtype: of the stored values.
-        axes: names of the axes behind `roi`.
+        axes: names of the axes after `roi`.
         compressed: by Zstandard. Features and logits are not: such half floats hardly compress and are read faster raw.
     """
 
@@ -91,7 +91,7 @@ class Header:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Raises CacheError for an unknown split or level."""
+        """Raises CacheError for an unknown split or feature level."""
         if self.split not in SPLITS:
             raise CacheError(f"split {self.split!r}, expected {' or '.join(map(repr, SPLITS))}")
         if self.level not in LEVELS:

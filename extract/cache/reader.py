@@ -155,7 +155,7 @@ class RoICache(Sequence[RoIs]):
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
-        """Fields of `RoIs` that the cache has → their shape behind R."""
+        """Fields of `RoIs` that the cache has → their shape after R."""
         return {field: column.row_shape for field, column in self.columns.items()}
 
     def read(self, field: str) -> np.ndarray:

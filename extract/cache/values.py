@@ -29,7 +29,7 @@ def check_values(rois: RoIs) -> None:
 def to_stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...]) -> np.ndarray:
     """Converts one field of an image to the column's dtype; returns the same array if it has that dtype already.
 
-    Raises CacheError naming the field if its shape behind R is not `shape` or a value is not finite.
+    Raises CacheError naming the field if its shape after R is not `shape` or a value is not finite.
     """
     values = getattr(rois, field)
     if values is None or values.shape[1:] != shape:

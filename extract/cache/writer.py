@@ -105,15 +105,15 @@ def create_cache(
 
     Args:
         url: a path or an fsspec URL where nothing is, or a cache if `overwrite`.
-        template: RoIs of any image; only the shapes behind R matter.
-        header: split, level, stages and origin.
+        template: RoIs of any image; only the shapes after R matter.
+        header: split, feature level, stages and origin.
         classes: the class table, see `extract.data.classes`.
         images: image_id, height, width, flipped, in the order in which they will be stored.
         capacity: upper bound of the RoIs of one image.
         fc_layers: the detector's fully connected layers, per stage.
         overwrite: replace an existing cache.
 
-    Raises CacheError if something is at `url`, or if class table, stages or level do not fit the RoIs.
+    Raises CacheError if something is at `url`, or if class table, stages or feature level do not fit the RoIs.
     """
     classes = check_classes(classes, url)
     _check_template(url, template, header, classes, images)

@@ -145,14 +145,17 @@ def read_annotations(path: str | Path) -> Annotations:
     )
 
 
-def unique_ids(path: str | Path, what: str, ids: list[int]) -> np.ndarray:
-    """Returns ascending ids as (n,) int64. Raises AnnotationError if one repeats, or for no images or categories."""
+def unique_ids(path: str | Path, section: str, ids: list[int]) -> np.ndarray:
+    """Returns the ids of a section of the file, which must be ascending, as (n,) int64.
+
+    Raises AnnotationError if one repeats, or if there are no images or categories.
+    """
     values = np.array(ids, np.int64)
-    if len(values) == 0 and what != "annotations":
-        raise AnnotationError(f"{path}: {what} is empty")
+    if len(values) == 0 and section != "annotations":
+        raise AnnotationError(f"{path}: {section} is empty")
     repeats = values[1:][values[1:] == values[:-1]]
     if len(repeats):
-        raise AnnotationError(f"{path}: {what}: id {repeats[0]} occurs more than once")
+        raise AnnotationError(f"{path}: {section}: id {repeats[0]} occurs more than once")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Trained two-stage detectors behind one interface. Only the modules named after a framework import it."""
+"""Trained two-stage detectors with one interface. Only the modules named after a framework import it."""
 
 from __future__ import annotations
 

@@ -47,10 +47,10 @@ class ForwardOutput(Protocol):
         """
 
     def masks(self) -> list[np.ndarray]:
-        """Class-agnostic mask probabilities of each image's refined boxes, (R, M, M) uint8, times 255."""
+        """Returns class-agnostic mask probabilities of each image's refined boxes, (R, M, M) uint8, times 255."""
 
     def to_framework(self, detections: Sequence[ImageDetections]) -> list[Any]:
-        """Each image's detections as the framework's own inference returns them, with masks predicted for the boxes."""
+        """Returns each image's detections as the framework's own inference does, with masks predicted for the boxes."""
 
 
 class Detector(Protocol):
@@ -96,8 +96,8 @@ class Detector(Protocol):
     def fc_layers(self, level: str) -> list[Layers]:
         """Returns each stage's fully connected layers, background last.
 
-        At level "pooled" all of them lead from the features to the logits, at level "embedding" the last one does.
-        Returns [] if the layers are not fully connected or the level has no features.
+        At feature level "pooled" all of them lead from the features to the logits, at "embedding" the last one does.
+        Returns [] if the layers are not fully connected or there are no features at this level.
         """
 
     def state_dict_with_classifiers(self, classifiers: Layers) -> dict[str, torch.Tensor]:

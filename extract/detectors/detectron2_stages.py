@@ -61,7 +61,7 @@ class BoxHeads:
     def forward(
         self, feature_maps: dict[str, Tensor], selected: SelectedProposals, sizes: list[tuple[int, int]], level: str
     ) -> list[StageOutput]:
-        """Runs every stage on the boxes that the previous one refined; keeps only the features of a level."""
+        """Runs every stage on the boxes that the previous one refined; keeps only the features of `level`."""
         proposals = selected.boxes
         outputs: list[StageOutput] = []
         for stage in range(len(self._stages)):

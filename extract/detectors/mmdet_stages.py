@@ -47,7 +47,7 @@ def run_stages(features: BatchFeatures, heads: Sequence[BBoxHead], selected: Sel
 
 
 def stage_fc_layers(head: BBoxHead, level: str) -> Layers:
-    """Returns one stage's layers from the features of a level to the logits, verified on a synthetic RoI.
+    """Returns one stage's layers from the features at a feature level to the logits, verified on a synthetic RoI.
 
     Returns [] if they are not all fully connected.
     """

@@ -32,7 +32,7 @@ def refuse_changes(
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one dict, keys joined by dots."""
+    """Returns nested mappings as one dict, keys joined by dots."""
     flat: dict[str, object] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -41,6 +41,6 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _shortened(value: object) -> str:
-    """The value's repr; the middle of a long one is left out, so that paths and hashes still differ."""
+    """Returns the value's repr; leaves out the middle of a long one, so that paths and hashes still differ."""
     text, half = repr(value), MAX_VALUE_LENGTH // 2
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:half]}…{text[-half:]}"

@@ -101,7 +101,7 @@ class BackgroundWorker:
 
 
 def available_cpus() -> int:
-    """CPUs that this process may run on."""
+    """Returns the number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

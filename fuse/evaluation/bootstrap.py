@@ -12,7 +12,7 @@ def bootstrap_intervals(
     per_class: pd.DataFrame,
     bins: tuple[float, ...] = BINS,
     *,
-    level: float = 0.95,
+    confidence: float = 0.95,
     samples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def bootstrap_intervals(
     Args:
         per_class: a table of `per_class_ap`.
         bins: edges of half-open bins of training instances.
-        level: share of the samples inside the interval.
+        confidence: share of the samples inside the interval.
         samples: number of draws.
         seed: of the draws; the same seed gives the same intervals.
 
@@ -39,7 +39,7 @@ def bootstrap_intervals(
     for name, group in groups.items():
         if len(group):
             draws = rng.integers(len(group), size=(samples, len(group)))
-            intervals[name] = np.quantile(group[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+            intervals[name] = np.quantile(group[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
         else:
             intervals[name] = np.full(2, np.nan)
     return pd.DataFrame(intervals, index=["low", "high"]).T
