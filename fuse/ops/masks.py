@@ -54,7 +54,8 @@ def _encode(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> tu
         count = _paste_runs(masks[i], boxes[i], height, width, runs)
         if text.size < length + count * MAX_RUN_CHARS:
             longer = np.empty(2 * (length + count * MAX_RUN_CHARS), np.uint8)
-            longer[:length] = text[:length]
+            for j in range(length):  # a slice takes Numba seconds to compile
+                longer[j] = text[j]
             text = longer
         length += _compress(runs, count, text[length:])
         ends[i] = length

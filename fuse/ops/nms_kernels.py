@@ -181,7 +181,8 @@ def _gather_boxes(boxes: np.ndarray, roi_index: np.ndarray, class_index: np.ndar
 def _greedy_nms(queue: np.ndarray, offsets: np.ndarray, boxes: np.ndarray, iou_threshold: np.float32) -> np.ndarray:
     """Returns (N,) bool: which of `boxes` (N, 4) are kept. `queue` (N,) has their indices by class, best first."""
     keep = np.zeros(queue.size, np.bool_)
-    kept = zero_columns(np.diff(offsets).max() + STEP_BOXES)  # the kept boxes of one class
+    largest = (offsets[1:] - offsets[:-1]).max()  # np.diff takes Numba seconds to compile
+    kept = zero_columns(largest + STEP_BOXES)  # the kept boxes of one class
     for c in range(offsets.size - 1):
         count = 0
         for p in queue[offsets[c] : offsets[c + 1]]:
