@@ -1,1 +1,1 @@
-"""Data, recipes and measurements that stand behind the library; never part of the wheel."""
+"""Mini-LVIS, its detectors, and measurements of accuracy and speed; never part of the wheel."""

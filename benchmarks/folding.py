@@ -19,6 +19,7 @@ from calib.heads import Head
 from calib.scoring import Level, Original, Scorer, stage_scores
 from extract.rois import RoIs
 from fuse.config import FusionConfig
+from fuse.defaults import TAIL
 from fuse.evaluation.lvis import load_annotations
 from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
@@ -28,7 +29,6 @@ from fuse.scores import FusionMode, tail_classes
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "folding.csv"
 ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
-TAIL = 100
 
 
 class Folded:

@@ -16,9 +16,9 @@ from calib.scoring import Level
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image
+from fuse.defaults import MAX_DETECTIONS
 
 NUM_CLASSES = 1230
-MAX_DETECTIONS = 300
 LOGIT_DEVIATION, BACKGROUND_LOGIT = 2.5, 13.0
 
 

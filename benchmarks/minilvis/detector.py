@@ -17,10 +17,10 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 
-CHANNELS = 64  # of every feature level of the FPN
+CHANNELS = 64  # of every FPN level
 EMBEDDING = 256
 MASK_CHANNELS = 32
-# Two sizes per feature level (strides 4, 8, 16) and two aspect ratios cover Mini-LVIS's objects of 14 to 70 px.
+# Two sizes per FPN level (strides 4, 8, 16) and two aspect ratios cover Mini-LVIS's objects of 14 to 70 px.
 ANCHOR_SIZES = ((14, 20), (28, 40), (54, 72))
 ASPECT_RATIOS = ((0.75, 1.33),) * 3
 DEFAULTS: dict[str, Any] = dict(
@@ -95,7 +95,7 @@ def mask_rcnn(num_classes: int = 240, **kwargs: Any) -> MaskRCNN:
 
 
 def _roi_align(output_size: int, sampling_ratio: int = 2) -> MultiScaleRoIAlign:
-    # Boxes under 48 px are pooled from the level of stride 4, those up to 96 px from that of stride 8.
+    # Boxes under 48 px are pooled from the FPN level of stride 4, those up to 96 px from that of stride 8.
     return MultiScaleRoIAlign(
         ["0", "1", "2"], output_size, sampling_ratio=sampling_ratio, canonical_scale=48, canonical_level=3
     )

@@ -9,12 +9,12 @@ default_scope = "mmdet"
 
 classes = 240
 groups = 15  # of `classes.py`; the classes of the semantic branch, besides background
-channels = 64  # of every feature level, and of the mask heads, each of which takes the features of the last
+channels = 64  # of every FPN level, and of the mask heads, each of which takes the features of the last
 strides = [4, 8, 16]
 
 
 def roi_extractor(size: int, sampling_ratio: int, strides: list[int]) -> dict:
-    """Pools boxes under 48 px from the level of stride 4, those up to 96 px from that of stride 8."""
+    """Pools boxes under 48 px from the FPN level of stride 4, those up to 96 px from that of stride 8."""
     roi_layer = dict(type="RoIAlign", output_size=size, sampling_ratio=sampling_ratio)
     return dict(
         type="SingleRoIExtractor", roi_layer=roi_layer, out_channels=channels, featmap_strides=strides, finest_scale=24

@@ -78,11 +78,11 @@ def eval_counts(train: np.ndarray, images: int) -> np.ndarray:
     Raises ValueError if the images show fewer objects than there are classes.
     """
     total = sum(OBJECTS) // 2 * images
-    floor = min(EVAL_MIN, total // len(train))
-    if floor < 1:
+    minimum = min(EVAL_MIN, total // len(train))
+    if minimum < 1:
         raise ValueError(f"eval_images is {images}, which show {total} objects: fewer than the {len(train)} classes")
     weight = train**EVAL_TEMPER
-    counts = floor + np.floor((total - floor * len(train)) * weight / weight.sum()).astype(np.int64)
+    counts = minimum + np.floor((total - minimum * len(train)) * weight / weight.sum()).astype(np.int64)
     counts[np.argmax(train)] += total - counts.sum()
     return counts
 

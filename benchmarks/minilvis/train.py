@@ -207,20 +207,25 @@ def resume(path: Path, config: Config, detector: MaskRCNN, optimizer: torch.opti
     return state["step"]
 
 
-def run_identity(config: Config) -> dict[str, Any]:
-    """Returns the options that the result depends on, which excludes folders."""
+def run_identity(config: Any) -> dict[str, Any]:
+    """Returns the options of a Config dataclass that the result depends on, which excludes folders."""
     return {name: value for name, value in asdict(config).items() if name not in ("out", "data")}
+
+
+def half_precision(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Returns a model's state_dict with its floats as float16."""
+    state = model.state_dict().items()
+    return {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in state}
 
 
 def export(config: Config, detector: MaskRCNN, log_file: Path) -> Path:
     """Writes the weights as float16; after a full run copies them and the log to the committed folder."""
     path = config.out / f"{config.sampling}.safetensors"
-    half = {name: value.half() if value.is_floating_point() else value for name, value in detector.state_dict().items()}
     metadata = {
         "config": json.dumps(run_identity(config)),
         "builder": "benchmarks.minilvis.detector:mask_rcnn",
     }
-    save_file({name: value.contiguous() for name, value in half.items()}, path, metadata)
+    save_file(half_precision(detector), path, metadata)
     if config.data == Config.data and config.steps == Config.steps:
         committed = Path(__file__).parent / "weights"
         committed.mkdir(exist_ok=True)

@@ -32,15 +32,16 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.minilvis import cascade
 from benchmarks.minilvis.dataset import Split, load
 from benchmarks.minilvis.sampling import batches
+from benchmarks.minilvis.train import half_precision
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "cascade.yaml"
-# torchvision's parameter names of the backbone -> detectron2's, which counts the feature levels of the FPN from 2.
+# torchvision's parameter names of the backbone -> detectron2's, which counts FPN levels from 2.
 RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^backbone\.body\.(conv1|bn1)\.", r"backbone.bottom_up.stem.\1."),
     (r"^backbone\.body\.layer(\d)\.", lambda found: f"backbone.bottom_up.res{int(found[1]) + 1}."),
@@ -153,15 +154,11 @@ def sample(data: Split, index: int, flip: bool = False) -> dict[str, Any]:
 def export(config: Config, model: nn.Module, log: Path) -> Path:
     """Writes the weights as float16; after a full run copies them and the log to the committed folder."""
     path = config.out / "cascade.safetensors"
-    save_file({name: _half(value) for name, value in model.state_dict().items()}, path, {"recipe": RECIPE.name})
+    save_file(half_precision(model), path, {"recipe": RECIPE.name})
     if config.data == Config.data and config.steps is None:
         shutil.copy(path, HERE / "weights" / path.name)
         shutil.copy(log, HERE / "weights" / "cascade.jsonl")
     return path
-
-
-def _half(value: Tensor) -> Tensor:
-    return (value.half() if value.is_floating_point() else value).contiguous()
 
 
 if __name__ == "__main__":

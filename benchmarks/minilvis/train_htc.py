@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import mmcv_ext
 from benchmarks.minilvis import semantic
-from benchmarks.minilvis.train import Log
+from benchmarks.minilvis.train import Log, half_precision, run_identity
 
 LOG_EVERY = 50  # steps
 CHECKPOINT_EVERY = 200  # steps
@@ -157,11 +157,6 @@ class LossLog(Hook):
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
 
-def run_identity(config: Config) -> dict[str, Any]:
-    """Returns the options that the result depends on, which excludes folders."""
-    return {name: value for name, value in asdict(config).items() if name not in ("out", "data")}
-
-
 def require_same_run(config: Config) -> None:
     """Raises ValueError if the log, which begins with its run's config, is of another run."""
     path = config.out / "log.jsonl"
@@ -174,9 +169,8 @@ def require_same_run(config: Config) -> None:
 def export(config: Config, model: torch.nn.Module) -> Path:
     """Writes the weights as float16; after a full run copies them and the log to the committed folder."""
     path = config.out / "htc.safetensors"
-    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     metadata = {"config": json.dumps(run_identity(config)), "recipe": "benchmarks/minilvis/htc.py"}
-    save_file({name: value.contiguous() for name, value in half.items()}, path, metadata)
+    save_file(half_precision(model), path, metadata)
     if config.data == Config.data and config.steps == Config.steps:
         shutil.copy(path, WEIGHTS / path.name)
         shutil.copy(config.out / "log.jsonl", WEIGHTS / "htc.jsonl")

@@ -17,11 +17,12 @@ import tyro
 
 from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs
 from benchmarks.speed.measure import Result, Timing, peak_memory, result, save, seconds
+from fuse.defaults import MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation.metrics import per_class_ap
 from fuse.ops.masks import encode_masks
 
-DETECTIONS = 300
+DETECTIONS = MAX_DETECTIONS
 NEGATIVES = 20  # classes of an image that are verified to be absent
 ROUNDS = 3
 TARGET = 30

@@ -45,7 +45,7 @@ def time_import(case: str, code: str, rounds: int) -> Result:
 
 
 def loaded_frameworks(code: str) -> str:
-    """Names of the frameworks that are loaded after running the code in a new process."""
+    """Returns the names of the frameworks that are loaded after running the code in a new process."""
     show = f"print('loaded:', *sorted(set(sys.modules) & set({FRAMEWORKS!r})))"
     program = f"import sys\ntry:\n {code}\nfinally:\n {show}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

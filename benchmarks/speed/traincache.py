@@ -41,7 +41,7 @@ class TrainCache:
     fingerprint = "none"
 
     def __init__(self, level: str, images: int | None = None, images_per_class: int = 1) -> None:
-        """Images that give every class `images_per_class` of them, or a random subset of `images` of these."""
+        """Selects images so that every class has `images_per_class`; `images` limits them to a random subset."""
         rng = np.random.default_rng(0)
         classes, owners, _ = lvis_pairs("train")
         self.classes, self.level = lvis_classes(), level
