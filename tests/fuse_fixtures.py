@@ -1,4 +1,4 @@
-"""A tiny data set with its cache and head, for the tests of `fuse`."""
+"""A tiny dataset with its cache and head, for the tests of `fuse`."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def annotations(images: int = 6, seed: int = 0) -> dict:
 
 
 def rois(content: dict, stages: int = 1, specific: bool = False, per_object: int = 6, seed: int = 1) -> list[RoIs]:
-    """Jittered proposals of every object, logits that know the frequent classes, features that know all."""
+    """Jittered proposals of every object; logits separate the frequent classes only, features all of them."""
     rng = np.random.default_rng(seed)
     made = []
     for image in content["images"]:
         objects = [a for a in content["annotations"] if a["image_id"] == image["id"]]
-        truth = np.array([a["bbox"] for a in objects], np.float32)
-        truth[:, 2:] += truth[:, :2]
+        gt_boxes = np.array([a["bbox"] for a in objects], np.float32)
+        gt_boxes[:, 2:] += gt_boxes[:, :2]
         owner = np.repeat(np.arange(len(objects)), per_object)
-        boxes = (truth[owner] + rng.normal(0, 1.0, (len(owner), 4))).astype(np.float32)
+        boxes = (gt_boxes[owner] + rng.normal(0, 1.0, (len(owner), 4))).astype(np.float32)
         label = np.array([CLASSES.category_id.tolist().index(a["category_id"]) for a in objects], np.int32)[owner]
         r = len(boxes)
         logits = rng.normal(0, 1, (r, stages, K + 1))
@@ -123,7 +123,7 @@ def tiny_cache(
 
 
 def tiny_head(path: Path, cache: RoICache) -> Path:
-    """A head that tells the classes by their feature."""
+    """A head that separates the classes by their features."""
     import torch
 
     head = build_head(cache, "linear", 8, 0, {})
@@ -136,7 +136,7 @@ def tiny_head(path: Path, cache: RoICache) -> Path:
 
 
 def write_tiny(folder: Path, **options) -> tuple[Path, Path, Path]:
-    """Annotation file, cache and head of the tiny data set."""
+    """Annotation file, cache and head of the tiny dataset."""
     content = annotations()
     (folder / "val.json").write_text(json.dumps(content))
     cache = tiny_cache(folder / "val.zarr", content, **options)

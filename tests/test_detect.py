@@ -49,7 +49,7 @@ def assert_equal(a: Detections, b: Detections):
 
 
 @pytest.mark.parametrize("mode", ["original", "calibrated", "avg", "cat", "cat-thr", "cat-scale"])
-def test_detections_are_fusion_then_suppression_image_by_image(cache, mode):
+def test_detections_are_fusion_then_nms_image_by_image(cache, mode):
     scorer = Random(0)
     found = fuse.detect(cache, scorer, mode=mode, tail=10, max_detections=20)
     tail = tail_classes(CLASSES["instance_count"], 10)
@@ -183,15 +183,15 @@ def test_thresholds_that_threads_read_late_change_nothing(cache, monkeypatch):
 
 
 def test_columns_that_no_row_needs_are_not_read(cache, monkeypatch):
-    asked = []
+    read = []
     image_at = type(cache).image_at
-    monkeypatch.setattr(type(cache), "image_at", lambda *a: asked.append(a[2]) or image_at(*a))
+    monkeypatch.setattr(type(cache), "image_at", lambda *a: read.append(a[2]) or image_at(*a))
     fuse.detect(cache, mode="original", masks=False)
     blind = Random(0)
     blind.level = "logits"
     fuse.detect(cache, blind)
     fuse.detect(cache, Random(0))
-    assert asked == [set()] * 6 + [{"masks"}] * 6 + [{"features", "masks"}] * 6
+    assert read == [set()] * 6 + [{"masks"}] * 6 + [{"features", "masks"}] * 6
 
 
 def test_only_a_few_images_are_in_memory_at_once(monkeypatch):

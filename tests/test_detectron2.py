@@ -292,17 +292,17 @@ def test_cache_of_a_cascade(split, tiny, tiny_cascade, tmp_path):
         position = int(np.searchsorted(annotations.image_ids, rois.image_id))
         of = annotations.image_slice(position)
         objects = (getattr(annotations, name)[of] for name in ("boxes", "labels", "ids", "crowd"))
-        truth = GroundTruth(*objects, exhaustive=bool(annotations.exhaustive[position]))
+        gt = GroundTruth(*objects, exhaustive=bool(annotations.exhaustive[position]))
         own = ~rois.is_gt
-        assert rois.is_gt.sum() == (len(truth.ids) if split == "train" else 0)
+        assert rois.is_gt.sum() == (len(gt.ids) if split == "train" else 0)
         for stage, threshold in enumerate(cache.stages):
-            labels, ious, _ = match(rois.proposals[:, stage], truth, threshold, TINY_CLASSES)
+            labels, ious, _ = match(rois.proposals[:, stage], gt, threshold, TINY_CLASSES)
             np.testing.assert_allclose(rois.ious[:, stage], ious, atol=1e-3)
             clear = own & (np.abs(ious - threshold) > 1e-3)
             np.testing.assert_array_equal(rois.labels[clear, stage], labels[clear])
             if split == "train":
-                np.testing.assert_allclose(rois.proposals[rois.is_gt, stage], truth.boxes, atol=1e-3)
-                assert rois.labels[rois.is_gt, stage].tolist() == truth.labels.tolist()
+                np.testing.assert_allclose(rois.proposals[rois.is_gt, stage], gt.boxes, atol=1e-3)
+                assert rois.labels[rois.is_gt, stage].tolist() == gt.labels.tolist()
         later += (rois.labels[own, 0] != rois.labels[own, 2]).sum()
     assert later > 0, "stages differ in what matches"
 

@@ -143,9 +143,9 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
         np.testing.assert_array_equal(after[-1][1][-1], before[-1][1][-1])
     export(replace(config, mode="calibrated", out=tmp_path / "calibrated"))
     stock = load_detector(replace(spec, weights=tmp_path / "calibrated" / "model.pth"))
-    picture = make_images((96, 144))[0].pixels
-    ((found, _),) = CalibratedDetector(stock, mode="original").predict(picture)
-    ((expected, _),) = CalibratedDetector(load_detector(spec), head, mode="calibrated").predict(picture)
+    pixels = make_images((96, 144))[0].pixels
+    ((found, _),) = CalibratedDetector(stock, mode="original").predict(pixels)
+    ((expected, _),) = CalibratedDetector(load_detector(spec), head, mode="calibrated").predict(pixels)
     assert_same_detections(found, expected)
     with pytest.raises(ValueError, match="model.pth: exists; give another folder"):
         export(config)

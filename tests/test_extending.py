@@ -32,7 +32,7 @@ from tests.toy_cache import CLASSES, toy_cache
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (.*?)\n(.*?)```", PAGE, flags=re.S))
-"""First line of a block, a comment that says where the code goes → the code."""
+"""First line of a block, a comment with the place of the code → the code."""
 
 
 def add(block: str, namespace: dict[str, Any]) -> dict[str, Any]:

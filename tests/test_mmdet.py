@@ -221,11 +221,11 @@ def test_labels_of_each_stage_are_by_its_own_iou(caches):
     differ = 0
     for position, rois in enumerate(cache):
         of = annotations.image_slice(position)
-        truth = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
+        gt = GroundTruth(annotations.boxes[of], annotations.labels[of], annotations.ids[of], annotations.crowd[of])
         for stage, iou in enumerate(cache.stages):
             np.testing.assert_allclose(rois.proposals[rois.is_gt, stage], annotations.boxes[of], atol=1e-3)
             assert rois.gt_ids[rois.is_gt, stage].tolist() == annotations.ids[of].tolist()
-            labels, ious, _ = match(rois.proposals[:, stage], truth, iou, cache.num_classes)
+            labels, ious, _ = match(rois.proposals[:, stage], gt, iou, cache.num_classes)
             np.testing.assert_allclose(ious, rois.ious[:, stage], atol=1e-4)
             np.testing.assert_array_equal(labels, rois.labels[:, stage])
         differ += (rois.labels[:, 0] != rois.labels[:, 2]).sum()
