@@ -117,7 +117,7 @@ def test_merged_ties_are_ordered_by_class_then_roi():
     assert (roi.tolist(), cls.tolist()) == ([5, 9, 2], [1, 2, 3])
 
 
-def test_oracle_names_only_true_classes(cache):
+def test_oracle_scores_true_classes_only(cache):
     found = fuse.detect(cache, mode="props-gt")
     for rois in cache:
         part = found.take(found.image_ids == rois.image_id)
@@ -125,7 +125,7 @@ def test_oracle_names_only_true_classes(cache):
         assert set(part.category_ids) == true
 
 
-def test_per_class_keeps_the_best_of_the_data_set(cache, monkeypatch):
+def test_per_class_keeps_the_best_of_the_dataset(cache, monkeypatch):
     scorer = Random(5)
     everything = fuse.detect(cache, scorer, mode="calibrated", max_detections=None)
     expected = everything.top_per_class(7)

@@ -112,7 +112,7 @@ def test_a_head_scores_as_it_did(name, caches):
 
 
 @pytest.mark.parametrize("begun", ["3fc_ft", "unfinished"])
-def test_a_training_is_resumed_or_known_as_finished(begun, caches, tmp_path):
+def test_a_training_is_resumed_or_recognised_as_finished(begun, caches, tmp_path):
     out = shutil.copytree(LEGACY / "heads" / begun, tmp_path / begun)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     calib.train_head(str(caches / "torchvision-train.zarr"), out=str(out))

@@ -153,7 +153,7 @@ def test_scorers_that_train_nothing(setting):
         CalibratedDetector(detector, type("S", (), {"name": "plain", "level": "logits", "instance_counts": ()})())
 
 
-def test_a_scorer_says_the_level_of_the_features_it_takes(setting):
+def test_a_scorer_has_the_level_of_the_features_that_it_reads(setting):
     detector, val, head, pictures = setting
     loaded = calib.load_head(head)
 

@@ -77,7 +77,7 @@ def test_replaced_columns_equal_both_references(arrays, threshold, scale):
     np.testing.assert_array_equal(found[0], found[2])
 
 
-def test_no_tail_gives_the_original_and_full_tail_the_new_head():
+def test_no_tail_gives_the_original_scores_and_full_tail_the_calibrated_ones():
     rng = np.random.default_rng(0)
     original, new = softmax_rows(rng, 5, 7), softmax_rows(rng, 5, 7)
     for mode in ("cat", "cat-thr", "cat-scale"):
@@ -85,7 +85,7 @@ def test_no_tail_gives_the_original_and_full_tail_the_new_head():
     np.testing.assert_array_equal(fuse_scores(original, new, np.ones(7, bool))[:, :-1], new[:, :-1])
 
 
-def test_a_head_that_believes_less_in_background_is_scaled_down():
+def test_a_head_that_predicts_less_background_is_scaled_down():
     original = np.array([[0.1, 0.9], [0.1, 0.9]], np.float32)
     new = np.array([[0.6, 0.4], [0.5, 0.5]], np.float32)
     assert background_ratio(original, new) == pytest.approx(0.5)

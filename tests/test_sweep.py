@@ -147,7 +147,7 @@ def test_methods_that_cannot_be_used_are_refused(files, tmp_path, capsys, monkey
     assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "o").exists()
 
 
-def test_a_cache_of_fewer_images_says_so(files, tmp_path, capsys):
+def test_a_cache_of_fewer_images_is_named(files, tmp_path, capsys):
     _, annotation_file, _, _ = files
     part = {**(content := annotations()), "images": content["images"][:4]}
     cache = tiny_cache(tmp_path / "part.zarr", part)
@@ -233,7 +233,7 @@ def test_evaluate_needs_a_class_table(files, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", [[], ["--mode", "cat"], ["--mode", "det"]])
-def test_a_mode_that_needs_a_head_asks_for_it(files, tmp_path, capsys, mode):
+def test_a_mode_without_the_head_that_it_needs_is_refused(files, tmp_path, capsys, mode):
     command = ["--annotations", str(files[1]), "--cache", str(files[2]), "--out", str(tmp_path / "o"), *mode]
     assert main(command) == 2
     assert "--head" in capsys.readouterr().err and not (tmp_path / "o").exists()
