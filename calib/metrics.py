@@ -49,7 +49,7 @@ class Record(NamedTuple):
 
 
 class Tally:
-    """Sums loss and correct RoIs on the device, so that no step waits for a copy to the CPU."""
+    """Sums of losses and of correct RoIs, on the device, so that no step waits for a copy to the CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
@@ -85,7 +85,7 @@ class Tally:
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl` and to TensorBoard. With an empty folder name it writes nothing."""
+    """The log of a run: `metrics.jsonl` and TensorBoard. With an empty folder name it writes nothing."""
 
     def __init__(self, out: str, step: int) -> None:
         """Removes records after `step`, which a resumed run repeats."""

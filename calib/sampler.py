@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 class BiLevelSampler:
-    """Samples class-balanced training steps from a RoI cache.
+    """A sampler of class-balanced training steps from a RoI cache.
 
     A step draws `classes_per_step` classes (or all, if there are fewer) uniformly without replacement among the classes
     with foreground RoIs, and `images_per_class` images for each. It takes the image's foreground RoIs of the sampled

@@ -29,7 +29,7 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
 class Scorer(Protocol):
-    """Turns the RoIs of one image into class scores.
+    """An object that turns the RoIs of one image into class scores.
 
     A scorer is hashable, since scores are cached by scorer, and `scores` may be called from several threads at once.
     """

@@ -44,7 +44,7 @@ class BlockOutput(NamedTuple):
 
 
 class Extractor:
-    """Runs a detector over images, in blocks of a cache.
+    """A detector and the images that it runs over, in blocks of a cache.
 
     Attributes:
         positions: (N,) int64, positions in `annotations` of the images to visit, in the order of the cache.
@@ -147,6 +147,7 @@ class Extractor:
         return keep, gt.boxes[~gt.crowd]
 
     def _finish(self, index: int, rois: RoIs) -> RoIs:
+        """Returns an image's RoIs as `finish_block` does."""
         features = cast("Tensor | None", rois.features)
         on_cpu = replace(rois, features=None if features is None else features.cpu().numpy())
         labelled = assign_targets(on_cpu, self._ground_truth(index), self.detector.stages)

@@ -32,6 +32,7 @@ class DetectionAccumulator:
     """
 
     def __init__(self, fusion: Fusion, num_classes: int, masks: bool):
+        """Begins without detections; `masks` is whether they will have masks."""
         self.class_thresholds = np.full(num_classes, fusion.config.score_threshold, np.float32)
         self._per_class, self._capped = fusion.config.max_detections_per_class, fusion.max_detections is not None
         self._masks = masks

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from tyro.conf import Suppress
 
-from calib.posthoc.base import CountColumn
 from calib.scoring import Average
 from extract.data.bins import edges
+from extract.data.classes import CountColumn
 from fuse.defaults import CAT_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
 from fuse.scores import UNCALIBRATED_MODES, FusionMode
 

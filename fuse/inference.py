@@ -80,7 +80,7 @@ def detect_many(
 
 
 class _MaskEncoder:
-    """Encodes the masks of one image as RLE, each at most once, however many fusions detect it."""
+    """The masks of one image as RLE, each encoded at most once, however many fusions detect it."""
 
     def __init__(self, rois: RoIs, masks: np.ndarray):
         self._rois, self._masks = rois, masks

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 
 from calib.scoring import Level, Original, check_average, instance_counts_of, stage_scores, to_float32
+from extract.data.classes import CountColumn
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
     from extract import RoICache
-
-CountColumn = Literal["image_count", "instance_count"]
-"""Which training count of a class a method uses."""
 
 
 class Affine(NamedTuple):

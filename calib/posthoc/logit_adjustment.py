@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib.posthoc.base import Affine, CountColumn, Posthoc, append_background, training_counts
+from calib.posthoc.base import Affine, Posthoc, append_background, training_counts
+from extract.data.classes import CountColumn
 
 if TYPE_CHECKING:
     from extract import RoICache

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib.posthoc.base import Affine, CountColumn, Posthoc, append_background, training_counts
+from calib.posthoc.base import Affine, Posthoc, append_background, training_counts
+from extract.data.classes import CountColumn
 
 if TYPE_CHECKING:
     from extract import RoICache
 
 
 class NorCal(Posthoc):
-    """Divides foreground probabilities by N_c^γ and normalises them: softmax(z_c − γ·log N_c, z_bg).
+    """Foreground probabilities divided by N_c^γ and normalised: softmax(z_c − γ·log N_c, z_bg).
 
     Source: Pan et al., "On Model Calibration for Long-Tailed Object Detection and Instance Segmentation"
     (NeurIPS 2021), section 4, with a_c = N_c^γ. Background is unchanged. The authors' code counts images.

@@ -41,7 +41,10 @@ CHUNK_BYTES = 1 << 19
 
 
 def export_hdf5(cache: RoICache, path: str | Path) -> None:
-    """Writes a whole cache to one HDF5 file, with a checksum on every chunk. Raises FileExistsError naming the file."""
+    """Writes a whole cache to one HDF5 file, with a checksum on every chunk.
+
+    Raises FileExistsError naming the file, or ImportError naming the extra that installs h5py.
+    """
     h5py = require("h5py", "hdf5")
     if Path(path).exists():
         raise FileExistsError(f"{path}: exists already; remove it or give another name")

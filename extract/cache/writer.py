@@ -139,7 +139,7 @@ def resume_cache(url: str) -> CacheWriter:
 
 
 class CacheWriter:
-    """Writes a cache block by block; returned by `create_cache` and `resume_cache`."""
+    """The writer of an unfinished cache, block by block; returned by `create_cache` and `resume_cache`."""
 
     def __init__(self, group: zarr.Group, url: str) -> None:
         self.url = url

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
 
+CountColumn = Literal["image_count", "instance_count"]
+"""The columns that count a class's images and instances in the training set."""
 COLUMNS = {
     "category_id": "int64",
     "name": "str",

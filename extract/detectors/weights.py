@@ -109,7 +109,7 @@ def _read_pickle(path: Path) -> object:
 
 
 class _Placeholder:
-    """Replaces every object of a pickle that is not an array; its methods do nothing."""
+    """The replacement of every object of a pickle that is not an array; its methods do nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
         return super().__new__(cls)
@@ -142,7 +142,7 @@ _ALLOWED: dict[tuple[str, str], object] = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Builds arrays, tensors and plain containers; any other class or function becomes `_Placeholder`."""
+    """An unpickler of arrays, tensors and plain containers; any other class or function becomes `_Placeholder`."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) in _ALLOWED:

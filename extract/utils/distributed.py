@@ -115,7 +115,7 @@ def _all_reduce(values: torch.Tensor, operation: str) -> torch.Tensor:
 
 
 class Coordinator:
-    """Synchronises the processes of one job.
+    """The synchronisation of the processes of one job.
 
     Uses torchrun's TCPStore, not collectives: a rank waits for one key, and a rank that exits does not break the
     others. All processes make the same calls in the same order, except on `work_queue`. A single process never waits.

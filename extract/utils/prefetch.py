@@ -29,7 +29,9 @@ def prefetch(
     Args:
         function: called in a thread.
         items: consumed in the caller's thread, at most `depth` ahead.
-        threads: number of threads; each calls `initializer` first.
+        threads: number of threads.
+        depth: results that are computed or computing beyond the one that is yielded.
+        initializer: called by each thread before its first item.
 
     An error is raised in its turn. Closed or failed, the iterator waits for the calls that run and drops the others.
     """
