@@ -38,7 +38,7 @@ def install() -> None:
 
 
 class _Loader:
-    """Loads the replacement; mmcv and mmengine require a module to have a spec and a loader."""
+    """The loader of the replacement; mmcv and mmengine require a module to have a spec and a loader."""
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """Returns None, for an ordinary empty module."""

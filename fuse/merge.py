@@ -52,12 +52,10 @@ def merge_detections(
         progress: show a progress bar on stderr.
 
     Returns:
-        Images by ascending id, the detections of each best first. "nms" keeps the masks; "wbf" drops them, because
-        its boxes are new.
+        Images by ascending id, the detections of each best first; for "wbf" without masks, because its boxes are new.
 
     Raises:
-        ValueError: fewer than two results, an option out of range, for "nms" results with and without masks, and the
-            errors of `merge_image`, with the image.
+        ValueError: fewer than two results, for "nms" masks in some only, and what `merge_image` raises, with the image.
     """
     check_options(len(results), method, iou_threshold, max_detections, weights)
     masks = method == "nms" and have_masks({f"result {i}": result for i, result in enumerate(results, start=1)})

@@ -130,7 +130,7 @@ def backbone_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 class LossLog(Hook):
-    """Writes the loss terms to the log of `train.py`."""
+    """A hook of mmengine's runner that writes the loss terms to the log of `train.py`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
