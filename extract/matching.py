@@ -51,13 +51,13 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def match(proposals: np.ndarray, gt: GroundTruth, threshold: float, num_classes: int) -> Matches:
+def match(proposals: np.ndarray, gt: GroundTruth, iou_threshold: float, num_classes: int) -> Matches:
     """Matches proposals (P, 4) with the ground-truth box of largest IoU.
 
-    A proposal gets the class of that box if the IoU is at least `threshold`, else background (`num_classes`).
+    A proposal gets the class of that box if the IoU is at least `iou_threshold`, else background (`num_classes`).
     Background becomes ignore (-1) where it is uncertain: in images that are not annotated exhaustively, and if at least
-    the share `threshold` of the proposal lies in a crowd region. In a federated dataset "background" only means that
-    no *annotated* object is there, as in the paper.
+    the share `iou_threshold` of the proposal lies in a crowd region. In a federated dataset "background" only means
+    that no *annotated* object is there, as in the paper.
     """
     proposals = np.asarray(proposals, np.float32)
     single = ~gt.crowd
@@ -69,12 +69,12 @@ def match(proposals: np.ndarray, gt: GroundTruth, threshold: float, num_classes:
         best = iou.argmax(1)
         ious = iou[np.arange(len(iou)), best]
         ids = np.where(ious > 0, gt.ids[single][best], -1)
-        labels = np.where(ious >= threshold, gt.labels[single][best], num_classes).astype(np.int32)
+        labels = np.where(ious >= iou_threshold, gt.labels[single][best], num_classes).astype(np.int32)
     if not gt.exhaustive:
         labels[labels == num_classes] = IGNORE
     if gt.crowd.any() and len(proposals):
         inter, area, _ = _overlap(proposals, gt.boxes[gt.crowd])
-        inside = (inter >= threshold * area[:, None]).any(1)
+        inside = (inter >= iou_threshold * area[:, None]).any(1)
         labels[inside & (labels == num_classes)] = IGNORE
     return Matches(labels, ious, ids)
 
@@ -85,7 +85,7 @@ def assign_targets(rois: RoIs, gt: GroundTruth, stages: Sequence[float]) -> RoIs
     Ground-truth RoIs must be in the order of `gt`, without crowd regions. In every stage each matches itself, even if
     another annotation has the same box.
     """
-    matches = [match(rois.proposals[:, s], gt, threshold, rois.num_classes) for s, threshold in enumerate(stages)]
+    matches = [match(rois.proposals[:, s], gt, iou, rois.num_classes) for s, iou in enumerate(stages)]
     labels, ious, ids = (np.stack(columns, 1) for columns in zip(*matches, strict=True))
     if rois.is_gt.any():
         single = ~gt.crowd
@@ -95,13 +95,14 @@ def assign_targets(rois: RoIs, gt: GroundTruth, stages: Sequence[float]) -> RoIs
 
 
 def select_training_samples(
-    proposals: np.ndarray, gt: GroundTruth, threshold: float, background: int, rng: np.random.Generator
+    proposals: np.ndarray, gt: GroundTruth, iou_threshold: float, background: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Returns the indices, ascending, of the proposals (P, 4) that a train cache keeps.
 
-    These are all foreground proposals, and at most `background` background proposals with an IoU in [0.1, threshold).
+    These are all foreground proposals, and at most `background` background proposals with an IoU in [0.1,
+    iou_threshold).
     """
-    labels, ious, _ = match(proposals, gt, threshold, num_classes=UNUSED_CLASS)
+    labels, ious, _ = match(proposals, gt, iou_threshold, num_classes=UNUSED_CLASS)
     foreground = np.flatnonzero((labels >= 0) & (labels < UNUSED_CLASS))
     candidates = np.flatnonzero((labels == UNUSED_CLASS) & (ious >= BACKGROUND_IOU))
     if len(candidates) > background:
