@@ -98,7 +98,7 @@ def test_the_same_command_again_and_another_one(arguments, tmp_path, capsys):
     out = tmp_path / "o"
     assert main([*arguments, "--out", str(out)]) == 0
     first = (out / "detections.json").read_bytes()
-    assert main([*arguments, "--out", str(out)]) == 0
+    assert main([*arguments, "--out", str(out), "--bins", "10", "100", "1000"]) == 0  # the default, given
     assert (out / "detections.json").read_bytes() == first
     assert main([*arguments, "--out", str(out), "--tail", "10"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -39,6 +39,8 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
 
 def _text(value: object) -> str:
     """Returns an option as text; equal numbers and equal paths have equal texts."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value.resolve() if isinstance(value, Path) else value)
 
 
