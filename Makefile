@@ -61,9 +61,9 @@ bench: $(VENV)/frameworks
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
-# Under a minute on two cores: without the frameworks, and without tests that start processes.
+# Under a minute: without the frameworks and without other processes.
 test-fast: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not framework and not process and not slow"
+	$(BIN)/python -m pytest -m "not framework and not process and not slow"
 
 test-slow: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow
