@@ -61,7 +61,7 @@ bench: $(VENV)/frameworks
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
-# Under a minute: without the frameworks and without other processes.
+# Without the frameworks and without tests that start processes.
 test-fast: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not framework and not process and not slow"
 
