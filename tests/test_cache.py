@@ -129,6 +129,7 @@ def test_an_image_without_rois_and_a_cache_of_nothing_else(tmp_path):
     assert "RoIs" in repr(cache)
 
 
+@pytest.mark.long
 def test_blocks_in_any_order_and_twice_give_the_same_bytes(tmp_path):
     images = make_images()
     table = pd.DataFrame(
@@ -155,6 +156,7 @@ def test_blocks_in_any_order_and_twice_give_the_same_bytes(tmp_path):
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.long
 def test_writers_side_by_side_give_the_same_bytes(tmp_path, small_shards):
     images = make_images(100)
     whole = write_cache(tmp_path / "a", images, CLASSES, split="val", level="pooled")
@@ -176,6 +178,7 @@ def test_writers_side_by_side_give_the_same_bytes(tmp_path, small_shards):
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.long
 def test_the_files_are_those_of_zarr(tmp_path, small_shards, monkeypatch):
     images = make_images(masks=True)
     cache = write_cache(tmp_path / "a", images, CLASSES, split="val", level="pooled")
@@ -205,6 +208,7 @@ def test_one_image_without_the_heavy_columns(tmp_path):
         cache.image_at(20)
 
 
+@pytest.mark.long
 def test_threads_may_read_at_once(tmp_path, small_shards):
     images = make_images(60)
     cache = write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
@@ -222,6 +226,7 @@ def test_a_finished_cache_is_not_resumed(tmp_path):
         resume_cache(str(tmp_path / "c.zarr"))
 
 
+@pytest.mark.long
 def test_other_stores_than_folders():
     url = "memory://caches/c.zarr"
     for _ in range(2):
@@ -238,6 +243,7 @@ def test_other_stores_than_folders():
         write_cache(url, images, CLASSES, split="val", level="pooled")
 
 
+@pytest.mark.long
 def test_resuming_in_other_stores(tmp_path):
     images = make_images(40)
     local = write_cache(tmp_path / "c", images, CLASSES, split="val", level="pooled")
@@ -320,6 +326,7 @@ def without_a_chunk(shard: bytes, chunks: int) -> bytes:
     return shard[: -16 * chunks - 4] + index + np.uint32(google_crc32c.value(index)).tobytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("field", "name"), [("features", "feature"), ("labels", "label")])
 def test_damage_is_found(tmp_path, small_shards, field, name):
     good = write_cache(tmp_path / "good", make_images(), CLASSES, split="val", level="pooled")
@@ -347,6 +354,7 @@ def test_damage_is_found(tmp_path, small_shards, field, name):
             open_cache(tmp_path / title)
 
 
+@pytest.mark.long
 def test_finite_half_floats():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     for value in every:
@@ -357,6 +365,7 @@ def test_finite_half_floats():
     assert not all_finite(late)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", ["images/roi_start", "images/image_id", "classes/instance_count", "detector/stage_0"])
 def test_damaged_tables_are_found(tmp_path, table):
     toy_cache(tmp_path / "c")
@@ -383,6 +392,7 @@ def test_damaged_metadata_is_found(tmp_path):
         open_cache(tmp_path / "c")
 
 
+@pytest.mark.long
 def test_the_fingerprint_covers_the_content(tmp_path):
     urls = {name: tmp_path / name for name in ("a", "b", "c")}
     seeds = {"a": 0, "b": 0, "c": 1}
@@ -409,6 +419,7 @@ def test_what_is_no_cache(tmp_path):
         open_cache(tmp_path / "new")
 
 
+@pytest.mark.long
 def test_only_caches_are_overwritten(tmp_path):
     images, valuable = make_images(3), tmp_path / "home"
     valuable.mkdir()

@@ -232,6 +232,7 @@ def test_an_interrupt_ends_the_work(cache, monkeypatch):
     assert len(calls) <= 2 and torch.get_num_threads() == before
 
 
+@pytest.mark.long
 def test_a_cascade_with_a_trained_head(tmp_path):
     cache = tiny_cache(tmp_path / "val.zarr", annotations(), stages=3)
     head = load_head(tiny_head(tmp_path / "head", cache))

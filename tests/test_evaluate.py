@@ -66,6 +66,7 @@ def detections(images):
     return Detections(np.array(image_id), np.array(category_id, np.int64), score, np.array(boxes, np.float32), masks)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_equals_the_official_code(iou_type, classes, images, detections):
     options = {"iou_type": iou_type, "image_ids": images}
@@ -75,6 +76,7 @@ def test_equals_the_official_code(iou_type, classes, images, detections):
     assert ours.loc[iou_type, "APr"] > 0 and ours.loc[iou_type, "AP(0,10)"] > 0
 
 
+@pytest.mark.long
 def test_equals_the_official_code_used_directly(classes, images, detections):
     """Without our preparation: LVISResults of records without boxes, its own cap, its own means."""
     dataset = load_annotations(VAL, images)
@@ -96,6 +98,7 @@ def test_equals_the_official_code_used_directly(classes, images, detections):
         assert ours[name] / 100 == pytest.approx(official.results[key], abs=1e-9)
 
 
+@pytest.mark.long
 def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
     for options in ({"max_detections": 20}, {"fixed_ap": True}):
         both = [
@@ -107,6 +110,7 @@ def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
     assert few.loc["bbox", "AR"] < both[0].loc["bbox", "AR"]
 
 
+@pytest.mark.long
 def test_fixed_ap_takes_the_best_of_each_class_over_the_dataset(classes, images, detections, monkeypatch):
     monkeypatch.setattr("fuse.evaluation.metrics.FIXED_AP_DETECTIONS_PER_CLASS", 3)
     kept = detections.top_per_class(3)
@@ -116,6 +120,7 @@ def test_fixed_ap_takes_the_best_of_each_class_over_the_dataset(classes, images,
     pd.testing.assert_frame_equal(fixed, plain)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
 def test_input_is_left_as_it_was(engine, classes, images, detections):
     content = json.loads(VAL.read_text())

@@ -71,6 +71,7 @@ def test_method(tmp_path, monkeypatch):
     assert len(fuse.detect(cache, method, mode="calibrated"))
 
 
+@pytest.mark.long
 def test_method_on_the_command_line(tmp_path, monkeypatch):
     from fuse.commands.detect import run
 
@@ -82,6 +83,7 @@ def test_method_on_the_command_line(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "metrics.csv").is_file()
 
 
+@pytest.mark.long
 def test_head_type(tmp_path, monkeypatch):
     names = add("the names of head types in calib/config.py", {"Literal": Literal})["HeadType"]
     assert get_args(names)[:-1] == calib.config.HEAD_TYPES

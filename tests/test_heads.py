@@ -77,6 +77,7 @@ def test_new_layers_depend_on_the_seed_only(cache):
     assert not torch.equal(weights[0][name], weights[0]["stages.1.0.weight"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("average", ["scores", "logits"])
 def test_scores_average_the_stages_as_the_detector_does(tmp_path, average):
     cache = toy_cache(tmp_path / "c.zarr", stages=CASCADE, images=1, average=average)
@@ -104,6 +105,7 @@ def test_round_trip_through_a_folder(cache, tmp_path, head_type):
     assert len(modes) == 1
 
 
+@pytest.mark.long
 def test_a_head_type_that_the_cache_does_not_support_is_refused(tmp_path):
     bare = toy_cache(tmp_path / "bare.zarr", images=1, fc_layers=False)
     for head_type in ("3fc_ft", "linear"):
@@ -119,6 +121,7 @@ def test_a_head_type_that_the_cache_does_not_support_is_refused(tmp_path):
         build(bare, "4fc")
 
 
+@pytest.mark.long
 def test_features_of_another_level_are_refused(cache, tmp_path):
     head = build(cache, "2fc_rand")
     for level, found in (("embedding", r"\(3, 16\)"), ("logits", "none")):
@@ -128,6 +131,7 @@ def test_features_of_another_level_are_refused(cache, tmp_path):
             head.scores(other.image(100))
 
 
+@pytest.mark.long
 def test_a_cache_that_the_head_cannot_score_is_refused(cache, tmp_path):
     head = build(cache, "linear")
     head.check_cache(cache)
@@ -140,6 +144,7 @@ def test_a_cache_that_the_head_cannot_score_is_refused(cache, tmp_path):
             head.check_cache(other)
 
 
+@pytest.mark.long
 def test_a_cache_of_other_training_counts_is_refused(cache, tmp_path):
     head = build(cache, "linear")
     assert head.info.instance_counts == tuple((c + 1) ** 2 for c in range(CLASSES))

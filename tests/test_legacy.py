@@ -97,6 +97,7 @@ def test_a_cache_is_read(name, caches):
     assert_holds(extract.open_cache(str(caches / f"{name}.zarr")), expected("caches", f"{name}.npz"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CACHES)
 def test_an_hdf5_file_is_imported(name, tmp_path):
     pytest.importorskip("h5py")
@@ -208,6 +209,7 @@ def load_mmdet(folder: Path, weights: Path) -> Detect:
 LOADERS = {"torchvision": load_torchvision, "detectron2": load_detectron2, "mmdet": load_mmdet}
 
 
+@pytest.mark.long
 def test_an_exported_program_scores_as_it_did():
     arrays = expected("exports", "torchvision", "scores.npz")
     program = torch.export.load(LEGACY / "exports" / "torchvision" / "scores.pt2").module()

@@ -35,11 +35,13 @@ def test_same_config_gives_identical_files_with_any_number_of_processes(folder, 
     assert all((folder / name).read_bytes() == (again / name).read_bytes() for name in names)
 
 
+@pytest.mark.long
 def test_seed_changes_the_dataset(folder, train, tmp_path):
     other = json.loads((make.make(make.Config(out=tmp_path, seed=1, workers=1, **TINY)) / "train.json").read_text())
     assert other["annotations"] != train["annotations"]
 
 
+@pytest.mark.long
 def test_full_plan_has_the_bins_exactly():
     config = make.Config()
     images = {split: make.plan_split(config, split) for split in plan.SPLITS}

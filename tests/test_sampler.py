@@ -76,6 +76,7 @@ def check(step, cache, stage, classes_per_step, images_per_class):
     assert set(background.tolist()) <= set(pool)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("classes_per_step", "images_per_class"), [(16, 1), (5, 3), (100, 1)])
 @pytest.mark.parametrize("stage", [0, 2])
 def test_steps_are_those_of_the_slow_reference(classes_per_step, images_per_class, stage):

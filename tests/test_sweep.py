@@ -31,6 +31,7 @@ def arguments(files):
     return ["--annotations", str(annotation_file), "--cache", str(cache), "--head", str(head)]
 
 
+@pytest.mark.long
 def test_sweep_prints_every_row_of_the_paper_and_writes_it(arguments, tmp_path, capsys):
     out = tmp_path / "sweep"
     assert main(["sweep", *arguments, "--out", str(out), "--tail", "10", "--iou-types", "segm", "bbox"]) == 0
@@ -56,6 +57,7 @@ def test_sweep_prints_every_row_of_the_paper_and_writes_it(arguments, tmp_path, 
     )
 
 
+@pytest.mark.long
 def test_a_row_of_the_sweep_is_the_main_command_and_its_file_evaluates_the_same(arguments, files, tmp_path, capsys):
     _, annotation_file, cache, _ = files
     out = tmp_path / "cat"
@@ -94,6 +96,7 @@ def test_evaluate_takes_counts_from_training_annotations(files, tmp_path, argume
     assert "AP(0,35)" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_same_command_again_and_another_one(arguments, tmp_path, capsys):
     out = tmp_path / "o"
     assert main([*arguments, "--out", str(out)]) == 0
@@ -112,6 +115,7 @@ def test_fixed_ap(arguments, tmp_path, capsys):
     assert len(Detections.from_json(tmp_path / "o" / "detections.json")) > 0
 
 
+@pytest.mark.long
 def test_a_method_is_given_by_name_with_its_hyperparameters(files, tmp_path):
     _, annotation_file, url, _ = files
     command = ["--annotations", str(annotation_file), "--cache", str(url), "--method", "norcal", "--gamma", "0.6"]
@@ -147,6 +151,7 @@ def test_methods_that_cannot_be_used_are_refused(files, tmp_path, capsys, monkey
     assert message in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "o").exists()
 
 
+@pytest.mark.long
 def test_a_cache_of_fewer_images_is_named(files, tmp_path, capsys):
     _, annotation_file, _, _ = files
     part = {**(content := annotations()), "images": content["images"][:4]}

@@ -81,6 +81,7 @@ def test_bad_configurations_are_named(field, value, expected):
         calib.Config(cache="c", out="o", **{field: value})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head_type", ["linear", "2fc_rand", "3fc_rand", "3fc_ft"])
 def test_training_learns_the_classes(cache, head_type):
     head = calib.train_head(cache, head_type=head_type, hidden=32, steps=150, lr=0.03)
@@ -100,6 +101,7 @@ def test_linear_leaves_the_detectors_layers_alone(cache):
         np.testing.assert_array_equal(layer.bias.numpy(), bias)
 
 
+@pytest.mark.long
 def test_a_cascade_trains_one_head_per_stage(tmp_path):
     cascade = toy_cache(tmp_path / "c.zarr", stages=(0.5, 0.6, 0.7))
     together = calib.train_head(cascade, head_type="3fc_ft", steps=40)
@@ -108,6 +110,7 @@ def test_a_cascade_trains_one_head_per_stage(tmp_path):
     assert len(together.stages) == 3 and (before > 0.1).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_ends_near_full_precision(cache, precision):
     full, mixed = (calib.train_head(cache, **{**OPTIONS, "precision": p}) for p in ("fp32", precision))
@@ -116,6 +119,7 @@ def test_mixed_precision_ends_near_full_precision(cache, precision):
     assert all(p.dtype == torch.float32 for p in mixed.parameters())
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_head(cache):
     first, second = (calib.train_head(cache, **OPTIONS, seed=3) for _ in range(2))
     assert_same(first, second)
@@ -123,6 +127,7 @@ def test_the_same_seed_gives_the_same_head(cache):
     assert not torch.equal(other.stages[0][0].weight, first.stages[0][0].weight)
 
 
+@pytest.mark.long
 def test_streamed_features_give_the_same_head(cache, monkeypatch):
     expected = calib.train_head(cache, **OPTIONS)
     monkeypatch.setattr(trainer, "Features", lambda cache, device: Features(cache, device, memory=0))
@@ -208,6 +213,7 @@ def crash():
     raise RuntimeError("power cut")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_resume_equals_an_uninterrupted_run(cache, tmp_path, monkeypatch, capsys, precision):
     options = {**OPTIONS, "precision": precision}
