@@ -20,7 +20,7 @@ from calib.scoring import Level, Original, Scorer, stage_scores
 from extract.rois import RoIs
 from fuse.config import FusionConfig
 from fuse.defaults import TAIL
-from fuse.evaluation.lvis import load_annotations
+from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
 from fuse.inference import detect_many

@@ -24,7 +24,7 @@ from extract.detectors.weights import load_weights
 from extract.extractor import Extractor
 from fuse.commands.paper_rows import paper_rows
 from fuse.config import FusionConfig
-from fuse.evaluation.lvis import load_annotations
+from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
 from fuse.inference import detect_many

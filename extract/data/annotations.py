@@ -37,7 +37,8 @@ class _Image(msgspec.Struct):
     id: int
     height: int
     width: int
-    not_exhaustive_category_ids: list[int] = []
+    neg_category_ids: list[int] | None = None
+    not_exhaustive_category_ids: list[int] | None = None
     file_name: str = ""
     coco_url: str = ""
 
@@ -79,6 +80,8 @@ class Annotations:
         crowd: (A,) bool, regions of many objects, which no proposal matches.
         exhaustive: (N,) bool, whether the image has no class that is annotated only in part.
         offsets: (N+1,) int64; image i owns annotations `offsets[i]:offsets[i+1]`.
+        federated: whether classes are annotated in some images only, as in LVIS: any image of the file has
+            `neg_category_ids` or `not_exhaustive_category_ids`.
     """
 
     path: Path
@@ -94,6 +97,7 @@ class Annotations:
     crowd: np.ndarray
     exhaustive: np.ndarray
     offsets: np.ndarray
+    federated: bool
 
     def image_slice(self, position: int) -> slice:
         """Returns the positions of an image's annotations."""
@@ -142,6 +146,9 @@ def read_annotations(path: str | Path) -> Annotations:
         crowd=np.array([a.iscrowd for a in annotations], bool)[order],
         exhaustive=np.array([not image.not_exhaustive_category_ids for image in images], bool),
         offsets=np.searchsorted(owner[order], np.arange(len(images) + 1)),
+        federated=any(
+            image.neg_category_ids is not None or image.not_exhaustive_category_ids is not None for image in images
+        ),
     )
 
 

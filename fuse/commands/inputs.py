@@ -21,7 +21,7 @@ from fuse.commands.config import LiveConfig, ResultsConfig
 from fuse.config import ClassifierConfig, EvaluationConfig
 from fuse.detections import Detections
 from fuse.evaluation.checks import check_categories, check_detections
-from fuse.evaluation.lvis import LvisDataset, load_annotations
+from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 
 Options = TypeVar("Options", bound=EvaluationConfig)
 IDENTITY = ("name", "weights_sha256")
@@ -87,7 +87,7 @@ def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifi
     return LiveClassifier(method, tuple(cache.classes["category_id"]), tuple(cache.classes["name"]))
 
 
-def load_annotations_of(path: Path, cache: RoICache) -> tuple[LvisDataset, str]:
+def load_annotations_of(path: Path, cache: RoICache) -> tuple[EvaluationDataset, str]:
     """Loads the annotations of exactly the cache's images; returns a phrase that names these images as well.
 
     Raises ValueError naming what differs: categories, images, or an image's size.
@@ -119,7 +119,7 @@ def load_classes(config: ResultsConfig) -> pd.DataFrame:
     return read_annotations(config.train_annotations).classes
 
 
-def load_results(paths: Sequence[Path], annotations: LvisDataset) -> dict[str, Detections]:
+def load_results(paths: Sequence[Path], annotations: EvaluationDataset) -> dict[str, Detections]:
     """Reads each file's detections, by its name, or by its path where names are not unique.
 
     Raises ValueError naming the file whose detections are not of the images and categories of the annotations.

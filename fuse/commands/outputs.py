@@ -13,7 +13,7 @@ from fuse.commands.config import CacheConfig, MergeConfig
 from fuse.commands.manifest import MANIFEST_FILE
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
-from fuse.evaluation.lvis import LvisDataset
+from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.metrics import Tables, evaluate_rows
 from fuse.evaluation.tables import results_text
 
@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 
 
 def evaluate_all(
-    config: EvaluationConfig, annotations: LvisDataset, detections: Mapping[str, Detections], classes: pd.DataFrame
+    config: EvaluationConfig, annotations: EvaluationDataset, detections: Mapping[str, Detections], classes: pd.DataFrame
 ) -> Tables:
     """Evaluates rows of detections, by name, with the config's options."""
     return evaluate_rows(

@@ -11,7 +11,7 @@ from fuse.commands.inputs import load_classes, load_results, resolve_iou_types
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results
 from fuse.detections import Detections
-from fuse.evaluation.lvis import LvisDataset, load_annotations
+from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.merge import check_options, have_masks, merge_detections
 
 MERGED = "merged"
@@ -47,6 +47,6 @@ def merge_files(config: MergeConfig) -> None:
     write_results(config, manifest, tables, _scope(annotations, merged), Comparison(next(iter(results)), MERGED))
 
 
-def _scope(annotations: LvisDataset, detections: Detections) -> str:
+def _scope(annotations: EvaluationDataset, detections: Detections) -> str:
     images = len(annotations["images"])
     return f"{images} images, {images - len(np.unique(detections.image_ids))} of them without detections"

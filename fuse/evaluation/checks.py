@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fuse.detections import Detections
-from fuse.evaluation.lvis import LvisDataset
+from fuse.evaluation.dataset import EvaluationDataset
 
 
-def check_categories(dataset: LvisDataset, category_ids: np.ndarray) -> None:
+def check_categories(dataset: EvaluationDataset, category_ids: np.ndarray) -> None:
     """Raises ValueError unless the annotations have the categories of the class table, (K,) int64 ids."""
     found = {c["id"] for c in dataset["categories"]}
     differing = sorted(found.symmetric_difference(category_ids.tolist()))
@@ -20,7 +20,7 @@ def check_categories(dataset: LvisDataset, category_ids: np.ndarray) -> None:
         )
 
 
-def check_detections(dataset: LvisDataset, detections: Detections, iou_type: str) -> None:
+def check_detections(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> None:
     """Raises ValueError for images or categories that the dataset lacks, for missing or wrong masks, and for scores
     that are not finite."""
     columns = (("image_id", detections.image_ids, "images"), ("category_id", detections.category_ids, "categories"))
@@ -37,7 +37,7 @@ def check_detections(dataset: LvisDataset, detections: Detections, iou_type: str
         raise ValueError("detections have scores that are not finite")
 
 
-def _check_mask_sizes(dataset: LvisDataset, image_ids: np.ndarray, rles: list[dict]) -> None:
+def _check_mask_sizes(dataset: EvaluationDataset, image_ids: np.ndarray, rles: list[dict]) -> None:
     """Raises ValueError for a mask of another size than its image, which would match nothing."""
     sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
     for image_id, rle in zip(image_ids.tolist(), rles, strict=True):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fuse.detections import Detections
-from fuse.evaluation.lvis import LvisDataset
+from fuse.evaluation.dataset import EvaluationDataset
 
 
 class PrecisionRecall(NamedTuple):
@@ -31,7 +31,7 @@ class PrecisionRecall(NamedTuple):
     recall: np.ndarray
 
 
-def hotcoco_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
+def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
     """Runs hotcoco's `LVISeval`: the results of the official code, many times faster."""
     import hotcoco
 
@@ -49,7 +49,7 @@ def hotcoco_engine(dataset: LvisDataset, detections: Detections, iou_type: str) 
     return PrecisionRecall(curves["precision"][:, :, :, 0, 0], curves["recall"][:, :, 0, 0])
 
 
-def lvis_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
+def lvis_engine(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
     """Runs the official `lvis` package on current NumPy; does not change NumPy or the root logger."""
     lvis = import_lvis()
     gt = lvis.LVIS.__new__(lvis.LVIS)  # its constructor takes files only
@@ -67,7 +67,7 @@ def lvis_engine(dataset: LvisDataset, detections: Detections, iou_type: str) -> 
     return PrecisionRecall(evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0])
 
 
-ENGINES: dict[str, Callable[[LvisDataset, Detections, str], PrecisionRecall]] = {
+ENGINES: dict[str, Callable[[EvaluationDataset, Detections, str], PrecisionRecall]] = {
     "hotcoco": hotcoco_engine,
     "lvis": lvis_engine,
 }
@@ -91,7 +91,7 @@ def import_lvis() -> Any:
     return lvis
 
 
-def _has_annotated_class(dataset: LvisDataset, detections: Detections) -> np.ndarray:
+def _has_annotated_class(dataset: EvaluationDataset, detections: Detections) -> np.ndarray:
     """Returns (N,) bool: whether a detection's class is annotated in its image, as present or as absent.
 
     LVIS evaluation ignores all other detections: most, at 300 per image.
@@ -127,7 +127,7 @@ def _records(detections: Detections, iou_type: str) -> list[dict]:
     return [{"image_id": i, "category_id": c, "score": s, **shape} for i, c, s, shape in zip(*columns, strict=True)]
 
 
-def _empty_record(dataset: LvisDataset, iou_type: str) -> dict:
+def _empty_record(dataset: EvaluationDataset, iou_type: str) -> dict:
     """Returns one LVIS result without area."""
     image = dataset["images"][0]
     record = {"image_id": image["id"], "category_id": dataset["categories"][0]["id"], "score": 0.0}

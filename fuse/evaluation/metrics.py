@@ -19,7 +19,7 @@ from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS, MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation.checks import check_categories, check_detections
 from fuse.evaluation.engines import ENGINES
-from fuse.evaluation.lvis import LvisDataset, load_annotations
+from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def evaluate_rows(
-    annotations: LvisDataset,
+    annotations: EvaluationDataset,
     detections: Mapping[str, Detections],
     classes: pd.DataFrame,
     *,

@@ -1,4 +1,4 @@
-"""Loads LVIS annotations for the evaluation engines: checked, with annotation ids from 1."""
+"""Loads annotations for the evaluation engines: checked, with annotation ids from 1."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class _Image(msgspec.Struct):
     id: int
     height: int
     width: int
-    neg_category_ids: list[int]
-    not_exhaustive_category_ids: list[int]
+    neg_category_ids: list[int] | None = None
+    not_exhaustive_category_ids: list[int] | None = None
 
 
 class _Category(msgspec.Struct):
     id: int
-    frequency: str
+    frequency: str = ""
 
 
 class _Annotation(msgspec.Struct):
@@ -33,6 +33,7 @@ class _Annotation(msgspec.Struct):
     bbox: tuple[float, float, float, float]
     area: float
     segmentation: list | dict
+    iscrowd: int = 0
 
 
 class _Dataset(msgspec.Struct):
@@ -41,43 +42,57 @@ class _Dataset(msgspec.Struct):
     annotations: list[_Annotation]
 
 
-class LvisDataset(dict[str, list[dict]]):
-    """Checked content of an annotation file, as `load_annotations` returns it: images, categories, annotations."""
+class EvaluationDataset(dict[str, list[dict]]):
+    """Checked content of an annotation file, as `load_annotations` returns it: images, categories, annotations.
+
+    Images have `neg_category_ids` and `not_exhaustive_category_ids`, empty where the file has none. Annotations have
+    `iscrowd`, 0 or 1.
+
+    Attributes:
+        federated: whether classes are annotated in some images only, as in LVIS: any image of the file has
+            `neg_category_ids` or `not_exhaustive_category_ids`.
+    """
+
+    def __init__(self, *, federated: bool, **sections: list[dict]) -> None:
+        super().__init__(sections)
+        self.federated = federated
 
 
-def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] | None = None) -> LvisDataset:
-    """Loads an LVIS annotation file.
+def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] | None = None) -> EvaluationDataset:
+    """Loads an LVIS or COCO annotation file.
 
-    Numbers the annotations from 1, because the official evaluation counts a match with annotation 0 as no match.
-    Drops annotations without area, as the official evaluation does.
+    Numbers the annotations from 1, because the official evaluations count a match with annotation 0 as no match.
+    If the dataset is federated, drops annotations without area, as the official evaluation of LVIS does.
 
     Args:
-        source: the file or its content, which is not changed. All of it is checked unless it is an `LvisDataset`.
+        source: the file or its content, which is not changed. All of it is checked unless it is an `EvaluationDataset`.
         image_ids: images to keep; None keeps all.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, the annotation, the field and its value.
     """
-    if isinstance(source, LvisDataset) and image_ids is None:
+    if isinstance(source, EvaluationDataset) and image_ids is None:
         return source
     name = "annotations" if isinstance(source, dict) else str(source)
-    content = source if isinstance(source, LvisDataset) else _checked(name, source)
-    kept = {image["id"] for image in content["images"]}
+    dataset = source if isinstance(source, EvaluationDataset) else _checked(name, source)
+    kept = {image["id"] for image in dataset["images"]}
     if image_ids is not None:
         chosen = set(map(int, image_ids))
         if not chosen <= kept:
             raise ValueError(f"{name}: has no image {min(chosen - kept)}")
         kept = chosen
-    annotations = [a for a in content["annotations"] if a["image_id"] in kept and a["area"] > 0]
-    return LvisDataset(
-        images=[image for image in content["images"] if image["id"] in kept],
-        categories=content["categories"],
+    smallest = 0 if dataset.federated else -1
+    annotations = [a for a in dataset["annotations"] if a["image_id"] in kept and a["area"] > smallest]
+    return EvaluationDataset(
+        federated=dataset.federated,
+        images=[image for image in dataset["images"] if image["id"] in kept],
+        categories=dataset["categories"],
         annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
     )
 
 
-def _checked(name: str, source: str | os.PathLike | dict) -> dict:
-    """Returns the content after checks of every image, category and annotation."""
+def _checked(name: str, source: str | os.PathLike | dict) -> EvaluationDataset:
+    """Returns the content, with the fields that it may lack, after checks of every image, category and annotation."""
     try:
         content = source if isinstance(source, dict) else msgspec.json.decode(_read(source))
         dataset = msgspec.convert(content, _Dataset)
@@ -92,7 +107,22 @@ def _checked(name: str, source: str | os.PathLike | dict) -> dict:
         if not 0 <= annotation.area < math.inf:
             raise AnnotationError(f"{name}: annotation {annotation.id}: area is {annotation.area}, expected at least 0")
     _check_shapes(name, [a for a in dataset.annotations if a.area > 0], {i.id: i for i in dataset.images})
-    return content
+    return _complete(content, federated=any(map(_is_federated, dataset.images)))
+
+
+def _is_federated(image: _Image) -> bool:
+    return image.neg_category_ids is not None or image.not_exhaustive_category_ids is not None
+
+
+def _complete(content: dict, federated: bool) -> EvaluationDataset:
+    """Returns the content with the fields of LVIS and COCO that records may lack; the engines need both."""
+    image_fields: dict = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    return EvaluationDataset(
+        federated=federated,
+        images=[image_fields | image for image in content["images"]],
+        categories=[{"frequency": "f"} | category for category in content["categories"]],
+        annotations=[{"iscrowd": 0} | annotation for annotation in content["annotations"]],
+    )
 
 
 def _check_shapes(name: str, annotations: list[_Annotation], images: dict[int, _Image]) -> None:
