@@ -2,10 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-DATA ?= data/minilvis
+# Which dataset: minilvis, or coco, the same images annotated in COCO's format; or the folder of a Mini-LVIS.
+DATA ?= minilvis
+FOLDER = $(if $(filter minilvis coco,$(DATA)),data/minilvis,$(DATA))
+COCO = $(filter coco,$(DATA))
+# The folder of the annotation files.
+ANNOTATIONS = $(FOLDER)$(if $(COCO),/coco)
 # Which of the trained detectors: plain, rfs (torchvision), cascade (detectron2) or htc (mmdetection).
 DETECTOR ?= plain
-RUN ?= data/$(DETECTOR)
+RUN ?= data/$(DETECTOR)$(if $(COCO),-coco)
 WEIGHTS = --weights benchmarks/minilvis/weights/$(DETECTOR).safetensors
 SPEC_plain = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn $(WEIGHTS)
 SPEC_rfs = $(SPEC_plain)
@@ -19,13 +24,14 @@ NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 .PHONY: demo tables live pictures bench test test-fast test-slow lint types hooks docs
 
 demo: $(VENV)/$(NEEDS)
-	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
+	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
+	test -e $(ANNOTATIONS)/test.json || $(BIN)/python -m benchmarks.minilvis.coco $(FOLDER)
 	$(EXTRACT) $(SPEC_$(DETECTOR)) --split train --min-images-per-class 20 \
-	    --annotations $(DATA)/train.json --images $(DATA)/train --out $(RUN)/train.zarr
-	$(EXTRACT) $(SPEC_$(DETECTOR)) --split val --proposals 300 --train-annotations $(DATA)/train.json \
-	    --annotations $(DATA)/val.json --images $(DATA)/val --out $(RUN)/val.zarr
+	    --annotations $(ANNOTATIONS)/train.json --images $(FOLDER)/train --out $(RUN)/train.zarr
+	$(EXTRACT) $(SPEC_$(DETECTOR)) --split val --proposals 300 --train-annotations $(ANNOTATIONS)/train.json \
+	    --annotations $(ANNOTATIONS)/val.json --images $(FOLDER)/val --out $(RUN)/val.zarr
 	$(BIN)/python -m calib.train --cache $(RUN)/train.zarr --out $(RUN)/head --steps 2000
-	$(BIN)/python -m fuse sweep --cache $(RUN)/val.zarr --head $(RUN)/head --annotations $(DATA)/val.json \
+	$(BIN)/python -m fuse sweep --cache $(RUN)/val.zarr --head $(RUN)/head --annotations $(ANNOTATIONS)/val.json \
 	    --out $(RUN)/sweep
 
 # The tables of docs/results.md, and the one of the README.
@@ -35,7 +41,7 @@ tables:
 	$(MAKE) demo DETECTOR=cascade
 	$(MAKE) demo DETECTOR=htc
 	$(EXTRACT) $(SPEC_plain) --split val --level logits --masks False \
-	    --train-annotations $(DATA)/train.json --annotations $(DATA)/val.json --images $(DATA)/val \
+	    --train-annotations $(FOLDER)/train.json --annotations $(FOLDER)/val.json --images $(FOLDER)/val \
 	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.folding data/cascade
 	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
@@ -54,7 +60,7 @@ pictures:
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
 BENCHMARKS = nms detection training streaming storage extraction evaluation imports growth
 bench: $(VENV)/frameworks
-	test -e $(DATA)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(DATA)
+	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit; done
 	$(BIN)/python -m benchmarks.documents
 

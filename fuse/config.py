@@ -138,7 +138,13 @@ class EvaluationConfig:
     """How detections are evaluated."""
 
     annotations: Path
-    """LVIS annotation file of the images evaluated on."""
+    """LVIS or COCO annotation file of the images evaluated on. For a test set, a file without annotations:
+    detections are written, but not evaluated."""
+
+    protocol: Literal["federated", "exhaustive"] | None = None
+    """How the dataset is annotated: federated, each class in some images only, evaluated by LVIS's protocol; or
+    exhaustive, every class in every image, by COCO's protocol. By default as the file tells: LVIS's files are
+    federated, their images have neg_category_ids or not_exhaustive_category_ids."""
 
     iou_types: tuple[Literal["segm", "bbox"], ...] = ()
     """Mask AP, box AP or both; by default mask AP where there are masks, else box AP."""
@@ -146,18 +152,19 @@ class EvaluationConfig:
     bins: tuple[float, ...] = (10, 100, 1000)
     """Edges between the bins of training instances."""
 
-    max_detections: int = MAX_DETECTIONS
-    """Detections per image."""
+    max_detections: int | None = None
+    """Detections per image; by default 300 by LVIS's protocol, 100 by COCO's."""
 
     fixed_ap: bool = False
     """Fixed AP: the best 10,000 detections per class over the dataset and no cap per image."""
 
-    engine: Literal["hotcoco", "lvis"] = "hotcoco"
-    """What computes precision and recall; lvis is the official package, slow."""
+    engine: Literal["hotcoco", "lvis", "pycocotools"] = "hotcoco"
+    """What computes precision and recall; lvis and pycocotools are the official packages of the two protocols,
+    slow."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
-        if self.max_detections < 1:
+        if self.max_detections is not None and self.max_detections < 1:
             raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
         edges(self.bins)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 MAX_DETECTIONS = 300
 """Detections kept per image, as in LVIS evaluation."""
 
+COCO_MAX_DETECTIONS = 100
+"""Detections evaluated by COCO's protocol."""
+
 IOU_THRESHOLD = 0.5
 """NMS removes a box whose IoU with a better box of its class is above this."""
 

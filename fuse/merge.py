@@ -6,6 +6,7 @@ Tables 9 and 10 of Wang et al. 2019. Each result has been through its own NMS an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -100,7 +101,8 @@ def merge_image(
     * "nms": class-aware NMS over all results (`batched_nms`), which keeps the best of overlapping boxes of a class;
       equal scores by class, then the earlier result first.
     * "wbf": weighted box fusion (Solovyev et al. 2021), which averages overlapping boxes of a class, weighted by
-      score. Their mean score is scaled by the share of results that have the box: one of four keeps a quarter.
+      score. Their mean score is scaled by the share of results that have the box: one of four keeps a quarter. A result
+      has one vote: of its boxes of one object, only the best counts. So no score exceeds the best of its boxes.
 
     Args:
         results: two or more; labels 0 … K-1. Detections of score 0 are dropped.
@@ -119,7 +121,7 @@ def merge_image(
     boxes, labels, scores = map(np.concatenate, zip(*results, strict=True))
     if method == "wbf":
         check_batched(boxes, labels, scores, num_classes)
-        fused = _fuse_boxes(results, relative, iou_threshold, size)
+        fused = _fuse_boxes(results, num_classes, relative, iou_threshold, size)
         limit = detection_limit(max_detections, len(fused.scores))
         return MergedImage(ImageDetections(*(column[:limit] for column in fused)), None)
     scores = scores * np.repeat(relative.astype(np.float32), [len(result.scores) for result in results])
@@ -186,25 +188,63 @@ def _group_by_image(detections: Detections) -> list[np.ndarray]:
 
 
 def _fuse_boxes(
-    results: Sequence[ImageDetections], weights: np.ndarray, iou_threshold: float, size: tuple[int, int] | None
+    results: Sequence[ImageDetections],
+    num_classes: int,
+    weights: np.ndarray,
+    iou_threshold: float,
+    size: tuple[int, int] | None,
 ) -> ImageDetections:
     """Runs weighted box fusion on one image; best first. `weights` of the results, `size` (height, width)."""
     if size is None:
         raise ValueError("size is None, expected the (height, width) of the image: method 'wbf' needs it")
-    library = require("ensemble_boxes", extra="ensemble")
+    library = require("ensemble_boxes", extra="ensemble").ensemble_boxes_wbf
     scale = np.array([size[1], size[0]] * 2, np.float64)
-    columns = zip(*(_normalized(result, scale) for result in results), strict=True)
-    boxes, scores, labels = library.weighted_boxes_fusion(*columns, weights=weights, iou_thr=iou_threshold)
+    columns = zip(*(_candidates(result, num_classes, iou_threshold, scale) for result in results), strict=True)
+    by_class = library.prefilter_boxes(*columns, weights, 0.0)
+    fused = [_fuse_class(candidates, iou_threshold, library) for candidates in by_class.values()]
+    rows = np.concatenate([np.empty((0, 8)), *fused])
+    labels, scores, boxes = rows[:, 0].astype(np.int64), rows[:, 1] / weights.sum(), rows[:, 4:] * scale
     order = np.lexsort((labels, -scores))
-    boxes, labels, scores = boxes[order] * scale, labels[order], scores[order]
-    return ImageDetections(boxes.astype(np.float32), labels.astype(np.int64), scores.astype(np.float32))
+    return ImageDetections(boxes[order].astype(np.float32), labels[order], scores[order].astype(np.float32))
 
 
-def _normalized(result: ImageDetections, scale: np.ndarray) -> tuple[list, list, list]:
+def _fuse_class(candidates: np.ndarray, iou_threshold: float, library: ModuleType) -> np.ndarray:
+    """Fuses the boxes of one class as `library.weighted_boxes_fusion` does, but with one vote per result.
+
+    The library counts every box: an object that a result has twice would weigh more than the share of results that
+    have it.
+
+    Args:
+        candidates: (N, 8) float64, best first: label, score times weight, weight, number of the result, box.
+        iou_threshold: boxes with a larger IoU are one object.
+        library: `ensemble_boxes.ensemble_boxes_wbf`.
+
+    Returns:
+        (M, 8) float64, the fused boxes in the same columns; their score is the sum of the votes.
+    """
+    fused, votes = np.empty((0, 8)), []
+    for candidate in candidates:
+        index, _ = library.find_matching_box_fast(fused, candidate, iou_threshold)
+        if index < 0:
+            votes.append([candidate])
+            fused = np.vstack([fused, candidate])
+        elif candidate[3] not in [vote[3] for vote in votes[index]]:
+            votes[index].append(candidate)
+            fused[index] = library.get_weighted_box(votes[index])
+    fused[:, 1] = [sum(vote[1] for vote in group) for group in votes]
+    return fused
+
+
+def _candidates(
+    result: ImageDetections, num_classes: int, iou_threshold: float, scale: np.ndarray
+) -> tuple[list, list, list]:
     """Returns boxes divided by `scale` (4,) and clipped to the image, scores and labels.
 
-    Drops boxes without area and scores of 0, for which the library warns.
+    Drops boxes without area and scores of 0, for which the library warns, and by NMS what the result has twice.
     """
     boxes = (result.boxes / scale).clip(0, 1)
-    kept = (result.scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return boxes[kept].tolist(), result.scores[kept].tolist(), result.labels[kept].tolist()
+    index = np.flatnonzero((result.scores > 0) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    columns = boxes[index], result.labels[index], result.scores[index]
+    best = batched_nms(*columns, num_classes, iou_threshold, None)
+    boxes, labels, scores = (column[best].tolist() for column in columns)
+    return boxes, scores, labels

@@ -60,6 +60,15 @@ def annotations(images: int = 6, seed: int = 0) -> dict:
     return content
 
 
+def as_coco(content: dict) -> dict:
+    """The same content in COCO's format: an exhaustive dataset, in which class 4 is in no image."""
+    return {
+        "images": [{name: image[name] for name in ("id", "height", "width")} for image in content["images"]],
+        "annotations": [{**annotation, "iscrowd": 0} for annotation in content["annotations"]],
+        "categories": [{"id": c["id"], "name": c["name"]} for c in content["categories"]],
+    }
+
+
 def rois(content: dict, stages: int = 1, specific: bool = False, per_object: int = 6, seed: int = 1) -> list[RoIs]:
     """Jittered proposals of every object; logits separate the frequent classes only, features all of them."""
     rng = np.random.default_rng(seed)

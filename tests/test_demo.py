@@ -22,22 +22,23 @@ def data(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("data") / "minilvis"
 
 
-def run_demo(detector: str, data: Path, run: Path) -> pd.DataFrame:
-    """Runs `make demo`, checks its mask AP against the committed one, and returns it."""
+def run_demo(detector: str, run: Path, results: str, **variables: object) -> pd.DataFrame:
+    """Runs `make demo`, checks its mask AP against that of the committed results, and returns it."""
     environment = Path(sys.prefix)
     # The tests' own environment has all that the demo needs, so nothing is installed.
     installed = [f"--assume-old={environment / mark}" for mark in ("demo", "dev", "frameworks")]
-    variables = [f"VENV={environment}", f"DATA={data}", f"RUN={run}", f"DETECTOR={detector}"]
-    subprocess.run(["make", *installed, "demo", *variables], cwd=ROOT, check=True)
+    variables |= {"VENV": environment, "RUN": run, "DETECTOR": detector}
+    arguments = [f"{name}={value}" for name, value in variables.items()]
+    subprocess.run(["make", *installed, "demo", *arguments], cwd=ROOT, check=True)
     metrics = pd.read_csv(run / "sweep" / "metrics.csv", index_col=["iou_type", "row"]).loc["segm"]
-    committed = pd.read_csv(ROOT / "benchmarks" / "results" / f"{detector}.csv", index_col=["iou_type", "row"])
+    committed = pd.read_csv(ROOT / "benchmarks" / "results" / f"{results}.csv", index_col=["iou_type", "row"])
     pd.testing.assert_frame_equal(metrics[BINS], committed.loc["segm"][BINS], atol=1.0, check_exact=False)
     return metrics
 
 
 def test_demo(data, tmp_path):
     started = time.perf_counter()
-    metrics = run_demo("plain", data, tmp_path)
+    metrics = run_demo("plain", tmp_path, "plain", DATA=data)
     seconds = time.perf_counter() - started
     plain, cat, oracle = (metrics.loc[name] for name in ("original@0.0", "rhead-cat", "props-gt"))
     assert plain["AP(0,10)"] < 2 and oracle["AP(0,10)"] > 35
@@ -52,7 +53,7 @@ def test_demo(data, tmp_path):
 def test_cascades(detector, data, tmp_path):
     """Tables 5 and 7: cascades of other frameworks, with tail bounds 10 and 100."""
     pytest.importorskip({"cascade": "detectron2", "htc": "mmdet"}[detector])
-    metrics = run_demo(detector, data, tmp_path)
+    metrics = run_demo(detector, tmp_path, detector, DATA=data)
     original = metrics.loc["original@0.0"]
     for row in ("rhead-cat@10", "rhead-cat"):
         assert metrics.loc[row, "AP(0,10)"] >= original["AP(0,10)"] + 5

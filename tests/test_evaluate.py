@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 
 from fuse.detections import Detections
 from fuse.evaluation.bootstrap import bootstrap_intervals
-from fuse.evaluation.engines import lvis_engine
 from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.engines import lvis_engine
 from fuse.evaluation.metrics import evaluate, evaluated_classes, per_class_ap, summarize
 from tests.fuse_fixtures import CLASSES, annotations
 
@@ -242,8 +242,8 @@ def changed(**change):
         ({"images": []}, "annotations: not an LVIS annotation file: .*missing required field `categories`"),
         (changed(images=[{"id": 7, "height": 5}]), "missing required field `width`"),
         (
-            changed(categories=annotations()["categories"][:4]),
-            "annotations have 4 categories, the class table 5; 1 are",
+            changed(categories=[*annotations()["categories"], {"id": 99}]),
+            "annotations have 6 categories, the class table 5; 1 are",
         ),
     ],
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import extract
 import fuse
@@ -119,6 +121,55 @@ def test_fusion_of_boxes_that_the_library_warns_of():
     nothing = ImageDetections(*(column[:0] for column in result))
     merged, _ = fuse.merge_image([nothing, nothing], K, method="wbf", size=SIZE)
     assert [column.shape for column in merged] == [(0, 4), (0,), (0,)]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 1), (2, 1), (1, 3, 2)]), st.sampled_from([0.3, 0.5, 0.8]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_result_has_one_vote_in_fusion_whatever_it_holds(seed, weights, iou):
+    """Boxes on a coarse grid overlap in chains, and results hold some twice."""
+    rng = np.random.default_rng(seed)
+    results = [random_detections(rng, int(count), classes=2) for count in rng.integers(0, 9, len(weights))]
+    twice = [ImageDetections(*(np.concatenate([column, column]) for column in result)) for result in results]
+    options = {"method": "wbf", "size": SIZE, "weights": weights, "iou_threshold": iou}
+    merged = fuse.merge_image(results, 2, **options)[0]
+    for column, again in zip(merged, fuse.merge_image(twice, 2, **options)[0], strict=True):
+        np.testing.assert_array_equal(again, column)
+    best = np.array([[r.scores[r.labels == label].max(initial=0) for r in results] for label in range(2)])
+    bound = best @ np.array(weights) / sum(weights)
+    assert (merged.scores <= bound[merged.labels] + 1e-6).all()
+    low, high = np.zeros(4), np.array([SIZE[1], SIZE[0]] * 2)
+    assert ((merged.boxes >= low) & (merged.boxes <= high)).all()
+
+
+def test_fusion_of_results_without_repeats_equals_the_library():
+    from ensemble_boxes import weighted_boxes_fusion
+
+    rng, scale = np.random.default_rng(5), np.array([SIZE[1], SIZE[0]] * 2)
+    for _ in range(20):
+        results = [random_detections(rng, 8, classes=8)._replace(labels=np.arange(8)) for _ in range(3)]
+        results = [result._replace(scores=rng.uniform(0.1, 1, 8).astype(np.float32)) for result in results]
+        merged, _ = fuse.merge_image(results, 8, method="wbf", size=SIZE, weights=(1, 2, 3))
+        columns = zip(*((r.boxes / scale, r.scores, r.labels) for r in results), strict=True)
+        boxes, scores, labels = weighted_boxes_fusion(*columns, weights=(1, 2, 3), iou_thr=0.5)
+        order = np.argsort(-scores)
+        np.testing.assert_array_equal(merged.labels, labels[order])
+        np.testing.assert_allclose(merged.scores, scores[order], rtol=1e-5)
+        np.testing.assert_allclose(merged.boxes, boxes[order] * scale, rtol=1e-4, atol=1e-4)
+
+
+def test_a_box_that_a_result_holds_twice_counts_once_in_fusion():
+    boxes = np.array([[8, 6, 48, 36], [8, 6, 48, 36], [50, 6, 60, 30]], np.float32)
+    twice = ImageDetections(boxes, np.zeros(3, np.int64), np.array([1, 1, 0.4], np.float32))
+    other = ImageDetections(boxes[:1] + 1, np.zeros(1, np.int64), np.array([0.5], np.float32))
+    nothing = ImageDetections(*(column[:0] for column in twice))
+    for results, weights, scores in (
+        ([twice, nothing], (1, 1), [0.5, 0.2]),
+        ([twice, nothing], (2, 1), [2 / 3, 0.8 / 3]),
+        ([twice, other], (2, 1), [2.5 / 3, 0.8 / 3]),
+        ([twice, other], (1, 1), [0.75, 0.2]),
+    ):
+        merged, _ = fuse.merge_image(results, 1, method="wbf", size=SIZE, weights=weights)
+        np.testing.assert_allclose(merged.scores, scores, rtol=1e-6)
 
 
 def test_fusion_without_its_package_names_the_extra(monkeypatch):

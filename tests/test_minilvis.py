@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ torch = pytest.importorskip("torch")
 from hotcoco import mask as rle  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks.minilvis import classes, dataset, make, plan, render, sampling  # noqa: E402
+from benchmarks.minilvis import classes, coco, dataset, make, plan, render, sampling  # noqa: E402
+from extract.data.annotations import read_annotations  # noqa: E402
 
 TINY = dict(classes=12, train_images=30, eval_images=12, size=112)
 
@@ -88,6 +90,19 @@ def test_json_has_the_lvis_layout(folder, train):
         images = sum(category["id"] in present for present in by_image.values())
         assert (category["instance_count"], category["image_count"]) == (instances, images)
         assert category["frequency"] == ("r" if images <= 10 else "c" if images <= 100 else "f")
+
+
+def test_the_same_annotations_in_the_format_of_coco(folder, train, tmp_path):
+    shutil.copytree(folder, tmp_path / "mini", ignore=shutil.ignore_patterns("*.png"))
+    out = coco.convert(tmp_path / "mini")
+    assert sorted(path.name for path in out.iterdir()) == ["test.json", "train.json", "val.json"]
+    content = json.loads((out / "train.json").read_text())
+    assert {name for image in content["images"] for name in image} == {"id", "file_name", "height", "width"}
+    assert {name for category in content["categories"] for name in category} == {"id", "name"}
+    assert [{**one, "iscrowd": 0} for one in train["annotations"]] == content["annotations"]
+    lvis, exhaustive = (read_annotations(path) for path in (folder / "train.json", out / "train.json"))
+    assert lvis.federated and not exhaustive.federated
+    assert exhaustive.classes.equals(lvis.classes), "frequency follows from the images, as LVIS defines it"
 
 
 def test_boxes_are_tight_and_masks_are_disjoint(train):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+
+import pandas as pd
 
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from fuse.commands.config import DETECTIONS_FILE, CacheConfig, Config, SweepConfig
-from fuse.commands.inputs import load_annotations_of, load_classifier, open_val_cache, resolve_iou_types
+from fuse.commands.inputs import (
+    load_annotations_of,
+    load_classifier,
+    open_val_cache,
+    resolve_iou_types,
+    resolve_protocol,
+)
 from fuse.commands.manifest import new_manifest
-from fuse.commands.outputs import Comparison, evaluate_all, write_results
+from fuse.commands.outputs import Comparison, evaluate_all, write_results, write_unevaluated
 from fuse.commands.paper_rows import BASELINE, paper_rows
 from fuse.config import FusionConfig
 from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.fusion import Fusion
 from fuse.inference import detect_many
 
+log = logging.getLogger(__name__)
 MakeRows = Callable[[FusionConfig, Scorer | None, Original], Mapping[str, FusionConfig]]
 """(options of all rows, calibrated and original scorer) → rows by name."""
 
@@ -41,13 +51,36 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     config = resolve_iou_types(config, has_masks="masks" in cache.fields)
     calibrated = load_classifier(config, cache)
     annotations, scope = load_annotations_of(config.annotations, cache)
+    annotated = bool(annotations["annotations"])
+    if not (annotated or save):
+        raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
+    config = resolve_protocol(config, annotations)
     manifest = new_manifest(config, cache_fingerprint=cache.fingerprint)
     fusions = _fusions(config, cache, calibrated, make_rows)
+    _warn_of_tail(config, cache.classes["instance_count"])
+    if not annotated:
+        fusions = {comparison.candidate: fusions[comparison.candidate]}
     detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
+    if not annotated:
+        write_unevaluated(config, manifest, detections[comparison.candidate], scope)
+        return
     tables = evaluate_all(config, annotations, detections, cache.classes)
     if save:
         detections[comparison.candidate].to_json(config.out / DETECTIONS_FILE)
     write_results(config, manifest, tables, scope, comparison)
+
+
+def _warn_of_tail(config: CacheConfig, instance_counts: pd.Series) -> None:
+    """Warns if the bound makes all classes tail classes, or none, so that one of the two classifiers is not used."""
+    splits_classes = config.mode == "det" or config.mode.startswith("cat")
+    if not splits_classes or (config.head is None and config.method is None):
+        return
+    tail, classes = int((instance_counts < config.tail).sum()), len(instance_counts)
+    if tail in (0, classes):
+        counts = f"{instance_counts.min()} to {instance_counts.max()} training instances"
+        unused = "calibrated" if tail == 0 else "original"
+        text = "tail is %g: %d of %d classes are tail classes (they have %s), so the %s scores of no class are used"
+        log.warning(text, config.tail, tail, classes, counts, unused)
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:

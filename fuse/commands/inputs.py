@@ -19,8 +19,10 @@ from extract.data.annotations import read_annotations
 from extract.detectors.base import Detector
 from fuse.commands.config import LiveConfig, ResultsConfig
 from fuse.config import ClassifierConfig, EvaluationConfig
+from fuse.defaults import MAX_DETECTIONS
 from fuse.detections import Detections
-from fuse.evaluation.checks import check_categories, check_detections
+from fuse.evaluation import protocols
+from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 
 Options = TypeVar("Options", bound=EvaluationConfig)
@@ -41,6 +43,20 @@ def resolve_iou_types(config: Options, has_masks: bool) -> Options:
     if "segm" in config.iou_types and not has_masks:
         raise ValueError("there are no masks to evaluate; use --iou-types bbox")
     return replace(config, iou_types=config.iou_types or (("segm",) if has_masks else ("bbox",)))
+
+
+def resolve_protocol(config: Options, annotations: EvaluationDataset) -> Options:
+    """Returns the options with the dataset's protocol, which is logged, and with that protocol's cap on detections.
+
+    A dataset without annotations, which is not evaluated, keeps as many detections as any protocol evaluates.
+    Raises ValueError for an engine that does not compute the protocol.
+    """
+    if not annotations["annotations"]:
+        return replace(config, max_detections=config.max_detections or MAX_DETECTIONS)
+    protocol = protocols.resolve_protocol(str(config.annotations), annotations, config.protocol)
+    protocols.check_engine(protocol, config.engine)
+    cap = protocols.PROTOCOLS[protocol].max_detections
+    return replace(config, protocol=protocol, max_detections=config.max_detections or cap)
 
 
 def open_val_cache(url: str) -> RoICache:
@@ -92,8 +108,7 @@ def load_annotations_of(path: Path, cache: RoICache) -> tuple[EvaluationDataset,
 
     Raises ValueError naming what differs: categories, images, or an image's size.
     """
-    every = load_annotations(path)
-    check_categories(every, cache.classes["category_id"].to_numpy())
+    every = with_categories(load_annotations(path), cache.classes)
     sizes = {image["id"]: (image["height"], image["width"]) for image in every["images"]}
     cached = cache.images[["image_id", "height", "width"]].to_numpy(np.int64).tolist()
     missing = [image_id for image_id, *_ in cached if image_id not in sizes]

@@ -24,7 +24,8 @@ def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> byte
     left_out = {"out", "overwrite", *(name.removesuffix("_fingerprint") for name in fingerprints)}
     current = {name: _text(value) for name, value in asdict(config).items() if name not in left_out} | fingerprints
     if file.exists() and not config.overwrite:
-        refuse_changes(config.out, _read(file), current)
+        # Folders without a protocol are from the time when LVIS's was the only one.
+        refuse_changes(config.out, {"protocol": "federated"} | _read(file), current)
     return msgspec.json.format(msgspec.json.encode(current))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from extract.utils.files import write_bytes
-from fuse.commands.config import CacheConfig, MergeConfig
+from fuse.commands.config import DETECTIONS_FILE, CacheConfig, MergeConfig
 from fuse.commands.manifest import MANIFEST_FILE
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
@@ -28,7 +28,10 @@ class Comparison(NamedTuple):
 
 
 def evaluate_all(
-    config: EvaluationConfig, annotations: EvaluationDataset, detections: Mapping[str, Detections], classes: pd.DataFrame
+    config: EvaluationConfig,
+    annotations: EvaluationDataset,
+    detections: Mapping[str, Detections],
+    classes: pd.DataFrame,
 ) -> Tables:
     """Evaluates rows of detections, by name, with the config's options."""
     return evaluate_rows(
@@ -37,6 +40,7 @@ def evaluate_all(
         classes,
         iou_types=config.iou_types,
         bins=config.bin_edges,
+        protocol=config.protocol,
         fixed_ap=config.fixed_ap,
         max_detections=config.max_detections,
         engine=config.engine,
@@ -69,10 +73,25 @@ def write_results(
     print(text)
 
 
+def write_unevaluated(config: CacheConfig | MergeConfig, manifest: bytes, detections: Detections, scope: str) -> None:
+    """Writes the detections in a test set, whose annotations are not known, and says so; arguments as above."""
+    file = config.out / DETECTIONS_FILE
+    detections.to_json(file)
+    write_bytes(config.out / MANIFEST_FILE, manifest)
+    print(f"{config.annotations} has no annotations, so no AP: {len(detections):,} detections on {scope} in {file}")
+
+
 def describe_results(config: EvaluationConfig, tables: Tables, scope: str) -> str:
     """Returns the text that a command prints; arguments as of `write_results`."""
-    bins, fixed_ap, max_detections = config.bin_edges, config.fixed_ap, config.max_detections
-    return results_text(*tables, scope, bins=bins, fixed_ap=fixed_ap, max_detections=max_detections)
+    assert config.protocol is not None, "resolve_protocol sets it"
+    return results_text(
+        *tables,
+        scope,
+        bins=config.bin_edges,
+        protocol=config.protocol,
+        fixed_ap=config.fixed_ap,
+        max_detections=config.max_detections,
+    )
 
 
 def report_writer() -> Callable[..., None] | None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fuse.commands.config import DETECTIONS_FILE, EvaluateConfig, MergeConfig
-from fuse.commands.inputs import load_classes, load_results, resolve_iou_types
+from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import files_fingerprint, new_manifest
-from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results
+from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
 from fuse.detections import Detections
+from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.merge import check_options, have_masks, merge_detections
 
@@ -23,6 +24,9 @@ def evaluate_file(config: EvaluateConfig) -> None:
     detections = Detections.from_json(config.detections)
     config = resolve_iou_types(config, has_masks=detections.rles is not None)
     annotations = load_annotations(config.annotations)
+    if not annotations["annotations"]:
+        raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
+    config = resolve_protocol(config, annotations)
     tables = evaluate_all(config, annotations, {config.detections.name: detections}, load_classes(config))
     print(describe_results(config, tables, _scope(annotations, detections)))
 
@@ -33,18 +37,24 @@ def merge_files(config: MergeConfig) -> None:
         "method": config.method,
         "iou_threshold": config.iou_threshold,
         "weights": config.weights or None,
-        "max_detections": None if config.fixed_ap else config.max_detections,
     }
-    check_options(len(config.detections), **options)
-    annotations = load_annotations(config.annotations)
-    results, classes = load_results(config.detections, annotations), load_classes(config)
+    check_options(len(config.detections), max_detections=config.max_detections, **options)
+    classes = load_classes(config)
+    annotations = with_categories(load_annotations(config.annotations), classes)
+    results = load_results(config.detections, annotations)
     config = resolve_iou_types(config, has_masks=config.method == "nms" and have_masks(results))
+    config = resolve_protocol(config, annotations)
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
-    merged = merge_detections(list(results.values()), sizes=sizes, progress=True, **options)
+    cap = None if config.fixed_ap else config.max_detections
+    merged = merge_detections(list(results.values()), sizes=sizes, max_detections=cap, progress=True, **options)
+    scope = _scope(annotations, merged)
+    if not annotations["annotations"]:
+        write_unevaluated(config, manifest, merged, scope)
+        return
     tables = evaluate_all(config, annotations, {**results, MERGED: merged}, classes)
     merged.to_json(config.out / DETECTIONS_FILE)
-    write_results(config, manifest, tables, _scope(annotations, merged), Comparison(next(iter(results)), MERGED))
+    write_results(config, manifest, tables, scope, Comparison(next(iter(results)), MERGED))
 
 
 def _scope(annotations: EvaluationDataset, detections: Detections) -> str:

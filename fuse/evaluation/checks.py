@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
 
 
-def check_categories(dataset: EvaluationDataset, category_ids: np.ndarray) -> None:
-    """Raises ValueError unless the annotations have the categories of the class table, (K,) int64 ids."""
+def with_categories(dataset: EvaluationDataset, classes: pd.DataFrame) -> EvaluationDataset:
+    """Returns the dataset with every category of the class table; a file of a part of the data may list fewer.
+
+    Raises ValueError if the annotations have a category that the class table lacks.
+    """
     found = {c["id"] for c in dataset["categories"]}
-    differing = sorted(found.symmetric_difference(category_ids.tolist()))
-    if differing:
+    category_ids = classes["category_id"].tolist()
+    if not found <= set(category_ids):
+        differing = sorted(found.symmetric_difference(category_ids))
         where = "annotations" if differing[0] in found else "class table"
         raise ValueError(
             f"annotations have {len(found)} categories, the class table {len(category_ids)}; "
             f"{len(differing)} are in one only, the first is category {differing[0]} of the {where}"
         )
+    if len(found) == len(category_ids):
+        return dataset
+    columns = zip(category_ids, classes["name"], classes["frequency"], strict=True)
+    missing = [{"id": i, "name": name, "frequency": tag} for i, name, tag in columns if i not in found]
+    sections = {**dataset, "categories": [*dataset["categories"], *missing]}
+    return EvaluationDataset(federated=dataset.federated, **sections)
 
 
 def check_detections(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> None:

@@ -1,6 +1,8 @@
-"""The two engines of LVIS evaluation, as functions of one signature.
+"""The two engines of LVIS's protocol, as functions of one signature.
 
-`engine(dataset, detections, iou_type) -> PrecisionRecall`. Neither caps the number of detections.
+`engine(dataset, detections, iou_type) -> PrecisionRecall`. Neither caps the number of detections. Crowd regions, which
+LVIS's files do not have, are ignored as in COCO's protocol: they are no ground truth, and detections inside them are no
+false positives.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from fuse.evaluation.dataset import EvaluationDataset
 class PrecisionRecall(NamedTuple):
     """Precision and recall at the T IoU thresholds 0.50, 0.55 … 0.95; classes without ground truth have -1.
 
+    A is 1, objects of all areas, or 4: all, small, medium and large ones. M is the number of caps on detections.
+
     Attributes:
-        precision: (T, 101, K) float64, at 101 recall thresholds; classes by ascending category id.
-        recall: (T, K) float64, the highest that is reached.
+        precision: (T, 101, K, A) float64, at 101 recall thresholds; classes by ascending category id.
+        recall: (T, K, A, M) float64, the highest that is reached.
+        caps: M ascending caps, the last of which is that of `precision`; (0,) where an engine has none.
     """
 
     precision: np.ndarray
     recall: np.ndarray
+    caps: tuple[int, ...] = (0,)
 
 
 def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
@@ -36,7 +42,7 @@ def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type:
     import hotcoco
 
     detections = detections.take(_has_annotated_class(dataset, detections))
-    detections = detections.take(_areas(detections, iou_type) > 0)
+    detections = detections.take(detection_areas(detections, iou_type) > 0)  # as the official code, after the cap
     gt = hotcoco.COCO({**dataset})
     # Columns are faster than a record per detection. They set the box's area, which only size bins use.
     columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
@@ -46,7 +52,7 @@ def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type:
     evaluation.evaluate()
     evaluation.accumulate()
     curves: Any = evaluation.eval
-    return PrecisionRecall(curves["precision"][:, :, :, 0, 0], curves["recall"][:, :, 0, 0])
+    return PrecisionRecall(curves["precision"][:, :, :, :1, 0], curves["recall"][:, :, :1, :1])
 
 
 def lvis_engine(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
@@ -54,20 +60,22 @@ def lvis_engine(dataset: EvaluationDataset, detections: Detections, iou_type: st
     lvis = import_lvis()
     gt = lvis.LVIS.__new__(lvis.LVIS)  # its constructor takes files only
     gt.logger = logging.getLogger("lvis.lvis")
-    gt.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}  # lvis changes annotations
+    # lvis changes annotations; it knows `ignore`, but not `iscrowd`.
+    gt.dataset = {**dataset, "annotations": [{**a, "ignore": a["iscrowd"]} for a in dataset["annotations"]]}
     gt._create_index()
     # lvis fails without results, and drops results without area.
-    records = _records(detections, iou_type) or [_empty_record(dataset, iou_type)]
+    records = result_records(detections, iou_type) or [_empty_record(dataset, iou_type)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         results = lvis.LVISResults(gt, records, max_dets=-1)
     evaluation = lvis.LVISEval(gt, results, iou_type)
     evaluation.evaluate()
+    _ignore_detections_in_crowds(evaluation, "segmentation" if iou_type == "segm" else "bbox")
     evaluation.accumulate()
-    return PrecisionRecall(evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0])
+    return PrecisionRecall(evaluation.eval["precision"][..., :1], evaluation.eval["recall"][..., :1, None])
 
 
-ENGINES: dict[str, Callable[[EvaluationDataset, Detections, str], PrecisionRecall]] = {
+LVIS_ENGINES: dict[str, Callable[[EvaluationDataset, Detections, str], PrecisionRecall]] = {
     "hotcoco": hotcoco_engine,
     "lvis": lvis_engine,
 }
@@ -91,6 +99,26 @@ def import_lvis() -> Any:
     return lvis
 
 
+def _ignore_detections_in_crowds(evaluation: Any, shape: str) -> None:
+    """Ignores unmatched detections that a crowd region covers by the IoU threshold, as COCO's protocol does.
+
+    Args:
+        evaluation: `LVISEval` between `evaluate` and `accumulate`. It has ignored the best match of each crowd region.
+        shape: "segmentation" or "bbox", the field of annotations and results that is compared.
+    """
+    from pycocotools import mask
+
+    thresholds = np.minimum(evaluation.params.iou_thrs, 1 - 1e-10)[:, None]
+    for result in filter(None, evaluation.eval_imgs):
+        pair = result["image_id"], result["category_id"]
+        crowds = [gt[shape] for gt in evaluation._gts[pair] if gt["iscrowd"]]
+        if crowds and result["dt_ids"]:
+            shapes = {dt["id"]: dt[shape] for dt in evaluation._dts[pair]}
+            # The share of the detection that the region covers takes the place of the IoU.
+            covered = mask.iou([shapes[i] for i in result["dt_ids"]], crowds, [1] * len(crowds)).max(axis=1)
+            result["dt_ignore"] |= (result["dt_matches"] == 0) & (covered >= thresholds)
+
+
 def _has_annotated_class(dataset: EvaluationDataset, detections: Detections) -> np.ndarray:
     """Returns (N,) bool: whether a detection's class is annotated in its image, as present or as absent.
 
@@ -107,8 +135,8 @@ def _has_annotated_class(dataset: EvaluationDataset, detections: Detections) -> 
     return np.isin(pair_index(detections.image_ids, detections.category_ids), annotated)
 
 
-def _areas(detections: Detections, iou_type: str) -> np.ndarray:
-    """Returns (N,) areas. The official evaluation drops detections without area, after the cap."""
+def detection_areas(detections: Detections, iou_type: str) -> np.ndarray:
+    """Returns (N,) areas, of boxes or masks."""
     if iou_type == "bbox" or not detections.rles:
         return np.prod(detections.boxes[:, 2:].astype(np.float64) - detections.boxes[:, :2], axis=1)
     import hotcoco
@@ -116,8 +144,8 @@ def _areas(detections: Detections, iou_type: str) -> np.ndarray:
     return np.asarray(hotcoco.mask.area(detections.rles))
 
 
-def _records(detections: Detections, iou_type: str) -> list[dict]:
-    """Returns LVIS results with masks or boxes, not both: given both, lvis takes a mask's area from its box."""
+def result_records(detections: Detections, iou_type: str) -> list[dict]:
+    """Returns results with masks or boxes, not both: given both, the official code takes a mask's area from its box."""
     shapes: list[dict]
     if iou_type == "segm":
         shapes = [{"segmentation": rle} for rle in detections.rles or []]

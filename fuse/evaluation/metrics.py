@@ -1,7 +1,7 @@
-"""LVIS average precision per class, per bin of training instances and over the dataset.
+"""Average precision per class, per bin of training instances and over the dataset, by LVIS's or COCO's protocol.
 
-Two engines compute precision and recall: hotcoco, and the official `lvis` package as a slow reference. Both get the
-same annotations and the same detections; the cap on detections and the means are computed here for both.
+Engines compute precision and recall: hotcoco, and the official packages `lvis` and `pycocotools` as slow references.
+All get the same annotations and the same detections; the means are computed here for all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from extract.data.bins import BINS, bin_index, bin_names
-from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS, MAX_DETECTIONS
+from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.detections import Detections
-from fuse.evaluation.checks import check_categories, check_detections
-from fuse.evaluation.engines import ENGINES
+from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
+from fuse.evaluation.protocols import (
+    MEASURES,
+    PROTOCOLS,
+    check_engine,
+    class_measures,
+    precision_recall,
+    resolve_protocol,
+)
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -43,42 +50,51 @@ def evaluate(
     *,
     bins: tuple[float, ...] = BINS,
     iou_type: str | Iterable[str] | None = None,
+    protocol: str | None = None,
     fixed_ap: bool = False,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int | None = None,
     engine: str = "hotcoco",
     image_ids: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """Computes LVIS average precision, in points of 0 to 100.
+    """Computes average precision, in points of 0 to 100, by LVIS's or COCO's protocol.
 
     Args:
-        annotations: an LVIS annotation file, or its content, which is not changed.
+        annotations: an LVIS or COCO annotation file, or its content, which is not changed.
         detections: of any of its images.
         classes: the class table: category_id, name, frequency, and instance_count in the **training** data, which
-            decides the bin. Counts in the annotation file are ignored.
+            decides the bin. Counts in the annotation file are ignored. It may have classes that the file lacks.
         bins: edges of half-open bins of training instances.
         iou_type: "segm", "bbox" or both; by default both if the detections have masks, else "bbox".
+        protocol: "federated" (LVIS's) or "exhaustive" (COCO's); by default as the file tells: images of a federated
+            dataset have `neg_category_ids` or `not_exhaustive_category_ids`.
         fixed_ap: fixed AP: the best 10,000 detections per class over the dataset, no cap per image.
-        max_detections: cap per image, best first; unused with `fixed_ap`.
-        engine: "hotcoco" or "lvis".
+        max_detections: cap per image, best first; unused with `fixed_ap`. By default 300 by LVIS's protocol and 100 by
+            COCO's, whose code caps the detections of each image and class.
+        engine: "hotcoco"; or "lvis" (LVIS's protocol) or "pycocotools" (COCO's).
         image_ids: images to evaluate; None evaluates all images of the file.
 
     Returns:
         One row per IoU type. Columns: AP of each bin, AP (mean over all classes with ground truth), bAP (mean of the
-        bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR. NaN where no class has ground truth.
-        `.attrs["evaluated"]` has the number of classes with ground truth per bin and in total.
+        bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR; by COCO's protocol also APs, APm, APl and AR@1,
+        AR@10, ARs, ARm, ARl. NaN where no class has ground truth. `.attrs["evaluated"]` has the number of classes with
+        ground truth per bin and in total, `.attrs["protocol"]` the protocol.
 
     Raises:
-        ValueError: annotations that are not valid LVIS, categories that differ from `classes`, detections of unknown
-            images or categories or with masks of another size, "segm" for detections without masks.
+        ValueError: annotations that are not valid, categories that `classes` lacks, detections of unknown images or
+            categories or with masks of another size, "segm" for detections without masks.
     """
     if iou_type is None:
         iou_type = IOU_TYPES if detections.rles is not None else "bbox"
     iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
+    protocol = resolve_protocol(_name_of(annotations), dataset, protocol)
     options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
-    tables = evaluate_rows(dataset, {"": detections}, classes, iou_types=iou_types, bins=bins, **options)
+    tables = evaluate_rows(
+        dataset, {"": detections}, classes, iou_types=iou_types, bins=bins, protocol=protocol, **options
+    )
     summary = tables.summary.droplevel("row")
     summary.attrs["evaluated"] = evaluated_classes(tables.per_class.loc[iou_types[0]].loc[""], bins)
+    summary.attrs["protocol"] = protocol
     return summary
 
 
@@ -89,6 +105,7 @@ def evaluate_rows(
     *,
     iou_types: Iterable[str] = ("segm",),
     bins: tuple[float, ...] = BINS,
+    protocol: str | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Tables:
@@ -97,15 +114,16 @@ def evaluate_rows(
     Args:
         annotations: of `load_annotations`.
         detections: of each row, by name.
-        classes, bins: as of `evaluate`.
+        classes, bins, protocol: as of `evaluate`.
         iou_types: "segm", "bbox" or both.
         progress: show a progress bar on stderr.
         options: fixed_ap, max_detections and engine of `evaluate`.
     """
+    protocol = protocol or ("federated" if annotations.federated else "exhaustive")
     jobs = [(iou_type, name) for iou_type in iou_types for name in detections]
     tables = {}
     for iou_type, name in tqdm(jobs, desc="evaluate", unit="row", disable=None if progress else True):
-        tables[iou_type, name] = per_class_ap(annotations, detections[name], classes, iou_type=iou_type, **options)
+        tables[iou_type, name] = _class_table(annotations, detections[name], classes, iou_type, protocol, **options)
     summary = pd.DataFrame({key: summarize(table, bins) for key, table in tables.items()}).T
     summary.index.names = ["iou_type", "row"]
     return Tables(summary, pd.concat(tables, names=["iou_type", "row", "class"]))
@@ -117,37 +135,50 @@ def per_class_ap(
     classes: pd.DataFrame,
     *,
     iou_type: str = "segm",
+    protocol: str | None = None,
     fixed_ap: bool = False,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int | None = None,
     engine: str = "hotcoco",
     image_ids: Iterable[int] | None = None,
 ) -> pd.DataFrame:
-    """Returns the class table with columns AP, AP50, AP75 and AR in points, NaN for classes without ground truth.
+    """Returns the class table with columns AP, AP50, AP75, AR and those of COCO's protocol in points.
 
-    Arguments and errors are those of `evaluate`, which averages this table.
+    NaN for classes without ground truth. Arguments and errors are those of `evaluate`, which averages this table.
     """
+    dataset = load_annotations(annotations, image_ids)
+    protocol = resolve_protocol(_name_of(annotations), dataset, protocol)
+    return _class_table(dataset, detections, classes, iou_type, protocol, fixed_ap, max_detections, engine)
+
+
+def _name_of(annotations: str | os.PathLike | dict) -> str:
+    return "annotations" if isinstance(annotations, dict) else str(annotations)
+
+
+def _class_table(
+    dataset: EvaluationDataset,
+    detections: Detections,
+    classes: pd.DataFrame,
+    iou_type: str,
+    protocol: str,
+    fixed_ap: bool = False,
+    max_detections: int | None = None,
+    engine: str = "hotcoco",
+) -> pd.DataFrame:
+    """Returns the table of `per_class_ap`; arguments and errors are those of `evaluate`."""
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, ENGINES))}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections is {max_detections}, expected at least 1")
-    dataset = load_annotations(annotations, image_ids)
-    category_ids = classes["category_id"].to_numpy(np.int64)
-    check_categories(dataset, category_ids)
+    check_engine(protocol, engine)
+    cap = PROTOCOLS[protocol].max_detections if max_detections is None else max_detections
+    if cap < 1:
+        raise ValueError(f"max_detections is {cap}, expected at least 1")
+    dataset = with_categories(dataset, classes)
     check_detections(dataset, detections, iou_type)
     if fixed_ap:
         detections = detections.top_per_class(FIXED_AP_DETECTIONS_PER_CLASS)
-    else:
-        detections = detections.top_per_image(max_detections)
-    precision, recall = ENGINES[engine](dataset, detections, iou_type)
-    rank = np.argsort(np.argsort(category_ids))  # the engines sort classes by category id
+    curves = precision_recall(protocol, engine, dataset, detections, iou_type, None if fixed_ap else cap)
+    rank = np.argsort(np.argsort(classes["category_id"].to_numpy(np.int64)))  # the engines sort classes by category id
     table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
-    measures = {"AP": precision, "AP50": precision[:1], "AP75": precision[5:6], "AR": recall[:, None]}
-    for name, values in measures.items():
-        mean = values.mean(axis=(0, 1))[rank]
-        table[name] = np.where(recall[0][rank] >= 0, 100 * mean, np.nan)
-    return table
+    return table.assign(**{name: values[rank] for name, values in class_measures(curves).items()})
 
 
 def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, float]:
@@ -160,7 +191,7 @@ def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[s
         "AP": ap.mean(),
         "bAP": pd.Series(by_bin).mean(),
         **{f"AP{tag}": ap[frequency == tag].mean() for tag in "rcf"},
-        **{name: per_class[name].mean() for name in ("AP50", "AP75", "AR")},
+        **{name: per_class[name].mean() for name in MEASURES if name in per_class},
     }
 
 

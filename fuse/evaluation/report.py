@@ -41,11 +41,12 @@ def write_report(
     sections = []
     for iou_type in summary.index.unique("iou_type"):
         table, classes = summary.loc[iou_type], per_class.loc[iou_type]
+        shown = table.dropna(axis="columns", how="all").reset_index()
         gained, lost = _changes(classes.loc[baseline], classes.loc[candidate])
         sections.append(
             {
                 "title": iou_title(iou_type),
-                "table": table.reset_index().to_html(index=False, border=0, float_format="{:.1f}".format),
+                "table": shown.to_html(index=False, border=0, float_format="{:.1f}".format),
                 "bars": _bars(table, classes, bins),
                 "gained": gained.to_html(index=False, border=0, float_format="{:.1f}".format),
                 "lost": lost.to_html(index=False, border=0, float_format="{:.1f}".format),

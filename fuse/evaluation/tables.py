@@ -6,6 +6,7 @@ import pandas as pd
 
 from extract.data.bins import bin_counts
 from fuse.evaluation.metrics import evaluated_classes
+from fuse.evaluation.protocols import PROTOCOLS
 
 
 def results_text(
@@ -14,15 +15,16 @@ def results_text(
     scope: str,
     *,
     bins: tuple[float, ...],
+    protocol: str,
     fixed_ap: bool,
-    max_detections: int,
+    max_detections: int | None,
 ) -> str:
     """Returns the tables to print, after a line that describes the evaluation.
 
     Args:
         summary, per_class: tables of `evaluate_rows`.
         scope: which images are evaluated.
-        bins, fixed_ap, max_detections: of the evaluation.
+        bins, protocol, fixed_ap, max_detections: of the evaluation.
     """
     iou_type, row = summary.index[0]
     classes = per_class.loc[iou_type].loc[row]
@@ -30,10 +32,13 @@ def results_text(
     totals = [*bin_counts(classes["instance_count"].to_numpy(), bins), len(classes)]
     counts = ", ".join(f"{n} {evaluated[n]} of {total}" for n, total in zip(evaluated, totals, strict=True))
     kind = "fixed AP" if fixed_ap else f"{max_detections} detections per image"
-    lines = [f"Evaluated on {scope}; {kind}; bins by training instances; figures in points (0-100)."]
-    lines.append(f"Classes with ground truth: {counts}.")
+    rule = f"{PROTOCOLS[protocol].title} ({protocol} annotations)"
+    lines = [f"Evaluated on {scope}; {kind}; bins by training instances; figures in points (0-100); {rule}."]
+    empty = summary.columns[summary.isna().all()].tolist()
+    left_out = f" Columns without any are left out: {', '.join(empty)}." if empty else ""
+    lines.append(f"Classes with ground truth: {counts}.{left_out}")
     for iou_type in summary.index.unique("iou_type"):
-        table = summary.loc[iou_type].rename_axis(None)
+        table = summary.loc[iou_type].drop(columns=empty).rename_axis(None)
         lines += ["", iou_title(iou_type), table.to_string(float_format="{:.1f}".format)]
     return "\n".join(lines)
 

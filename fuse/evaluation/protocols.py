@@ -1,0 +1,115 @@
+"""The two protocols: LVIS's for federated datasets, COCO's for exhaustive ones."""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+
+from fuse.defaults import COCO_MAX_DETECTIONS, MAX_DETECTIONS
+from fuse.detections import Detections
+from fuse.evaluation.coco_engines import COCO_ENGINES
+from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.engines import LVIS_ENGINES, PrecisionRecall
+
+_LOG = logging.getLogger(__name__)
+
+
+class Protocol(NamedTuple):
+    """How a kind of dataset is evaluated.
+
+    Attributes:
+        title: of the protocol.
+        max_detections: its cap on detections.
+        engines: names of what computes it.
+    """
+
+    title: str
+    max_detections: int
+    engines: tuple[str, ...]
+
+
+PROTOCOLS = {
+    "federated": Protocol("LVIS's protocol", MAX_DETECTIONS, tuple(LVIS_ENGINES)),
+    "exhaustive": Protocol("COCO's protocol", COCO_MAX_DETECTIONS, tuple(COCO_ENGINES)),
+}
+"""By the kind of dataset: each class is annotated in some images only, or every class in every image."""
+LVIS_FIELDS = "neg_category_ids or not_exhaustive_category_ids"
+"""Fields of the images of a federated dataset."""
+AREAS = ("", "s", "m", "l")
+"""Suffixes of columns: objects of all areas, small ones (up to 32² pixels), medium ones (up to 96²), large ones."""
+MEASURES = ("AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR", "ARs", "ARm", "ARl")
+"""Columns of `class_measures` besides AP; those of areas and caps are COCO's only."""
+
+
+def resolve_protocol(name: str, dataset: EvaluationDataset, protocol: str | None) -> str:
+    """Returns the protocol, by default that of the dataset's kind, and logs it.
+
+    Warns if a dataset without negative categories is evaluated as a federated one, where AP means less than it seems.
+
+    Args:
+        name: of the annotations, for messages.
+        dataset: of `load_annotations`.
+        protocol: a key of `PROTOCOLS` or None.
+
+    Raises ValueError for another protocol.
+    """
+    told = "federated" if dataset.federated else "exhaustive"
+    chosen = told if protocol is None else protocol
+    if chosen not in PROTOCOLS:
+        raise ValueError(f"protocol is {chosen!r}, expected {' or '.join(map(repr, PROTOCOLS))}")
+    reason = f"{'some images have' if dataset.federated else 'no image has'} {LVIS_FIELDS}"
+    given = f"{reason}, but protocol is {chosen!r}" if chosen != told else reason
+    _LOG.info("%s: %s; %s annotations, %s", name, given, chosen, PROTOCOLS[chosen].title)
+    if chosen == "federated" and not any(image["neg_category_ids"] for image in dataset["images"]):
+        _LOG.warning(
+            "%s: no image has a negative category (neg_category_ids), so the AP of a class counts only the images that "
+            "show it, and false positives in all others are free; if every class is annotated in every image, evaluate "
+            "with protocol 'exhaustive'",
+            name,
+        )
+    return chosen
+
+
+def check_engine(protocol: str, engine: str) -> None:
+    """Raises ValueError for an engine that does not compute the protocol."""
+    title, _, engines = PROTOCOLS[protocol]
+    if engine not in engines:
+        raise ValueError(f"engine is {engine!r}, expected {' or '.join(map(repr, engines))} for {title}")
+
+
+def precision_recall(
+    protocol: str,
+    engine: str,
+    dataset: EvaluationDataset,
+    detections: Detections,
+    iou_type: str,
+    max_detections: int | None,
+) -> PrecisionRecall:
+    """Runs an engine. `max_detections` None is no cap.
+
+    LVIS's protocol caps the detections of each image; COCO's code caps those of each image and class.
+    """
+    if protocol == "exhaustive":
+        cap = max(len(detections), 1) if max_detections is None else max_detections
+        return COCO_ENGINES[engine](dataset, detections, iou_type, cap)
+    capped = detections if max_detections is None else detections.top_per_image(max_detections)
+    return LVIS_ENGINES[engine](dataset, capped, iou_type)
+
+
+def class_measures(curves: PrecisionRecall) -> dict[str, np.ndarray]:
+    """Returns AP and `MEASURES` of each class in points, (K,) float64; NaN where a class has no ground truth."""
+    precision, recall = curves.precision, curves.recall[:, None]
+    columns = {"AP": precision[..., 0], "AP50": precision[:1, ..., 0], "AP75": precision[5:6, ..., 0]}
+    for area, suffix in enumerate(AREAS[: precision.shape[3]]):
+        columns[f"AP{suffix}"] = precision[..., area]
+        columns[f"AR{suffix}"] = recall[..., area, -1]
+    for m, cap in enumerate(curves.caps[:-1]):
+        columns[f"AR@{cap}"] = recall[..., 0, m]
+    return {name: _mean_points(columns[name]) for name in ("AP", *MEASURES) if name in columns}
+
+
+def _mean_points(values: np.ndarray) -> np.ndarray:
+    """Returns (K,) means of (T, …, K) precision or recall in points, NaN for classes of -1."""
+    return np.where((values >= 0).all(axis=(0, 1)), 100 * values.mean(axis=(0, 1)), np.nan)

@@ -1,0 +1,163 @@
+"""The commands on exhaustive datasets, on test sets without annotations and on small sets with empty bins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fuse
+from extract.__main__ import main as extract_main
+from extract.cache.reader import open_cache
+from fuse.__main__ import main
+from fuse.detections import Detections
+from tests.fuse_fixtures import CLASSES, annotations, as_coco, tiny_cache, tiny_head
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """An exhaustive dataset with its cache and head; a test set: the same images without annotations."""
+    folder = tmp_path_factory.mktemp("coco")
+    content = as_coco(annotations())
+    content["annotations"][4]["iscrowd"] = 1
+    (folder / "val.json").write_text(json.dumps(content))
+    (folder / "test.json").write_text(json.dumps({**content, "annotations": []}))
+    (folder / "lvis.json").write_text(json.dumps(annotations()))
+    cache = tiny_cache(folder / "val.zarr", annotations())
+    tiny_head(folder / "head", cache)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr("fuse.commands.outputs.report_writer", lambda: None)  # drawing would take longest
+
+
+CACHE = ["--cache", "val.zarr", "--head", "head"]
+COCO_LT = ["--bins", "20", "400", "8000"]
+
+
+@pytest.mark.long
+def test_a_fusion_is_evaluated_by_the_protocol_of_coco(tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    assert main([*CACHE, "--annotations", "val.json", *COCO_LT, "--tail", "10", "--out", str(tmp_path)]) == 0
+    assert "val.json: no image has neg_category_ids or " in caplog.text
+    assert "; exhaustive annotations, COCO's protocol" in caplog.text
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Evaluated on 6 images; 100 detections per image;")
+    assert lines[0].endswith("COCO's protocol (exhaustive annotations).")
+    assert {"AP(0,20)", "AP[20,400)", "APs", "AP50", "AR@10", "ARs"} <= set(lines[4].split())
+    found = Detections.from_json(tmp_path / "detections.json")
+    assert np.unique(found.image_ids, return_counts=True)[1].max() <= 100
+    table = pd.read_csv(tmp_path / "metrics.csv", index_col="row")
+    options = {"bins": (0, 20, 400, 8000, float("inf")), "iou_type": "segm", "engine": "pycocotools"}
+    expected = fuse.evaluate("val.json", found, open_cache("val.zarr").classes, **options).loc["segm"]
+    np.testing.assert_allclose(table.loc["cat"].drop("iou_type").astype(float), expected, rtol=0, atol=1e-9)
+    assert table.loc["cat", "AP(0,20)"] > table.loc["original", "AP(0,20)"] + 10
+    assert "APs" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.long
+def test_every_command_takes_an_exhaustive_dataset(tmp_path, capsys, no_report):
+    where = ["--annotations", "val.json", *COCO_LT, "--iou-types", "bbox"]
+    assert main(["sweep", *CACHE, *where, "--out", str(tmp_path / "sweep")]) == 0
+    files = []
+    for mode in ("original", "calibrated"):
+        assert main([*CACHE, *where, "--mode", mode, "--out", str(tmp_path / mode)]) == 0
+        files.append(str(tmp_path / mode / "detections.json"))
+    capsys.readouterr()
+    outputs = []
+    for engine in ("hotcoco", "pycocotools"):
+        assert main(["evaluate", files[0], *where, "--cache", "val.zarr", "--engine", engine]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and "COCO's protocol" in outputs[0]
+    assert main(["merge", *files, *where, "--cache", "val.zarr", "--out", str(tmp_path / "both")]) == 0
+    assert "100 detections per image" in capsys.readouterr().out
+    assert extract_main(["recall", "val.zarr", "--annotations", "val.json", *COCO_LT]) == 0
+    recall = capsys.readouterr().out
+    assert "(0,20)" in recall and "[400,8000)" in recall
+
+
+def test_protocol_and_cap_can_be_set(tmp_path, capsys, no_report):
+    where = [*CACHE, "--iou-types", "bbox", "--out", str(tmp_path)]
+    assert main([*where, "--annotations", "lvis.json", "--protocol", "exhaustive", "--max-detections", "7"]) == 0
+    assert "7 detections per image" in (text := capsys.readouterr().out) and "COCO's protocol" in text
+    assert main([*where, "--annotations", "lvis.json"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "protocol ('exhaustive' there, 'federated' now)" in error
+    assert "max_detections ('7' there, '300' now)" in error
+    assert main([*where, "--annotations", "val.json", "--engine", "lvis", "--overwrite"]) == 1
+    assert "engine is 'lvis', expected 'hotcoco' or 'pycocotools'" in capsys.readouterr().err
+
+
+def test_folders_from_before_the_protocol_was_an_option_are_continued(tmp_path, no_report):
+    command = [*CACHE, "--iou-types", "bbox", "--annotations", "lvis.json", "--out", str(tmp_path)]
+    assert main(command) == 0
+    manifest = json.loads((tmp_path / "run.json").read_text())
+    assert manifest.pop("protocol") == "federated"
+    (tmp_path / "run.json").write_text(json.dumps(manifest))
+    assert main(command) == 0
+
+
+def test_detections_in_a_test_set_are_written_and_not_evaluated(tmp_path, capsys, no_report):
+    test, val = tmp_path / "test", tmp_path / "val"
+    command = [*CACHE, "--tail", "10", "--max-detections", "50"]
+    assert main([*command, "--annotations", "test.json", "--out", str(test)]) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert line.startswith("test.json has no annotations, so no AP: ") and "detections on 6 images in" in line
+    assert {path.name for path in test.iterdir()} == {"detections.json", "run.json"}
+    assert main([*command, "--annotations", "val.json", "--out", str(val)]) == 0
+    assert (test / "detections.json").read_bytes() == (val / "detections.json").read_bytes()
+    files = [str(folder / "detections.json") for folder in (test, val)]
+    merge = ["merge", *files, "--annotations", "test.json", "--cache", "val.zarr", "--out", str(tmp_path / "both")]
+    assert main(merge) == 0
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"detections.json", "run.json"}
+
+
+@pytest.mark.parametrize("command", ["sweep --cache val.zarr --out o", "evaluate empty.json --cache val.zarr"])
+def test_commands_that_only_evaluate_refuse_a_test_set(folder, capsys, command):
+    (folder / "empty.json").write_text("[]")
+    assert main([*command.split(), "--annotations", "test.json"]) == 1
+    assert "error: test.json: has no annotations, so nothing can be evaluated" in capsys.readouterr().err
+    assert not (folder / "o").exists()
+
+
+def test_evaluation_of_a_test_set_in_python_has_no_figures():
+    nothing = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
+    for protocol in ("federated", "exhaustive"):
+        assert fuse.evaluate("test.json", nothing, CLASSES, protocol=protocol).isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("tail", "text"),
+    [
+        ("5000", "tail is 5000: 5 of 5 classes are tail classes (they have 3 to 4000 training instances), so the orig"),
+        ("3", "tail is 3: 0 of 5 classes are tail classes (they have 3 to 4000 training instances), so the calibrated"),
+        ("4000", None),
+    ],
+)
+def test_a_bound_that_makes_all_or_no_classes_tail_classes_is_said(tmp_path, caplog, no_report, tail, text):
+    command = [*CACHE, "--annotations", "val.json", "--iou-types", "bbox", "--out", str(tmp_path)]
+    assert main([*command, "--tail", tail]) == 0
+    assert text in caplog.text if text else "tail classes" not in caplog.text
+
+
+def test_columns_without_ground_truth_are_named_and_left_out_of_the_table(tmp_path, capsys, no_report):
+    command = [*CACHE, "--annotations", "lvis.json", "--iou-types", "bbox", "--out", str(tmp_path)]
+    assert main([*command, "--bins", "2", "10", "1000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(
+        "AP(0,2) 0 of 0, AP[2,10) 2 of 2, AP[10,1000) 2 of 2, AP[1000,-) 0 of 1, AP 4 of 5. "
+        "Columns without any are left out: AP(0,2), AP[1000,-)."
+    )
+    assert lines[4].split()[:3] == ["AP[2,10)", "AP[10,1000)", "AP"] and "NaN" not in "".join(lines)
+    assert "AP(0,2)" in pd.read_csv(tmp_path / "metrics.csv").columns
