@@ -171,7 +171,7 @@ def test_crowd_regions_in_files_with_the_fields_of_lvis(content, classes, detect
     np.testing.assert_allclose(*(t[["AP", "AP50", "AP75", "AR"]] for t in tables), rtol=0, atol=1e-9)
     objects = {**federated, "annotations": [{**a, "iscrowd": 0} for a in federated["annotations"]]}
     different = per_class_ap(objects, detections, classes, iou_type=iou_type)["AP"] - tables[0]["AP"]
-    assert (different[:9].abs() > 0.1).all()
+    assert different.abs().max() > 1
 
 
 @pytest.mark.parametrize("engine", ["hotcoco", "lvis", "pycocotools"])

@@ -55,8 +55,9 @@ def resolve_protocol(config: Options, annotations: EvaluationDataset) -> Options
         return replace(config, max_detections=config.max_detections or MAX_DETECTIONS)
     protocol = protocols.resolve_protocol(str(config.annotations), annotations, config.protocol)
     protocols.check_engine(protocol, config.engine)
-    cap = protocols.PROTOCOLS[protocol].max_detections
-    return replace(config, protocol=protocol, max_detections=config.max_detections or cap)
+    cap = config.max_detections or protocols.PROTOCOLS[protocol].max_detections
+    changes: dict[str, Any] = {"protocol": protocol, "max_detections": cap}
+    return replace(config, **changes)
 
 
 def open_val_cache(url: str) -> RoICache:
