@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from fuse.ops.array_kernels import argsort_descending
 from fuse.ops.masks import encode_masks
 from fuse.ops.nms import NMSResult, batched_nms, class_nms
-from fuse.ops.nms_kernels import argsort_descending
 from fuse.ops.score_kernels import replace_columns
 
 

@@ -12,6 +12,8 @@ from itertools import pairwise
 import numba
 import numpy as np
 
+from fuse.ops.kernel_cache import cached_njit
+
 HALF = np.float32(127.5)
 """Probability 0.5 in units of uint8."""
 MAX_RUN_CHARS = 7
@@ -45,7 +47,7 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
     return [{"size": [height, width], "counts": text[start:end]} for start, end in spans]
 
 
-@numba.njit(nogil=True)
+@cached_njit
 def _encode(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the concatenated strings of all masks, uint8 ASCII codes, and where each ends, (N,) int64."""
     runs, ends = np.empty(height * width + 2, np.int64), np.empty(len(masks), np.int64)

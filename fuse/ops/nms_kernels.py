@@ -9,17 +9,17 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from fuse.ops.array_kernels import accumulate, arange, argsort_descending, take
 from fuse.ops.iou_kernels import EMPTY_BOX, STEP_BOXES, as_box, overlap_bitmasks, overlaps_any, set_box, zero_columns
+from fuse.ops.kernel_cache import cached_njit
 
 BLOCK_CLASSES = 64
 """Classes per block maximum: enough for vector instructions, few enough to skip most scores."""
-RADIX_BITS = 11
-"""Bits per pass of the radix sort."""
 BITMASK_CANDIDATES_PER_BOX = 16
 """With more candidates than this per shared box, the IoU of all pairs of boxes is computed once for all classes."""
 
 
-@numba.njit(nogil=True)
+@cached_njit
 def block_maxima(scores: np.ndarray) -> tuple[np.ndarray, np.uint32]:
     """Returns the maximum of each block of `BLOCK_CLASSES` classes, and the maximum of all scores.
 
@@ -45,7 +45,7 @@ def block_maxima(scores: np.ndarray) -> tuple[np.ndarray, np.uint32]:
     return maxima, largest
 
 
-@numba.njit(nogil=True)
+@cached_njit
 def select_candidates(
     scores: np.ndarray, maxima: np.ndarray, class_thresholds: np.ndarray, min_score: np.uint32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,7 +61,10 @@ def select_candidates(
         roi_index (N,) int32, class_index (N,) int32, score (N,) uint32.
     """
     num_rois, num_classes = scores.shape[0], scores.shape[1] - 1
-    size = (maxima >= min_score).sum() * BLOCK_CLASSES  # an upper bound; memory that is never written costs nothing
+    size = 0  # an upper bound; memory that is never written costs nothing
+    for r in range(num_rois):
+        for b in range(maxima.shape[1]):
+            size += BLOCK_CLASSES if maxima[r, b] >= min_score else 0
     roi_index, class_index, score = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint32)
     n = 0
     for r in range(num_rois):
@@ -76,25 +79,7 @@ def select_candidates(
     return roi_index[:n], class_index[:n], score[:n]
 
 
-@numba.njit(nogil=True)
-def argsort_descending(scores: np.ndarray) -> np.ndarray:
-    """Returns the (N,) int32 indices that sort `scores` (N,) uint32 in descending order: a stable radix sort."""
-    order, other = np.arange(scores.size).astype(np.int32), np.empty(scores.size, np.int32)
-    mask = np.uint32((1 << RADIX_BITS) - 1)
-    for shift in range(0, 32, RADIX_BITS):
-        starts = np.zeros((1 << RADIX_BITS) + 1, np.int64)
-        for i in range(scores.size):
-            starts[np.int64(mask - (scores[i] >> np.uint32(shift) & mask)) + 1] += 1
-        starts = np.cumsum(starts)
-        for n in order:
-            digit = np.int64(mask - (scores[n] >> np.uint32(shift) & mask))
-            other[starts[digit]] = n
-            starts[digit] += 1
-        order, other = other, order
-    return order
-
-
-@numba.njit(nogil=True)
+@cached_njit
 def nms_by_class(
     roi_index: np.ndarray,
     class_index: np.ndarray,
@@ -130,15 +115,14 @@ def nms_by_class(
         roi_index (D,) int64, class_index (D,) int64, score (D,) uint32, best first; equal scores by class, then RoI.
     """
     offsets = _class_offsets(class_index, num_classes)
-    grouped = _group_by_class(np.arange(score.size).astype(np.int32), class_index, offsets)
-    order = argsort_descending(score[grouped])
-    queue = _group_by_class(order, class_index[grouped], offsets)
+    grouped = _group_by_class(arange(score.size), class_index, offsets)
+    order = argsort_descending(take(score, grouped))
+    queue = _group_by_class(order, take(class_index, grouped), offsets)
     if boxes.shape[1] == 1 and score.size > BITMASK_CANDIDATES_PER_BOX * len(boxes):
-        keep = _bitmask_nms(queue, offsets, roi_index[grouped], boxes[:, 0], iou_threshold)
+        keep = _bitmask_nms(queue, offsets, take(roi_index, grouped), boxes[:, 0], iou_threshold)
     else:
         keep = _greedy_nms(queue, offsets, _gather_boxes(boxes, roi_index, class_index, offsets), iou_threshold)
-    kept = grouped[order[keep[order]][:max_detections]]
-    return roi_index[kept].astype(np.int64), class_index[kept].astype(np.int64), score[kept]
+    return _best_kept(order, keep, grouped, roi_index, class_index, score, max_detections)
 
 
 @numba.njit(nogil=True)
@@ -147,7 +131,8 @@ def _class_offsets(class_index: np.ndarray, num_classes: int) -> np.ndarray:
     offsets = np.zeros(num_classes + 1, np.int64)
     for c in class_index:
         offsets[c + 1] += 1
-    return np.cumsum(offsets)
+    accumulate(offsets)
+    return offsets
 
 
 @numba.njit(nogil=True)
@@ -181,7 +166,9 @@ def _gather_boxes(boxes: np.ndarray, roi_index: np.ndarray, class_index: np.ndar
 def _greedy_nms(queue: np.ndarray, offsets: np.ndarray, boxes: np.ndarray, iou_threshold: np.float32) -> np.ndarray:
     """Returns (N,) bool: which of `boxes` (N, 4) are kept. `queue` (N,) has their indices by class, best first."""
     keep = np.zeros(queue.size, np.bool_)
-    largest = (offsets[1:] - offsets[:-1]).max()  # np.diff takes Numba seconds to compile
+    largest = 0
+    for c in range(offsets.size - 1):
+        largest = max(largest, offsets[c + 1] - offsets[c])
     kept = zero_columns(largest + STEP_BOXES)  # the kept boxes of one class
     for c in range(offsets.size - 1):
         count = 0
@@ -216,3 +203,27 @@ def _bitmask_nms(
                 for w in range(removed.size):
                     removed[w] |= overlapping[w]
     return keep
+
+
+@numba.njit(nogil=True)
+def _best_kept(
+    order: np.ndarray,
+    keep: np.ndarray,
+    grouped: np.ndarray,
+    roi_index: np.ndarray,
+    class_index: np.ndarray,
+    score: np.ndarray,
+    max_detections: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the first `max_detections` kept candidates in order, as `nms_by_class` does."""
+    size = min(max_detections, order.size)
+    rois, classes, scores = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint32)
+    count = 0
+    for p in order:
+        if count == size:
+            break
+        if keep[p]:
+            n = grouped[p]
+            rois[count], classes[count], scores[count] = roi_index[n], class_index[n], score[n]
+            count += 1
+    return rois[:count], classes[:count], scores[:count]

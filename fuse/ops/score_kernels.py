@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from fuse.ops.kernel_cache import cached_njit
 
 
 def replace_columns(
@@ -25,7 +26,7 @@ def replace_columns(
     return fused
 
 
-@numba.njit(nogil=True)
+@cached_njit
 def _fill(
     original: np.ndarray,
     calibrated: np.ndarray,
