@@ -35,6 +35,7 @@ demo: $(VENV)/$(NEEDS)
 	    --out $(RUN)/sweep
 
 # The tables of docs/results.md, and the one of the README.
+tables: export OMP_NUM_THREADS = 1
 tables:
 	$(MAKE) demo DETECTOR=plain
 	$(MAKE) demo DETECTOR=rfs
