@@ -124,6 +124,8 @@ def _describe(
         stage_average=check_average(cache.detector.get("stage_average", "scores")),
         detector=str(cache.detector.get("name", "")),
         weights_sha256=str(cache.detector.get("weights_sha256", "")),
+        tensors_sha256=str(cache.detector.get("tensors_sha256", "")),
+        settings=dict(cache.detector.get("settings", {})),
         cache_fingerprint=cache.fingerprint,
         config=config,
     )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from calib.scoring import Average, Level, check_average, instance_counts_of, stage_scores
+from extract.detectors.identity import check_same_detector
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class HeadInfo:
         stages: matching IoU of each stage.
         stage_average: what is averaged over stages, "scores" or "logits".
         detector: name of the detector that the features come from.
-        weights_sha256: sha256 of that detector's weights; empty if unknown.
+        weights_sha256: sha256 of that detector's weights file; empty if unknown.
+        tensors_sha256: sha256 of that detector's tensors; empty if unknown.
+        settings: that detector's input size, normalisation and options; empty if unknown.
         cache_fingerprint: fingerprint of the cache that the head was trained on.
         config: configuration of the training.
     """
@@ -56,6 +59,8 @@ class HeadInfo:
     stage_average: Average = "scores"
     detector: str = ""
     weights_sha256: str = ""
+    tensors_sha256: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
     cache_fingerprint: str = ""
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -119,7 +124,10 @@ class Head(nn.Module):
         return stage_scores(self.logits(rois), self.info.stage_average)
 
     def check_cache(self, cache: RoICache) -> None:
-        """Raises ValueError, naming the field, if the head cannot score this cache."""
+        """Raises ValueError, naming the field, if the head cannot score this cache.
+
+        Warns of a detector with another input size or other options.
+        """
         url, info = cache.url, self.info
         self._check_origin(url, cache.detector)
         _check_same(url, "level", info.level, cache.level)
@@ -135,16 +143,17 @@ class Head(nn.Module):
                 )
 
     def check_detector(self, detector: Detector) -> None:
-        """Raises ValueError, naming the field, if the head was trained for another detector."""
+        """Raises ValueError, naming the field, if the head was trained for another detector; warns as `check_cache`."""
         name = f"detector {detector.description['name']}"
         self._check_origin(name, detector.description)
         _check_same(name, "stages", self.info.stages, tuple(detector.stages))
         _check_same(name, "number of classes", self.num_classes, detector.num_classes)
 
     def _check_origin(self, source: str, description: Mapping[str, object]) -> None:
-        _check_same(source, "detector", self.info.detector, str(description.get("name", "")))
-        sha256 = str(description.get("weights_sha256", ""))
-        _check_same(source, "detector weights", self.info.weights_sha256, sha256)
+        info = self.info
+        trained_for: dict[str, Any] = {"name": info.detector, "weights_sha256": info.weights_sha256}
+        trained_for |= {"tensors_sha256": info.tensors_sha256, "settings": info.settings}
+        check_same_detector(source, description, "the head was trained for", trained_for)
 
     def _checked_features(self, rois: RoIs) -> np.ndarray | torch.Tensor:
         expected = (len(self.stages), *self.info.feature_shape)

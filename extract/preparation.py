@@ -69,7 +69,8 @@ def find_existing(url: str, header: Header) -> RoICache | CacheWriter | None:
         attributes = open_group(url, "r").attrs.asdict()
     except FileNotFoundError:
         return None
-    refuse_changes(url, _identity(Header.from_attributes(attributes)), _identity(header), CacheError)
+    stored, current = _identity(Header.from_attributes(attributes)), _identity(header)
+    refuse_changes(url, stored, _comparable(current, stored), CacheError)
     return open_cache(url) if attributes["complete"] else resume_cache(url)
 
 
@@ -141,3 +142,16 @@ def _identity(header: Header) -> dict[str, object]:
     """Returns the header as flat options, without versions."""
     options = flatten(asdict(header)).items()
     return {name.removeprefix("provenance.config."): value for name, value in options if "version" not in name}
+
+
+def _comparable(current: dict[str, object], stored: dict[str, object]) -> dict[str, object]:
+    """Returns `current` without what caches of older versions do not record.
+
+    Weights files of the same tensors are the same detector, so the stored sha256 of the file is kept.
+    """
+    newer = ("detector.tensors_sha256", "detector.settings.")
+    comparable = {name: value for name, value in current.items() if name in stored or not name.startswith(newer)}
+    tensors, file = "detector.tensors_sha256", "detector.weights_sha256"
+    if file in stored and tensors in stored and stored[tensors] == current.get(tensors):
+        comparable[file] = stored[file]
+    return comparable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from tests.exactness import (
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the frameworks at import
     pytest.importorskip("detectron2.modeling")
+    from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import CfgNode
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
@@ -215,6 +217,8 @@ def test_resized_shares_the_weights(references, detectors):
     detector = detectors("class-agnostic")
     other = detector.resized(160, 300)
     assert other.model is detector.model and detector.size == (128, 180) and other.size == (160, 300)
+    sizes = [one.description["settings"]["input_size"] for one in (detector, other)]
+    assert sizes == [[128, 180], [160, 300]]
     options = ("INPUT.MIN_SIZE_TEST", "160", "INPUT.MAX_SIZE_TEST", "300")
     configured = load_detector(replace(references("class-agnostic").spec, detector_options=options))
     images = make_images(SIZE)
@@ -232,7 +236,90 @@ def test_weights_of_the_model_zoo(references, detectors, tmp_path):
     detectors = detectors("cascade"), load_detector(replace(spec, weights=file))
     (rois,), (expected,) = (d.forward(images, "logits").rois for d in detectors)
     np.testing.assert_array_equal(rois.logits, expected.logits)
-    assert detectors[0].description["weights_sha256"] != detectors[1].description["weights_sha256"]
+    one, other = (detector.description for detector in detectors)
+    assert one["weights_sha256"] != other["weights_sha256"] and one["tensors_sha256"] == other["tensors_sha256"]
+
+
+CAFFE2 = {
+    r"backbone\.bottom_up\.stem\.conv1\.norm\.": "res_conv1_bn_",
+    r"backbone\.bottom_up\.stem\.conv1\.": "conv1_",
+    r"backbone\.bottom_up\.(res\d)\.(\d)\.": r"\1_\2_",
+    r"backbone\.fpn_lateral(\d)\.": r"fpn_inner_res\1_2_sum_lateral_",
+    r"backbone\.fpn_output(\d)\.": r"fpn_res\1_2_sum_",
+    r"proposal_generator\.rpn_head\.conv\.": "conv_rpn_fpn2_",
+    r"proposal_generator\.rpn_head\.objectness_logits\.": "rpn_cls_logits_fpn2_",
+    r"proposal_generator\.rpn_head\.anchor_deltas\.": "rpn_bbox_pred_fpn2_",
+    r"roi_heads\.box_head\.fc1\.": "fc6_",
+    r"roi_heads\.box_head\.fc2\.": "fc7_",
+    r"roi_heads\.box_predictor\.": "",
+    r"roi_heads\.mask_head\.mask_fcn(\d)\.": r"_[mask]_fcn\1_",
+    r"roi_heads\.mask_head\.deconv\.": "conv5_mask_",
+    r"roi_heads\.mask_head\.predictor\.": "mask_fcn_logits_",
+    r"shortcut\.norm\.": "branch1_bn_",
+    r"shortcut\.": "branch1_",
+    r"conv([123])\.norm\.": lambda found: f"branch2{' abc'[int(found[1])]}_bn_",
+    r"(?<=\d_\d_)conv([123])\.": lambda found: f"branch2{' abc'[int(found[1])]}_",
+    r"(cls_score|bbox_pred)\.": r"\1_",
+    r"bn_weight$": "bn_s",
+    r"weight$": "w",
+    r"bias$": "b",
+}
+"""detectron2's names → those of Detectron (Caffe2), which detectron2 converts."""
+
+
+def to_caffe2(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """A state_dict as Detectron has it: background first, with a box and a mask of its own, affine normalisation."""
+    blobs = {}
+    for name, tensor in state.items():
+        if "running_" in name:
+            continue
+        array = tensor.numpy()
+        if "cls_score" in name:
+            array = np.roll(array, 1, 0)
+        if "bbox_pred" in name or "mask_head.predictor" in name:
+            array = np.concatenate([array[: 4 if "bbox_pred" in name else 1] * 0, array])
+        for pattern, replacement in CAFFE2.items():
+            name = re.sub(pattern, replacement, name)
+        blobs[name] = array
+        blobs[f"{name}_momentum"] = array * 0
+    return blobs
+
+
+def test_names_of_detectron_are_converted_as_by_the_checkpointer(tmp_path):
+    reference = write_reference("class-specific", tmp_path, **{"MODEL.KEYPOINT_ON": False})
+    detector = load_detector(reference.spec)
+    (tmp_path / "blobs.pkl").write_bytes(pickle.dumps({"blobs": to_caffe2(detector.model.state_dict()), "cfg": "x"}))
+    assert not any("." in key for key in to_caffe2(detector.model.state_dict()))
+    expected = build_model(reference.predictor.cfg)
+    DetectionCheckpointer(expected).load(str(tmp_path / "blobs.pkl"))
+    expected = expected.state_dict()
+    found = load_detector(replace(reference.spec, weights=tmp_path / "blobs.pkl")).model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    for key, value in detector.model.state_dict().items():
+        torch.testing.assert_close(found[key], value, atol=2e-5, rtol=0)  # of running variances, 1 - eps or 1
+
+
+def test_weights_of_a_backbone_alone_are_refused(references, tmp_path):
+    blobs = to_caffe2(load_detector(references("lazy").spec).model.state_dict())
+    names = [key for key in blobs if key.startswith(("conv1", "res"))]
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({key: blobs[key] for key in names}))
+    message = "R-50.pkl: weights of another model: lacks backbone.fpn_lateral2.weight, .* and [0-9]+ more$"
+    assert_one_line(replace(references("lazy").spec, weights=tmp_path / "R-50.pkl"), message)
+
+
+def test_settings_are_those_of_the_config(references, detectors):
+    settings = detectors("class-specific").description["settings"]
+    assert settings == {
+        "input_size": [128, 180],
+        "pixel_mean": [103.53, 116.28, 123.675],
+        "pixel_std": [3e4] * 3,
+        "channel_order": "RGB",
+        "options": [],
+    }
+    options = ("INPUT.MIN_SIZE_TEST", "100")
+    changed = load_detector(replace(references("class-specific").spec, detector_options=options)).description
+    assert changed["settings"] == {**settings, "input_size": [100, 180], "options": [*options]}
+    assert changed["tensors_sha256"] == detectors("class-specific").description["tensors_sha256"]
 
 
 def test_config_sha256_depends_on_what_changes_the_output(references, tmp_path):

@@ -164,6 +164,25 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
     assert folder_bytes(tmp_path / "whole") == folder_bytes(tmp_path / "broken")
 
 
+def test_an_older_version_or_another_file_of_the_same_tensors_is_resumed(tiny, tmp_path):
+    import torch
+    import zarr
+    from safetensors.torch import load_file
+
+    config = tiny.config("train", tmp_path / "cache")
+    before = extract.run(config).detector
+    assert set(before["settings"]) == {"input_size", "pixel_mean", "pixel_std", "channel_order", "options"}
+    torch.save({"model": load_file(config.weights)}, tmp_path / "checkpoint.pth")
+    other = replace(config, weights=tmp_path / "checkpoint.pth")
+    assert extract.run(other).detector == before, "finished already"
+    group = zarr.open_group(config.out, mode="r+")
+    older = {key: value for key, value in before.items() if key not in ("tensors_sha256", "settings")}
+    group.attrs["detector"] = older
+    assert extract.run(config).detector == older
+    with pytest.raises(extract.CacheError, match="made with other options: detector.weights_sha256"):
+        extract.run(other)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_overlapped_extraction_writes_the_bytes_of_a_sequential_one(tiny, caches, tmp_path, split):
     config, finished = tiny.config(split, tmp_path / "cache"), caches[split]

@@ -219,9 +219,26 @@ def test_wrong_input_is_named(setting, tmp_path):
         with pytest.raises(ValueError, match=message):
             CalibratedDetector(detector, head, **options)
     loaded = calib.load_head(head)
-    loaded.info = replace(loaded.info, weights_sha256="another")
-    with pytest.raises(ValueError, match="detector weights .*, the head was trained for another"):
+    loaded.info = replace(loaded.info, tensors_sha256="another")
+    with pytest.raises(ValueError, match="detector tensors .*, the head was trained for another"):
         CalibratedDetector(detector, loaded)
+
+
+def test_another_input_size_or_normalisation_than_the_heads(setting, caplog):
+    detector, _, folder, _ = setting
+    size = detector.description["settings"]["input_size"]
+    CalibratedDetector(detector, folder, views=[View(), View(size=(100, 150))])
+    assert "input size" not in caplog.text, "views are other sizes on purpose"
+    CalibratedDetector(detector.resized(100, 150), folder)
+    assert (
+        f"input size (shorter, longer edge) of the detector [100, 150], the head was trained for {size}" in caplog.text
+    )
+    head = calib.load_head(folder)
+    head.info = replace(head.info, settings={**head.info.settings, "channel_order": "BGR"})
+    with pytest.raises(ValueError, match="detector channel order RGB, the head was trained for BGR"):
+        CalibratedDetector(detector, head)
+    head.info = replace(head.info, settings={}, tensors_sha256="")
+    CalibratedDetector(detector, head)  # as heads of older versions
 
 
 def test_predict_command(setting, tiny, tmp_path, capsys):

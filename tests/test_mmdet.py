@@ -153,6 +153,44 @@ def test_description(specs):
     assert load_detector(stages).stages == (0.5, 0.65, 0.7)
 
 
+def test_settings_are_those_of_the_config(specs):
+    spec = specs("class-agnostic")
+    settings = load_detector(spec).description["settings"]
+    assert settings == {
+        "input_size": [112, 160],
+        "pixel_mean": [123.7, 116.3, 103.5],
+        "pixel_std": [58.4, 57.1, 57.4],
+        "channel_order": "RGB",
+        "options": [],
+    }
+    options = ("test_dataloader.dataset.pipeline.1.scale=(200,100)", "model.data_preprocessor.bgr_to_rgb=False")
+    changed = load_detector(replace(spec, detector_options=options)).description["settings"]
+    assert changed == {**settings, "input_size": [100, 200], "channel_order": "BGR", "options": [*options]}
+
+
+def test_checkpoints_of_training(specs, tmp_path, caplog):
+    spec = specs("hybrid, semantic")
+    state = torch.load(spec.weights)["state_dict"]
+    averaged = {"steps": torch.tensor(3), **{f"module.{key}": value + 1 for key, value in state.items()}}
+    twins = {f"ema_{key.replace('.', '_')}": value + 1 for key, value in state.items()}
+    contents = {
+        "3.x": {"meta": {"epoch": 1}, "state_dict": state, "ema_state_dict": averaged, "optimizer": {"state": {}}},
+        "2.x": {"meta": {"CLASSES": ("a",)}, "state_dict": {**state, **twins}},
+    }
+    expected = load_detector(spec).description["tensors_sha256"]
+    for version, content in contents.items():
+        torch.save(content, tmp_path / f"{version}.pth")
+        found = load_detector(replace(spec, weights=tmp_path / f"{version}.pth")).description
+        assert found["tensors_sha256"] == expected
+    assert "not those under ema_state_dict" in caplog.text
+    assert f"{len(twins)} of {len(state) + len(twins)} tensors are left out" in caplog.text
+
+
+def test_a_semantic_branch_that_the_config_lacks_is_left_out(specs, caplog):
+    load_detector(replace(specs("hybrid"), weights=specs("hybrid, semantic").weights))
+    assert "tensors are left out, which inference with this model does not use, such as roi_head.sem" in caplog.text
+
+
 def test_config_sha256_depends_on_what_changes_the_output(specs):
     spec = specs("class-agnostic")
 
@@ -174,6 +212,8 @@ def test_resized_shares_the_weights(specs):
     detector = load_detector(specs("cascade"))
     other = detector.resized(100, 200)
     assert other.model is detector.model and other.size == (100, 200) and detector.size == (112, 160)
+    sizes = [one.description["settings"]["input_size"] for one in (detector, other)]
+    assert sizes == [[112, 160], [100, 200]]
     option = "test_dataloader.dataset.pipeline.1.scale=(200,100)"
     same = load_detector(replace(specs("cascade"), detector_options=(option,)))
     image = make_images((96, 144))

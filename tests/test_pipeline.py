@@ -85,7 +85,7 @@ def test_heads_of_other_detectors_are_refused(tiny, tmp_path, capsys):
     arguments = ["--cache", other.out, "--head", str(tmp_path / "head"), "--annotations", str(other.annotations)]
     capsys.readouterr()
     assert fuse.__main__.main([*arguments, "--out", str(tmp_path / "out")]) == 1
-    assert "detector weights" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "detector tensors" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.process

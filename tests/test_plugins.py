@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from extract.detectors import load_detector
+from fuse.commands.config import ExportConfig
+from fuse.commands.export import export
 from fuse.plugins import Calibration, CalibrationConfig
 from tests import frameworks
 from tests.conftest import CLASSES
@@ -100,6 +103,49 @@ def test_a_calibrated_model_is_an_ordinary_module(name, tmp_path, monkeypatch):
         assert reference() is None, "no reference cycle keeps a model in memory"
     finally:
         gc.enable()
+
+
+def test_a_lazy_config_is_exported_as_it_came(tmp_path):
+    spec = frameworks.import_framework("detectron2").write_reference("lazy", tmp_path).spec
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import LazyConfig, instantiate
+
+    import fuse.plugins.detectron2 as plugin
+
+    original, out = load_detector(spec), tmp_path / "out"
+    calibration = replace(make_calibration(1), widths=(original.num_classes + 1,))
+    scores = calibration.module()
+    scores.shift.copy_(torch.linspace(0, 1, original.num_classes + 1))
+    scores.tail[::2] = True
+    out.mkdir()
+    (out / "model.yaml").write_bytes(plugin.config_content(spec, calibration, out))
+    state = {f"calibration.{name}": value for name, value in scores.state_dict().items()}
+    torch.save(plugin.checkpoint({**original.model.state_dict(), **state}), out / "model.pth")
+
+    cfg = LazyConfig.load(str(out / "model.yaml"))
+    model = instantiate(cfg.model)
+    DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+    assert type(model) is plugin.CalibratedRCNN and model.options == calibration
+    (augmentation,) = instantiate(cfg.dataloader.test.mapper.augmentations)
+    assert (augmentation.short_edge_length, augmentation.max_size) == ((128, 128), 180)
+    image = torch.from_numpy(make_images((96, 144))[0].pixels.transpose(2, 0, 1).copy())
+    (found,) = model([{"image": image}])
+    output = original.forward_preprocessed([{"image": image}], [0], "logits")
+    (expected,) = output.to_framework(calibration.detect(scores, output))
+    assert len(found["instances"]) == 20
+    for name, value in expected["instances"].get_fields().items():
+        other = found["instances"].get(name)
+        assert torch.equal(getattr(value, "tensor", value), getattr(other, "tensor", other))
+
+
+def test_a_lazy_config_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    spec = frameworks.import_framework("detectron2").write_reference("lazy", tmp_path).spec
+    with spec.config_file.open("a") as file:
+        file.write("\nmodel.roi_heads.mask_head.conv_norm = lambda channels: None\n")
+    config = ExportConfig(**vars(spec), head=tmp_path / "no_head", out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"lazy.py: model.roi_heads.mask_head.conv_norm is <function .*cannot be"):
+        export(config)
+    assert not config.out.exists()
 
 
 def test_torchvision_files_that_are_not_json(tmp_path):

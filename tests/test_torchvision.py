@@ -71,6 +71,8 @@ def test_resized_shares_the_weights():
     detector = TorchvisionDetector(builders.mask_rcnn())
     other = detector.resized(160, 300)
     assert other.model.backbone is detector.model.backbone and detector.size == (120, 200) and other.size == (160, 300)
+    sizes = [one.description["settings"]["input_size"] for one in (detector, other)]
+    assert sizes == [[120, 200], [160, 300]]
     model = builders.mask_rcnn(min_size=160, max_size=300)
     (image,) = make_images((96, 144))
     (rois,) = other.forward([image], "logits").rois

@@ -25,19 +25,19 @@ def load_detector(spec: DetectorSpec) -> Detector:
     Raises ValueError naming the part of the spec that is wrong, FileNotFoundError, or ImportError naming the package
     to install.
     """
-    adapter, target = _import_adapter(spec.detector)
+    adapter, target = import_adapter(spec.detector)
     weights, config_file = (path and Path(path) for path in (spec.weights, spec.config_file))
     return adapter.load(target, replace(spec, weights=weights, config_file=config_file))
 
 
 def registered_dataset(detector: str, name: str) -> tuple[Path, Path] | None:
     """Returns annotation file and image folder of a dataset in the framework's catalog, None if it is not there."""
-    adapter, target = _import_adapter(detector)
+    adapter, target = import_adapter(detector)
     lookup = getattr(adapter, "registered_dataset", None)
     return lookup(target, name) if lookup else None
 
 
-def _import_adapter(detector: str) -> tuple[ModuleType, str]:
+def import_adapter(detector: str) -> tuple[ModuleType, str]:
     """Imports the adapter of FRAMEWORK:TARGET, and returns the target as well."""
     framework, _, target = detector.partition(":")
     if framework not in FRAMEWORKS:

@@ -60,8 +60,8 @@ class Detector(Protocol):
         num_classes: K, without background.
         stages: matching IoU of each stage of the box head.
         description: plain JSON values that a cache records: name, framework, framework_version, weights_sha256,
-            activation ("softmax" or "sigmoid"), stage_average ("scores" or "logits"), nms_iou, skip_empty,
-            class_agnostic_boxes, class_agnostic_masks.
+            tensors_sha256 and settings (see `extract.detectors.identity`), activation ("softmax" or "sigmoid"),
+            stage_average ("scores" or "logits"), nms_iou, skip_empty, class_agnostic_boxes, class_agnostic_masks.
         has_masks: whether it predicts class-agnostic masks, which a cache can store.
         size: (shorter, longer) edge that images are resized to, in pixels.
     """

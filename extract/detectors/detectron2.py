@@ -26,6 +26,7 @@ from extract.detectors.detectron2_config import registered_dataset as registered
 from extract.detectors.detectron2_output import Detectron2Output
 from extract.detectors.detectron2_stages import BoxHeads, activation
 from extract.detectors.fc_layers import replace_classifiers
+from extract.detectors.identity import describe_settings, with_settings
 
 
 def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
@@ -38,7 +39,10 @@ def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
         raise ValueError("detector detectron2: give its --config-file, a .yaml or a LazyConfig .py")
     built, sha256 = build(target, spec, spec.config_file)
     with naming_errors(spec.config_file):
-        return Detectron2Detector(built.model, built.resize, built.image_format, name=spec.config_file.stem, **sha256)
+        name = spec.config_file.stem
+        detector = Detectron2Detector(built.model, built.resize, built.image_format, name=name, **sha256)
+    detector.description = with_settings(detector.description, options=list(spec.detector_options))
+    return detector
 
 
 class Detectron2Detector:
@@ -81,6 +85,7 @@ class Detectron2Detector:
             "nms_iou": self._box_heads.nms_iou,
             "class_agnostic_boxes": self.class_agnostic_boxes,
             "class_agnostic_masks": self.has_masks,
+            "settings": describe_settings(self.size, *self._normalisation(), image_format),
         }
 
     @property
@@ -154,8 +159,13 @@ class Detectron2Detector:
         """See `extract.detectors.base.Detector.resized`."""
         other = copy.copy(self)
         other.size = (shorter, longer)
+        other.description = with_settings(self.description, input_size=[shorter, longer])
         other._resize = ResizeShortestEdge([shorter, shorter], longer, interp=self._resize.interp)
         return other
+
+    def _normalisation(self) -> tuple[list[float], list[float]]:
+        """Returns the mean and the standard deviation of each channel."""
+        return self.model.pixel_mean.flatten().tolist(), self.model.pixel_std.flatten().tolist()
 
     def to_tensor(self, image: Image) -> Tensor:
         """Returns the image as (3, h, w) float32, resized as uint8 like `DefaultPredictor` does."""

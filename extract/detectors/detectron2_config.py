@@ -23,6 +23,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, Standar
 from omegaconf import DictConfig, OmegaConf
 
 from extract.config import DetectorSpec
+from extract.detectors.detectron2_weights import convert_names
 from extract.detectors.spec import import_function
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
@@ -65,7 +66,7 @@ def build(target: str, spec: DetectorSpec, config_file: Path) -> tuple[BuiltMode
         lazy = config_file.suffix == ".py"
         built = _build_lazy(spec) if lazy else _build_yaml(spec, add_config, str(device))
         _check(built.model)
-    sha256 = {"weights_sha256": load_weights(built.model, _weights_file(spec, built.weights))}
+    sha256 = load_weights(built.model, _weights_file(spec, built.weights), convert_names).identity
     with naming_errors(config_file):
         sha256["config_sha256"] = _config_sha256(built)
         built.model.to(device)
@@ -94,7 +95,8 @@ def _build_yaml(spec: DetectorSpec, add_config: Callable[[CfgNode], None], devic
     return BuiltModel(build_model(cfg), cfg.MODEL.WEIGHTS, resize, cfg.INPUT.FORMAT, model_config)
 
 
-def _build_lazy(spec: DetectorSpec) -> BuiltModel:
+def read_lazy(spec: DetectorSpec) -> DictConfig:
+    """Reads a LazyConfig .py, with the options of the spec. Raises ValueError for an option of a key it lacks."""
     original_import = builtins.__import__
     try:
         cfg = LazyConfig.load(str(spec.config_file))
@@ -103,7 +105,11 @@ def _build_lazy(spec: DetectorSpec) -> BuiltModel:
     for key in ("model", *(re.split(r"[.=]", option.lstrip("+"))[0] for option in spec.detector_options)):
         if key not in cfg:
             raise ValueError(f"has no {key!r}, only {', '.join(map(str, cfg))}")
-    LazyConfig.apply_overrides(cfg, list(spec.detector_options))
+    return LazyConfig.apply_overrides(cfg, list(spec.detector_options))
+
+
+def _build_lazy(spec: DetectorSpec) -> BuiltModel:
+    cfg = read_lazy(spec)
     mapper = OmegaConf.select(cfg, "dataloader.test.mapper") or DictConfig({})
     augmentations = instantiate(mapper.get("augmentations")) or [ResizeShortestEdge(LAZY_SIZE[0], LAZY_SIZE[1])]
     if [type(a) for a in augmentations] != [ResizeShortestEdge]:

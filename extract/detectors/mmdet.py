@@ -26,12 +26,14 @@ from extract.config import DetectorSpec
 from extract.detectors.base import Image, ImageDetections, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois
 from extract.detectors.fc_layers import replace_classifiers
+from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.mmdet_config import (
     build,
     config_sha256,
     find_resize,
     list_stages,
     matching_ious,
+    normalisation,
     one_line,
     read_config,
 )
@@ -57,7 +59,8 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
         detector = MmdetDetector(*build(config), name=spec.config_file.stem, config_sha256=config_sha256(config))
     except Exception as error:  # constructors may raise anything
         raise ValueError(f"{spec.config_file}: {one_line(error)}") from error
-    detector.description["weights_sha256"] = load_weights(detector.model, spec.weights)
+    detector.description |= load_weights(detector.model, spec.weights).identity
+    detector.description = with_settings(detector.description, options=list(spec.detector_options))
     detector.model.to(resolve_device(spec.device))
     nms = (detector.model.roi_head.test_cfg.nms or {}).get("type", "nms")
     nms = getattr(nms, "__name__", nms)  # configs in pure Python hold the function itself
@@ -94,6 +97,7 @@ class MmdetDetector:
             "nms_iou": float(nms.get("iou_threshold", nms.get("iou_thr", 0.5))),
             "class_agnostic_boxes": bool(last.reg_class_agnostic),
             "class_agnostic_masks": self.has_masks,
+            "settings": describe_settings(self.size, *normalisation(model.data_preprocessor)),
         }
 
     @property
@@ -161,6 +165,7 @@ class MmdetDetector:
         """See `extract.detectors.base.Detector.resized`."""
         other = copy.copy(self)
         other._pipeline, other.size = copy.deepcopy(self._pipeline), (shorter, longer)
+        other.description = with_settings(self.description, input_size=[shorter, longer])
         find_resize(other._pipeline).scale = (longer, shorter)
         return other
 

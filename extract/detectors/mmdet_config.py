@@ -99,6 +99,13 @@ def find_resize(pipeline: Compose) -> Resize:
     return found[0]
 
 
+def normalisation(preprocessor: nn.Module) -> tuple[list[float], list[float], str]:
+    """Returns mean and standard deviation of each channel, and the channels' order, of a `DetDataPreprocessor`."""
+    mean, std = getattr(preprocessor, "mean", None), getattr(preprocessor, "std", None)  # absent without mean
+    order = "RGB" if getattr(preprocessor, "_channel_conversion", False) else "BGR"
+    return [] if mean is None else mean.flatten().tolist(), [] if std is None else std.flatten().tolist(), order
+
+
 def config_sha256(config: Config) -> str:
     """Hashes model and test pipeline, without the initial weights, which trained ones replace."""
     # Configs in pure Python hold classes where others hold their names.

@@ -25,6 +25,7 @@ from extract.config import DetectorSpec
 from extract.detectors.base import Image, ImageDetections, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois, scale_to_original
 from extract.detectors.fc_layers import linear_modules, read_layers, replace_classifiers, verified_layers
+from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.torchvision_build import build, check
 from extract.detectors.torchvision_output import TorchvisionOutput
 
@@ -34,14 +35,16 @@ MIN_SIZE = 1e-2
 
 def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
     """Builds the model with the function at `target`, MODULE:FUNCTION, and loads `spec.weights`."""
-    model, weights_sha256 = build(target, spec)
-    return TorchvisionDetector(model, name=target, weights_sha256=weights_sha256)
+    model, identity = build(target, spec)
+    detector = TorchvisionDetector(model, name=target, **identity)
+    detector.description = with_settings(detector.description, options=list(spec.detector_options))
+    return detector
 
 
 class TorchvisionDetector:
     """A frozen torchvision detector; see `extract.detectors.base.Detector`."""
 
-    def __init__(self, model: GeneralizedRCNN, name: str = "", weights_sha256: str = ""):
+    def __init__(self, model: GeneralizedRCNN, name: str = "", **sha256: str):
         check(model)
         self.model = model.eval().requires_grad_(False)
         heads = model.roi_heads
@@ -59,13 +62,15 @@ class TorchvisionDetector:
             "name": name or type(model).__name__,
             "framework": "torchvision",
             "framework_version": torchvision.__version__,
-            "weights_sha256": weights_sha256,
+            "weights_sha256": "",
+            **sha256,
             "activation": "softmax",
             "stage_average": "scores",
             "nms_iou": float(heads.nms_thresh),
             "skip_empty": True,
             "class_agnostic_boxes": self.class_agnostic_boxes,
             "class_agnostic_masks": self.has_masks,
+            "settings": describe_settings(self.size, model.transform.image_mean, model.transform.image_std, "RGB"),
         }
 
     @property
@@ -151,6 +156,7 @@ class TorchvisionDetector:
         model.transform._skip_resize = False
         other = copy.copy(self)
         other.model, other.size = model, (shorter, longer)
+        other.description = with_settings(self.description, input_size=[shorter, longer])
         return other
 
     def to_tensor(self, image: Image) -> Tensor:

@@ -14,8 +14,8 @@ INFERENCE_METHODS = ("forward", "postprocess_detections")
 """Methods that the adapter replaces. RoI heads must not override them; methods for training they may."""
 
 
-def build(target: str, spec: DetectorSpec) -> tuple[GeneralizedRCNN, str]:
-    """Calls the builder at MODULE:FUNCTION, loads the weights, and returns the model on its device and their sha256.
+def build(target: str, spec: DetectorSpec) -> tuple[GeneralizedRCNN, dict[str, str]]:
+    """Calls the builder at MODULE:FUNCTION, loads the weights, and returns the model on its device and their identity.
 
     Raises ValueError, FileNotFoundError or ImportError naming the part of the spec that is wrong.
     """
@@ -32,8 +32,8 @@ def build(target: str, spec: DetectorSpec) -> tuple[GeneralizedRCNN, str]:
         raise ValueError(f"detector builder {target!r} failed with options {options}: {reason}") from error
     if not isinstance(model, GeneralizedRCNN):
         raise ValueError(f"detector builder {target!r} returned a {type(model).__name__}, expected a GeneralizedRCNN")
-    weights_sha256 = load_weights(model, spec.weights)
-    return model.to(resolve_device(spec.device)), weights_sha256
+    identity = load_weights(model, spec.weights).identity
+    return model.to(resolve_device(spec.device)), identity
 
 
 def check(model: GeneralizedRCNN) -> None:

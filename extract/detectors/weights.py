@@ -1,162 +1,180 @@
-"""Files of a detector's weights: read without running code in them, loaded only if all keys and shapes match."""
+"""Loads a detector's weights with the model's own `load_state_dict`, and identifies the detector by its tensors."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import pickle
-from collections import OrderedDict
-from collections.abc import Mapping
-from importlib import import_module
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-STATE_DICT_KEYS = ("model", "state_dict")
-"""Keys under which the checkpoints of frameworks hold the state_dict."""
+from extract.detectors.checkpoint_files import read_checkpoint
+from extract.detectors.state_dicts import FoundState, find_state_dict
 
+logger = logging.getLogger(__name__)
 
-def load_weights(model: nn.Module, path: Path) -> str:
-    """Loads .safetensors, .pth (its tensors only) or a model zoo's .pkl of arrays, and returns the file's sha256.
-
-    Raises FileNotFoundError, or ValueError naming a key that is missing, unexpected or of another shape.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file")
-    state = read_state_dict(path)
-    expected = model.state_dict()
-    # Files of older versions hold buffers that are not persistent any more, such as a pixel mean.
-    non_persistent = {name for name, _ in model.named_buffers()} - expected.keys()
-    counters = {key for key in expected if key.endswith(".num_batches_tracked")}
-    differences = [f"lacks {key}" for key in expected.keys() - state.keys() - counters]
-    unexpected = state.keys() - expected.keys() - non_persistent
-    differences += [f"has {key}, which the model does not have" for key in unexpected]
-    differences += [
-        f"{key} has shape {tuple(state[key].shape)}, the model's {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if state[key].shape != expected[key].shape
-    ]
-    if differences:
-        more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
-        raise ValueError(f"{path}: weights of another model: {min(differences)}{more}")
-    model.load_state_dict({key: state.get(key, value) for key, value in expected.items()})
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a weights file by name. Raises ValueError naming the file."""
-    readers = {".safetensors": _read_safetensors, ".pkl": _read_pickle}
-    content = readers.get(path.suffix, _read_torch)(path)
-    for key in STATE_DICT_KEYS:
-        content = content.get(key, content) if isinstance(content, Mapping) else content
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: not a state_dict of tensors")
-    state: dict[str, Tensor] = {}
-    for key, value in content.items():
-        tensor = _to_tensor(value)
-        if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: not a state_dict of tensors")
-        state[key] = tensor
-    # DistributedDataParallel adds a prefix to every key.
-    wrapped = all(key.startswith("module.") for key in state)
-    return {key.removeprefix("module."): value for key, value in state.items()} if wrapped else state
-
-
-def _to_tensor(value: object) -> object:
-    """Converts an array of numbers to a tensor; returns anything else unchanged."""
-    if not isinstance(value, np.ndarray):
-        return value
-    try:
-        return torch.from_numpy(np.array(value))
-    except TypeError:  # strings, objects
-        return value
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from None
-
-
-def _read_torch(path: Path) -> object:
-    """Reads a checkpoint; objects that are not tensors, such as a trainer's state, become placeholders."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises exceptions of many types
-        if "Unsupported global" not in str(error):
-            raise ValueError(f"{path}: not a file that torch.save has written") from None
-    restricted = SimpleNamespace(__name__="restricted", Unpickler=_RestrictedUnpickler, load=_load_restricted)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=restricted)
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read without running code of its own: {error}") from None
-
-
-def _read_pickle(path: Path) -> object:
-    try:
-        with path.open("rb") as file:
-            return _load_restricted(file, encoding="latin1")
-    except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"{path}: not a pickle of arrays: {error}") from None
-
-
-class _Placeholder:
-    """The replacement of every object of a pickle that is not an array; its methods do nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __call__(self, *args: object, **kwargs: object) -> _Placeholder:
-        return _Placeholder()
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        pass
-
-    def extend(self, items: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-
-_ALLOWED: dict[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+ConvertNames = Callable[[nn.Module, Mapping[Any, Any]], Mapping[Any, Any]]
+"""(model, checkpoint) → the checkpoint with the names of the model's own framework."""
+MAX_LISTED = 3
+ROI_HEADS = ("roi_heads", "roi_head")
+"""Parts whose children are heads: a model may lack the mask or keypoint head that a checkpoint has."""
+TRAINING = re.compile(r"(^|[._])(loss|criterion)|num_batches_tracked$")
+"""Names of tensors that only training uses."""
+BESIDE = re.compile(r"(^|[._])(aux|ema)")
+"""Names of tensors that a checkpoint holds beside the model's: auxiliary heads, averaged twins."""
+CLASSIFIER = re.compile(r"backbone\.(.*\.)?(fc|linear|classifier)\.(weight|bias)$")
+"""The classifier of a backbone that was trained on images."""
+SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): .*?torch.Size\(\[(.*?)\]\).*?torch.Size\(\[(.*?)\]\)\.?")
+KNOWN_KEYS = {
+    "detectron2": r"(proposal_generator|backbone\.bottom_up)\.",
+    "mmdetection": r"(rpn_head|roi_head|bbox_head)\.",
+    "torchvision's detectors": r"(rpn\.head|backbone\.body)\.",
+    "Detectron or Caffe2": r"[^.]+_[wb]$",
+    "an ultralytics YOLO": r"(model\.)*\d+\.(conv|cv\d|m)\.",
+    "a DETR": r"(.*\.)?transformer\.(encoder|decoder)\.",
+    "a ViT": r"(.*\.)?blocks\.0\.attn\.",
+    "an image classifier": r"(layer1\.0\.conv1|fc|features\.0|classifier)\.",
 }
+"""What keys look like → how one of them begins."""
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler of arrays, tensors and plain containers; any other class or function becomes `_Placeholder`."""
+class LoadedWeights(NamedTuple):
+    """What identifies the weights of a model.
 
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
-            return getattr(import_module("numpy._core.multiarray"), name)
-        if module == "numpy._core.numeric" and name == "_frombuffer":
-            return getattr(import_module(module), name)
-        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
-            return getattr(torch._utils, name)
-        if module == "torch" and name.endswith("Storage"):
-            return super().find_class(module, name)
-        return _Placeholder
+    Attributes:
+        identity: for the detector's description: `weights_sha256` of the file, `tensors_sha256` of the loaded model.
+        meta: what the checkpoint says under `meta`, as mmengine's do; {} if nothing.
+    """
+
+    identity: dict[str, str]
+    meta: Mapping[str, Any]
 
 
-def _load_restricted(file: BinaryIO, **options: Any) -> object:
-    return _RestrictedUnpickler(file, **options).load()
+def load_weights(model: nn.Module, path: Path, convert_names: ConvertNames | None = None) -> LoadedWeights:
+    """Loads .safetensors, a checkpoint of `torch.save` or a pickle of arrays with `model.load_state_dict`.
+
+    The state_dict may be under keys and behind prefixes, see `state_dicts`. Tensors that inference does not use are
+    left out, which a line of the log says.
+
+    Args:
+        model: on the CPU.
+        path: of the file; no code in it is run.
+        convert_names: of a framework whose own loader renames what its models do not.
+
+    Raises FileNotFoundError, or ValueError naming the parameters that the file lacks, or has in another shape, or that
+    belong to layers which the model does not have.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        names = convert_names(model, checkpoint) if convert_names else checkpoint
+        found = find_state_dict(names, model.state_dict().keys())
+        left_out = _load(model, found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    _log_left_out(path, found, left_out)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    meta = checkpoint.get("meta")
+    identity = {"weights_sha256": sha256, "tensors_sha256": hash_tensors(model)}
+    return LoadedWeights(identity, meta if isinstance(meta, Mapping) else {})
+
+
+def hash_tensors(model: nn.Module) -> str:
+    """Returns the sha256 of the model's state_dict: names in order, dtypes, shapes and bytes.
+
+    Tensors that inference does not use, such as batch counters, do not count.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if _is_needed(name, tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load(model: nn.Module, found: FoundState) -> list[str]:
+    """Loads the tensors and returns the keys of those left out. Raises ValueError listing what does not fit."""
+    missing: list[str] = []
+    unexpected: list[str] = []
+
+    def record(_: nn.Module, incompatible: Any) -> None:
+        missing.extend(incompatible.missing_keys)
+        unexpected.extend(incompatible.unexpected_keys)
+
+    misfits: list[str] = []
+    handle = model.register_load_state_dict_post_hook(record)
+    try:
+        model.load_state_dict(found.state, strict=False)
+    except RuntimeError as error:  # for shapes; its first line names the model's class
+        lines = [" ".join(line.split()) for line in str(error).split("\n\t")[1:]]
+        lines = lines or [" ".join(str(error).split())]
+        misfits = [SIZE_MISMATCH.sub(r"\1 has shape (\2), the model's (\3)", line) for line in lines]
+    finally:
+        handle.remove()
+    expected = model.state_dict()
+    buffers = {name for name, _ in model.named_buffers()}  # those that are not persistent were in older versions
+    surplus = [key for key in unexpected if key not in buffers]
+    problems = {
+        "lacks {}": [key for key in missing if _is_needed(key, expected[key])],
+        "{}": misfits,
+        "has {}, of layers that the model does not have": [key for key in surplus if _extends(model, key)],
+    }
+    texts = [text.format(_listed(keys)) for text, keys in problems.items() if keys]
+    if texts:
+        hint = _looks_like(found.state, expected)
+        raise ValueError(f"weights of another model: {'; '.join(texts)}{hint}")
+    return [*surplus, *found.outside]
+
+
+def _log_left_out(path: Path, found: FoundState, left_out: list[str]) -> None:
+    """Logs one line for other weights of the same model, and one for tensors that are not loaded."""
+    if found.twins:
+        taken = found.location or "no key (its top level)"
+        logger.warning("%s: the weights under %s are loaded, not those under %s", path, taken, ", ".join(found.twins))
+    if left_out:
+        total, example = len(found.state) + len(found.outside), left_out[0]
+        text = "%s: %d of %d tensors are left out, which inference with this model does not use, such as %s"
+        logger.warning(text, path, len(left_out), total, example)
+
+
+def _is_needed(name: str, tensor: Tensor) -> bool:
+    """Returns whether inference needs a tensor of the model; integers are counters, or indices that it computes."""
+    derived = name.split(".")[-1] in ("pixel_mean", "pixel_std")  # from the config
+    return tensor.is_floating_point() and not derived and not TRAINING.search(name)
+
+
+def _extends(model: nn.Module, key: str) -> bool:
+    """Returns whether a key that the model lacks is of a further layer in a part that the model has.
+
+    Such a layer would change what the model computes, as those of a deeper backbone do. A whole part, or a further
+    RoI head, does not change the others.
+    """
+    if TRAINING.search(key) or BESIDE.search(key) or CLASSIFIER.match(key):
+        return False
+    *modules, _ = key.split(".")
+    part, known = model, 0
+    for name in modules:
+        if name not in part._modules:
+            break
+        part, known = part._modules[name] or nn.Module(), known + 1
+    return known > 0 and not (known == 1 and len(modules) > 1 and modules[0] in ROI_HEADS)
+
+
+def _listed(items: Collection[str]) -> str:
+    """Lists the first items, and counts the others."""
+    more = len(items) - MAX_LISTED
+    text = ", ".join(list(items)[:MAX_LISTED])
+    return f"{text} and {more} more" if more > 0 else text
+
+
+def _looks_like(keys: Iterable[str], expected: Iterable[str]) -> str:
+    """Returns a phrase that says whose the keys are, if the model's own are not."""
+    for description, beginning in KNOWN_KEYS.items():
+        own = any(re.match(beginning, key) for key in expected)
+        if any(re.match(beginning, key) for key in keys) and not own:
+            return f"; its keys look like those of {description}"
+    return ""

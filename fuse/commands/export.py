@@ -14,7 +14,7 @@ from torch import nn
 
 from calib.heads import Head
 from calib.posthoc import Posthoc
-from extract.detectors import load_detector
+from extract.detectors import import_adapter, load_detector
 from extract.detectors.base import Detector
 from extract.utils.files import replacing, write_bytes
 from fuse.commands.config import ExportConfig
@@ -40,6 +40,8 @@ def export(config: ExportConfig) -> None:
     weights, program = config.out / WEIGHTS_FILE, config.out / PROGRAM_FILE
     if weights.exists() and (config.fold or not program.exists()):  # without a program it is not of this command
         raise ValueError(f"{weights}: exists; give another folder")
+    if not config.fold:
+        _check_config(config)
     detector = load_detector(config)
     scorer = load_live_classifier(config, detector).scorer
     tail_mask = tail_classes(np.array(scorer.instance_counts), config.tail)
@@ -47,6 +49,8 @@ def export(config: ExportConfig) -> None:
         export_folded(detector, scorer, weights, None if config.mode == "calibrated" else tail_mask)
         _LOG.info("%s loads with the detector's own config", weights)
         return
+    if isinstance(scorer, Head):
+        scorer.check_detector(detector)
     plugin = _plugin(detector)
     config_file = config.out / plugin.CONFIG
     if config_file.exists():
@@ -76,6 +80,14 @@ def export_folded(
 def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:
     """Returns D, the shape of one RoI's features; a method reads no features and takes any."""
     return scorer.info.feature_shape if isinstance(scorer, Head) else (1,)
+
+
+def _check_config(config: ExportConfig) -> None:
+    """Raises ValueError, before any work, for a config that the framework's plugin cannot write."""
+    import_adapter(config.detector)  # whose errors say what to install
+    plugin = import_module(f"fuse.plugins.{config.detector.partition(':')[0]}")
+    if hasattr(plugin, "check_config"):
+        plugin.check_config(config)
 
 
 def _plugin(detector: Detector) -> ModuleType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from calib.scoring import Scorer
 from extract.cache.reader import RoICache, open_cache
 from extract.data.annotations import read_annotations
 from extract.detectors.base import Detector
+from extract.detectors.identity import check_same_detector
 from fuse.commands.config import LiveConfig, ResultsConfig
 from fuse.config import ClassifierConfig, EvaluationConfig
 from fuse.defaults import MAX_DETECTIONS
@@ -26,8 +27,6 @@ from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 
 Options = TypeVar("Options", bound=EvaluationConfig)
-IDENTITY = ("name", "weights_sha256")
-"""Fields of a detector's description in which a cache that a method is fitted on must agree."""
 
 
 class LiveClassifier(NamedTuple):
@@ -86,20 +85,23 @@ def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
     if config.fit_cache is None:
         return method.fit(cache)
     fitted_on = open_cache(config.fit_cache)
-    _check_same_detector(fitted_on, cache.url, cache.detector)
+    check_same_detector(fitted_on.url, fitted_on.detector, f"in {cache.url}", cache.detector)
     if list(fitted_on.classes["category_id"]) != list(cache.classes["category_id"]):
         raise ValueError(f"{fitted_on.url}: has other categories than {cache.url}")
     return method.fit(fitted_on)
 
 
 def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifier:
-    """Loads the head, or fits the method on `fit_cache`. Raises ValueError if it belongs to another detector."""
+    """Loads the head, or fits the method on `fit_cache`.
+
+    Raises ValueError if that cache is of another detector; a head is checked where it meets the detector.
+    """
     if config.head is not None:
         head = load_head(config.head)
-        head.check_detector(detector)
         return LiveClassifier(head, head.info.category_ids, head.info.names)
     cache = open_cache(str(config.fit_cache))
-    _check_same_detector(cache, f"detector {detector.description['name']}", detector.description)
+    owner = f"in detector {detector.description['name']}"
+    check_same_detector(cache.url, cache.detector, owner, detector.description)
     method = build_method(str(config.method), **config.hyperparameters).fit(cache)
     return LiveClassifier(method, tuple(cache.classes["category_id"]), tuple(cache.classes["name"]))
 
@@ -149,12 +151,3 @@ def load_results(paths: Sequence[Path], annotations: EvaluationDataset) -> dict[
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return results
-
-
-def _check_same_detector(cache: RoICache, source: str, description: Mapping[str, Any]) -> None:
-    for field in IDENTITY:
-        if cache.detector.get(field, "") != description.get(field, ""):
-            raise ValueError(
-                f"{cache.url}: detector {field} is {cache.detector.get(field)!r}, in {source} "
-                f"{description.get(field)!r}"
-            )

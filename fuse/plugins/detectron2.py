@@ -6,11 +6,18 @@ To load an export in the folder `out`:
     cfg = get_cfg()
     cfg.merge_from_file("out/model.yaml")
     outputs = DefaultPredictor(cfg)(image)
+
+or, if the detector's config was a LazyConfig:
+
+    cfg = LazyConfig.load("out/model.yaml")
+    model = instantiate(cfg.model)
+    DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +36,7 @@ from extract.detectors.detectron2_config import project_function, read_yaml
 from fuse.config import FusionConfig
 from fuse.defaults import IOU_THRESHOLD
 from fuse.plugins import Calibration, CalibrationConfig
+from fuse.plugins.detectron2_lazy import plain_config, plain_values, to_yaml
 
 CONFIG = "model.yaml"
 
@@ -55,9 +63,14 @@ DEFAULTS.MODEL.CALIBRATION = _to_node(
 class CalibratedRCNN(GeneralizedRCNN):
     """A detectron2 detector with a calibrated head, of the config in an export; for inference only."""
 
-    def __init__(self, cfg: CfgNode):
-        super().__init__(cfg)
-        values = {key.lower(): value for key, value in cfg.MODEL.CALIBRATION.items()}
+    def __init__(self, cfg: CfgNode | None = None, *, calibration: Mapping[str, Any] | None = None, **parts: Any):
+        """Builds it from a config, or as a LazyConfig does, from its calibration and the parts of the original."""
+        if cfg is None:
+            super().__init__(**parts)
+            values = plain_values(calibration or {})
+        else:
+            super().__init__(cfg)
+            values = {key.lower(): value for key, value in cfg.MODEL.CALIBRATION.items()}
         self.options = Calibration.from_config(values)
         self.calibration = self.options.module()
         self.eval().requires_grad_(False)
@@ -82,14 +95,27 @@ class CalibratedRCNN(GeneralizedRCNN):
         return results
 
 
+def check_config(spec: DetectorSpec) -> None:
+    """Raises ValueError naming the field of a LazyConfig that cannot be written to a file."""
+    if spec.config_file is not None and spec.config_file.suffix == ".py" and spec.config_file.is_file():
+        plain_config(spec)
+
+
 def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes:
     """Returns the detector's config with the calibration in it, for a checkpoint in the folder `out`.
 
-    Raises ValueError for a LazyConfig, which cannot be written to a file.
+    Raises ValueError as `check_config`.
     """
     assert spec.config_file is not None, "the detector has been loaded with it"
     if spec.config_file.suffix == ".py":
-        raise ValueError(f"{spec.config_file}: is a LazyConfig; a calibrated detector is written as .yaml only")
+        config = plain_config(spec)
+        calibration = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(options.to_config()).items()
+        }
+        target = f"{__name__}.{CalibratedRCNN.__name__}"
+        config["model"] = {**config["model"], "_target_": target, "calibration": calibration}
+        return to_yaml({**config, "train": {"init_checkpoint": str(out / "model.pth")}})
     cfg = read_yaml(spec, project_function(spec.detector.partition(":")[2]))
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = CalibratedRCNN.__name__, str(out / "model.pth")
     cfg.MODEL.CALIBRATION = _to_node(options.to_config())
