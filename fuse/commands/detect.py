@@ -9,7 +9,7 @@ import pandas as pd
 
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
-from fuse.commands.config import DETECTIONS_FILE, CacheConfig, Config, SweepConfig
+from fuse.commands.config import CacheConfig, Config, SweepConfig
 from fuse.commands.inputs import (
     load_annotations_of,
     load_classifier,
@@ -65,9 +65,8 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         write_unevaluated(config, manifest, detections[comparison.candidate], scope)
         return
     tables = evaluate_all(config, annotations, detections, cache.classes)
-    if save:
-        detections[comparison.candidate].to_json(config.out / DETECTIONS_FILE)
-    write_results(config, manifest, tables, scope, comparison)
+    saved = detections[comparison.candidate] if save else None
+    write_results(config, manifest, tables, scope, comparison, saved)
 
 
 def _warn_of_tail(config: CacheConfig, instance_counts: pd.Series) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,6 +19,7 @@ from fuse.evaluation.metrics import Tables, evaluate_rows
 from fuse.evaluation.tables import results_text
 
 _LOG = logging.getLogger(__name__)
+METRICS_FILE, PER_CLASS_FILE, REPORT_FILE = "metrics.csv", "per_class.csv", "report.html"
 
 
 class Comparison(NamedTuple):
@@ -49,9 +51,14 @@ def evaluate_all(
 
 
 def write_results(
-    config: CacheConfig | MergeConfig, manifest: bytes, tables: Tables, scope: str, comparison: Comparison
+    config: CacheConfig | MergeConfig,
+    manifest: bytes,
+    tables: Tables,
+    scope: str,
+    comparison: Comparison,
+    detections: Detections | None = None,
 ) -> None:
-    """Writes the tables, the report and, last, the manifest; prints the summary.
+    """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
 
     Args:
         config: of the command.
@@ -59,26 +66,37 @@ def write_results(
         tables: of `evaluate_all`.
         scope: which images are evaluated.
         comparison: the rows that the report compares.
+        detections: those to keep, if any.
     """
+    _clear(config.out)
+    if detections is not None:
+        detections.to_json(config.out / DETECTIONS_FILE)
     text = describe_results(config, tables, scope)
     write_report = report_writer()
-    write_bytes(config.out / "per_class.csv", tables.per_class.to_csv().encode())
+    write_bytes(config.out / PER_CLASS_FILE, tables.per_class.to_csv().encode())
     if write_report is None:
         _LOG.info("no report.html: it needs the packages of tailcal[report]")
     else:
         title = text.splitlines()[0]
-        write_report(config.out / "report.html", *tables, config.bin_edges, *comparison, title)
-    write_bytes(config.out / "metrics.csv", tables.summary.to_csv().encode())
+        write_report(config.out / REPORT_FILE, *tables, config.bin_edges, *comparison, title)
+    write_bytes(config.out / METRICS_FILE, tables.summary.to_csv().encode())
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(text)
 
 
 def write_unevaluated(config: CacheConfig | MergeConfig, manifest: bytes, detections: Detections, scope: str) -> None:
     """Writes the detections in a test set, whose annotations are not known, and says so; arguments as above."""
+    _clear(config.out)
     file = config.out / DETECTIONS_FILE
     detections.to_json(file)
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(f"{config.annotations} has no annotations, so no AP: {len(detections):,} detections on {scope} in {file}")
+
+
+def _clear(folder: Path) -> None:
+    """Deletes the results of an earlier run, the manifest first: it never stands beside results of two runs."""
+    for name in (MANIFEST_FILE, DETECTIONS_FILE, PER_CLASS_FILE, REPORT_FILE, METRICS_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def describe_results(config: EvaluationConfig, tables: Tables, scope: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fuse.commands.config import DETECTIONS_FILE, EvaluateConfig, MergeConfig
+from fuse.commands.config import EvaluateConfig, MergeConfig
 from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
@@ -53,8 +53,7 @@ def merge_files(config: MergeConfig) -> None:
         write_unevaluated(config, manifest, merged, scope)
         return
     tables = evaluate_all(config, annotations, {**results, MERGED: merged}, classes)
-    merged.to_json(config.out / DETECTIONS_FILE)
-    write_results(config, manifest, tables, scope, Comparison(next(iter(results)), MERGED))
+    write_results(config, manifest, tables, scope, Comparison(next(iter(results)), MERGED), merged)
 
 
 def _scope(annotations: EvaluationDataset, detections: Detections) -> str:
