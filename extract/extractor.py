@@ -13,8 +13,8 @@ import numpy as np
 from extract.cache.format import block_slice, num_blocks
 from extract.config import Config
 from extract.data.annotations import Annotations
-from extract.data.images import batches_of_one_size, flip_boxes, read_image, unflip_rois
-from extract.detectors.base import Detector, Image
+from extract.data.images import SizedReader, batches_of_one_size, find_image, flip_boxes, unflip_rois
+from extract.detectors.base import Detector, Image, reader_of
 from extract.image_selection import class_balanced_images
 from extract.matching import GroundTruth, assign_targets, select_training_samples
 from extract.rois import RoIs
@@ -57,7 +57,7 @@ class Extractor:
         """Raises ValueError if there is no image to visit."""
         assert config.images is not None, "resolve_files sets it"
         self.config, self.annotations, self.detector = config, annotations, detector
-        self._folder = config.images
+        self._folder, self._read = config.images, SizedReader(reader_of(detector))
         self.positions = np.arange(len(annotations.image_ids))
         if config.min_images_per_class is not None:
             self.positions = class_balanced_images(annotations, config.min_images_per_class, config.seed)
@@ -122,7 +122,7 @@ class Extractor:
         """Reads an image, flipped if it is to be."""
         position = self.positions[index]
         size = (int(self.annotations.heights[position]), int(self.annotations.widths[position]))
-        pixels = read_image(self._folder, self.annotations.file_names[position], size)
+        pixels = self._read(find_image(self._folder, self.annotations.file_names[position]), size)
         image_id = int(self.annotations.image_ids[position])
         return Image(image_id, pixels[:, ::-1] if self.flipped[index] else pixels)
 

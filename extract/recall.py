@@ -11,6 +11,7 @@ from extract.cache.reader import RoICache, open_cache
 from extract.config import RecallConfig
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.bins import BINS, bin_index, bin_names, edges
+from extract.detectors import catalog_dataset
 
 LIMITS = (100, 300, 1000)
 """Numbers of proposals per image at which recall is computed."""
@@ -18,7 +19,10 @@ LIMITS = (100, 300, 1000)
 
 def report(config: RecallConfig) -> None:
     """Prints `proposal_recall`."""
-    table = proposal_recall(open_cache(config.cache), read_annotations(config.annotations), bins=edges(config.bins))
+    cache = open_cache(config.cache)
+    dataset = catalog_dataset(config.annotations, str(cache.provenance.get("config", {}).get("detector", "")))
+    annotations = read_annotations(dataset[0] if dataset else config.annotations)
+    table = proposal_recall(cache, annotations, bins=edges(config.bins))
     print(table.to_string(float_format=lambda value: f"{value:.1f}"))
 
 

@@ -138,8 +138,8 @@ class EvaluationConfig:
     """How detections are evaluated."""
 
     annotations: Path
-    """LVIS or COCO annotation file of the images evaluated on. For a test set, a file without annotations:
-    detections are written, but not evaluated."""
+    """LVIS or COCO annotation file of the images evaluated on, or the name of a dataset in detectron2's catalog. For a
+    test set, a file without annotations: detections are written, but not evaluated."""
 
     protocol: Literal["federated", "exhaustive"] | None = None
     """How the dataset is annotated: federated, each class in some images only, evaluated by LVIS's protocol; or

@@ -37,7 +37,7 @@ def draw_detections(
     """Draws the best detections into an image, which is first enlarged by a whole number if it is small.
 
     Args:
-        pixels: (H, W, 3) uint8 RGB.
+        pixels: (H, W, 3) uint8 RGB, or another kind that a detector reads, such as grey.
         detections: best first, in pixels of the image.
         masks: (D, H, W) bool, or None.
         names: of the K classes.
@@ -47,7 +47,7 @@ def draw_detections(
         (H', W', 3) uint8 RGB.
     """
     zoom = -(-MIN_EDGE // min(pixels.shape[:2]))
-    image = PILImage.fromarray(_enlarge(pixels, zoom))
+    image = PILImage.fromarray(_enlarge(_displayable(pixels), zoom))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT_SIZE)
     boxes = [_Rectangle(*box) for box in (detections.boxes[:max_drawn] * zoom).tolist()]
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(boxes))]
@@ -106,6 +106,15 @@ def _outline(mask: np.ndarray) -> PILImage.Image:
         inner = np.logical_and.reduce(shifted)
     inner = inner[LINE_WIDTH:-LINE_WIDTH, LINE_WIDTH:-LINE_WIDTH]
     return PILImage.fromarray(np.where(mask & ~inner, 255, 0).astype(np.uint8), "L")
+
+
+def _displayable(pixels: np.ndarray) -> np.ndarray:
+    """Converts pixels (H, W) or (H, W, C) of any type to (H, W, 3) uint8; other types are scaled by their maximum."""
+    if pixels.dtype != np.uint8:
+        pixels = (pixels.clip(0) * (255 / max(pixels.max(), 1e-12))).astype(np.uint8)
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        pixels = pixels.reshape(*pixels.shape[:2], -1)[:, :, :1].repeat(3, 2)
+    return pixels[:, :, :3]
 
 
 def _enlarge(image: np.ndarray, factor: int) -> np.ndarray:

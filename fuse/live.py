@@ -19,8 +19,9 @@ from PIL import Image as PILImage
 from calib.head_io import load_head
 from calib.heads import Head
 from calib.scoring import Scorer
-from extract.data.images import batches_of_one_size, decode_image, unflip_rois
-from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections
+from extract.data.decoding import ImageReader, decode_image, rgb_pixels
+from extract.data.images import batches_of_one_size, unflip_rois
+from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of
 from fuse.config import FusionConfig
 from fuse.fusion import Fusion
 from fuse.merge import merge_image
@@ -28,8 +29,9 @@ from fuse.merge import merge_image
 if TYPE_CHECKING:
     from torch import Tensor
 
-ImageLike = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike]
-"""(H, W, 3) uint8 RGB array, (3, H, W) tensor of uint8 or of floats from 0 to 1, PIL image, or path of a file."""
+ImageLike = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike, Image]
+"""(H, W, 3) uint8 RGB array, (3, H, W) tensor of uint8 or of floats from 0 to 1, PIL image, path of a file, which is
+read as the detector's framework reads it, or an `Image` that was read so."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ class CalibratedDetector:
 
         Raises FileNotFoundError or ValueError naming the image that cannot be read or has another shape.
         """
-        single = isinstance(images, str | os.PathLike | PILImage.Image) or getattr(images, "ndim", 0) == 3
+        single = isinstance(images, str | os.PathLike | PILImage.Image | Image) or getattr(images, "ndim", 0) == 3
         every = cast("Iterable[ImageLike]", [images] if single else images)
-        loaded = [load_image(i, image) for i, image in enumerate(every)]
+        reader = reader_of(self.detector)
+        loaded = [load_image(i, image, reader) for i, image in enumerate(every)]
         results: list[Any] = [None] * len(loaded)
         for batch in batches_of_one_size([image.pixels.shape[:2] for image in loaded], self.batch_size):
             for i, result in zip(batch, self._detect([loaded[i] for i in batch]), strict=True):
@@ -147,15 +150,17 @@ class CalibratedDetector:
         return merge_image(views, self.detector.num_classes, iou_threshold=threshold, max_detections=limit)[0]
 
 
-def load_image(image_id: int, image: ImageLike) -> Image:
+def load_image(image_id: int, image: ImageLike, reader: ImageReader = decode_image) -> Image:
     """Returns an image as RGB pixels (H, W, 3) uint8; reads it if it is a path.
 
     Raises FileNotFoundError for a path without a file, ValueError naming the image's id for other shapes and values.
     """
+    if isinstance(image, Image):
+        return image
     if isinstance(image, str | os.PathLike):
-        return Image(image_id, decode_image(Path(image)))
+        return Image(image_id, reader(Path(image)))
     if isinstance(image, PILImage.Image):
-        return Image(image_id, np.asarray(image.convert("RGB")))
+        return Image(image_id, rgb_pixels(image))
     if hasattr(image, "permute"):  # a tensor, recognised without importing torch
         image = _tensor_pixels(image_id, cast("Tensor", image))
     pixels = np.asarray(image)

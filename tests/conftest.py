@@ -23,6 +23,8 @@ FRAMEWORK_MODULES = {
     "test_live.py",
     "test_mmdet.py",
     "test_plugins.py",
+    "test_predict.py",
+    "test_readers.py",
     "test_torchvision.py",
     "test_trained.py",
     "test_weights.py",

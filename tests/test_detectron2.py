@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import json
 import pickle
 import re
 import sys
@@ -18,6 +19,7 @@ import torch
 from torchvision.ops import nms
 
 import extract
+import fuse.__main__
 from extract.__main__ import COMMANDS
 from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
@@ -437,6 +439,32 @@ def test_datasets_by_name(tiny, tiny_cascade, tmp_path):
         flags = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
         assert run_command("python -m extract", COMMANDS, [*flags, "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.6"]) == 0
         assert extract.open_cache(str(tmp_path / "cache")).detector["nms_iou"] == 0.6
+        fused = [
+            "--cache",
+            tmp_path / "cache",
+            "--method",
+            "norcal",
+            "--annotations",
+            names["val"],
+            "--iou-types",
+            "bbox",
+        ]
+        assert fuse.__main__.main([str(part) for part in (*fused, "--out", tmp_path / "fused")]) == 0
+        predicted = [
+            "predict",
+            "--annotations",
+            names["val"],
+            "--detector",
+            tiny_cascade.spec.detector,
+            "--config-file",
+        ]
+        predicted += [tiny_cascade.spec.config_file, "--method", "norcal", "--fit-cache", tmp_path / "cache"]
+        predicted += ["--device", "cpu", "--out", tmp_path / "predicted", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.6"]
+        assert fuse.__main__.main(list(map(str, predicted))) == 0
+        results = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
+        assert {r["image_id"] for r in results} <= set(read_annotations(tiny.data / "val.json").image_ids)
+        evaluated = ["evaluate", tmp_path / "predicted" / "predictions.json", "--annotations", names["val"]]
+        assert fuse.__main__.main([*map(str, evaluated), "--train-annotations", names["train"]]) == 0
         assert registered_dataset("detectron2", names["val"]) == (tiny.data / "val.json", tiny.data / "val")
         assert registered_dataset("detectron2", "nowhere") is None
         DatasetCatalog.register("test_detectron2_function", list)
@@ -460,7 +488,7 @@ def test_datasets_by_name(tiny, tiny_cascade, tmp_path):
         ("MODEL.ROI_HEADS.NAME OddROIHeads", "RoI heads are OddROIHeads, expected CascadeROIHeads with its own"),
         ("MODEL.ROI_HEADS.NAME CascadeROIHeads MODEL.ROI_HEADS.IOU_THRESHOLDS [0.4]", "assert cascade_ious"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 7", "weights of another model: .* has shape .*, the model's"),
-        ("INPUT.FORMAT L", "input format is 'L', expected 'BGR' or 'RGB'"),
+        ("INPUT.FORMAT CMYK", "input format is 'CMYK', expected one of BGR, RGB, L, YUV-BT.601"),
         ("MODEL.WEIGHTS detectron2://a/model.pkl", "weights detectron2://a/model.pkl, expected a local file: download"),
         ("MODEL.WEIGHTS ", "names no weights .*: give --weights"),
         ("MODEL.WEIGHTS nowhere.pth", "nowhere.pth: no such weights file"),

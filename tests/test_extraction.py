@@ -417,18 +417,6 @@ def test_two_objects_in_one_place_and_images_not_annotated_exhaustively(tiny, tm
     assert cache.num_classes not in cache.image(partial["id"]).labels, "its background is ignored"
 
 
-def test_photographs_are_turned_upright(tmp_path):
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, :20] = 255
-    exif = PILImage.Exif()
-    exif[0x0112] = 6  # to be turned by 90° clockwise
-    PILImage.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
-    read = read_image(tmp_path, ("a.jpg",), (40, 20))
-    assert read.shape == (40, 20, 3) and read[:15].min() > 200 and read[25:].max() < 50
-    with pytest.raises(ValueError, match="a.jpg: image is 20×40, the annotations have 40×20"):
-        read_image(tmp_path, ("a.jpg",), (20, 40))
-
-
 def test_unreadable_image(tiny, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(tiny.data / "val", images)

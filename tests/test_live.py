@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from PIL import Image as PILImage
 import calib
 import extract
 import fuse
-import fuse.__main__
 from extract.data.annotations import read_annotations
 from extract.data.images import flip_boxes, read_image
 from extract.detectors import load_detector
@@ -239,53 +237,3 @@ def test_another_input_size_or_normalisation_than_the_heads(setting, caplog):
         CalibratedDetector(detector, head)
     head.info = replace(head.info, settings={}, tensors_sha256="")
     CalibratedDetector(detector, head)  # as heads of older versions
-
-
-def test_predict_command(setting, tiny, tmp_path, capsys):
-    _, val, head, pictures = setting
-    for i in range(2):
-        PILImage.fromarray(pictures[i]).save(tmp_path / f"{i}.png")
-    config = tiny.config("val", "unused")
-    arguments = ["predict", tmp_path / "0.png", tmp_path / "1.png", "--detector", config.detector, "--head", head]
-    arguments += ["--weights", config.weights, "--detector-options", *config.detector_options, "--save-images"]
-    assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out")]) == 0
-    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert len(records) == 600 and {r["file_name"] for r in records} == {str(tmp_path / f"{i}.png") for i in range(2)}
-    assert {r["name"] for r in records} <= set(val.classes["name"]) and records[0]["segmentation"]["size"] == [112, 112]
-    with PILImage.open(tmp_path / "out" / "0.png") as drawn:
-        assert drawn.size == (2 * 560 + 8, 560)
-    (tmp_path / "b").mkdir()
-    PILImage.fromarray(pictures[0]).save(tmp_path / "b" / "0.png")
-    arguments.insert(3, tmp_path / "b" / "0.png")
-    assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out2")]) == 1
-    assert "two of the images would be drawn into" in capsys.readouterr().err
-    assert not (tmp_path / "out2").exists()
-    del arguments[3]
-    for out, message in (
-        ("out", "out: holds predictions.json; use --overwrite"),
-        (".", "whose 0.png is one of the images: give another folder"),
-    ):
-        assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / out)]) == 1
-        assert message in capsys.readouterr().err
-    arguments += ["--out", tmp_path / "out", "--overwrite", "--iou-threshold", 0.3, "--stage-average", "logits"]
-    assert fuse.__main__.main([str(a) for a in arguments]) == 0
-    again = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    live = CalibratedDetector(load_detector(config), head, iou_threshold=0.3)
-    expected = [score for detected, _ in live.predict(pictures[:2]) for score in detected.scores.tolist()]
-    np.testing.assert_allclose([record["score"] for record in again], expected, atol=1e-5)
-
-
-def test_predict_with_a_method(setting, tiny, tmp_path, capsys):
-    detector, val, _, pictures = setting
-    PILImage.fromarray(pictures[0]).save(tmp_path / "0.png")
-    config = tiny.config("val", "unused")
-    arguments = ["predict", tmp_path / "0.png", "--detector", config.detector, "--weights", config.weights]
-    arguments += ["--detector-options", *config.detector_options, "--method", "norcal", "--mode", "calibrated"]
-    assert fuse.__main__.main([str(a) for a in (*arguments, "--out", tmp_path / "out")]) == 2
-    assert "give --fit-cache" in " ".join(capsys.readouterr().err.split())
-    arguments += ["--fit-cache", val.url, "--out", tmp_path / "out"]
-    assert fuse.__main__.main([str(a) for a in arguments]) == 0
-    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    live = CalibratedDetector(detector, calib.posthoc.NorCal().fit(val), mode="calibrated")
-    ((expected, _),) = live.predict(pictures[0])
-    assert [record["score"] for record in records] == expected.scores.tolist()

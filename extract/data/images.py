@@ -1,55 +1,83 @@
-"""Reads images, batches them by size, and flips boxes and RoIs left to right."""
+"""Finds and reads images of annotations, batches them by size, and flips boxes and RoIs left to right."""
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
 
+from extract.data.decoding import ImageReader, decode_image, read_orientation, turn
 from extract.rois import RoIs
 
+log = logging.getLogger(__name__)
 
-def read_image(folder: Path, names: tuple[str, ...], size: tuple[int, int]) -> np.ndarray:
-    """Reads the first of `names` that exists in `folder`, as (H, W, 3) uint8 RGB.
 
-    Raises FileNotFoundError naming the folder and the names, ValueError for a file that is no image or not of `size`
-    (height, width).
+class SizedReader:
+    """Reads image files at the sizes that annotations have.
+
+    Annotations are made on turned or on unturned images, and their size tells which. Where an image of a framework's
+    reader has height and width exchanged, and its file an EXIF orientation that does so, the image is turned as the
+    annotations have it. The first such image is logged.
+    """
+
+    def __init__(self, reader: ImageReader = decode_image) -> None:
+        self._reader = reader
+        self._count = itertools.count()  # threads share it
+
+    def __call__(self, path: Path, size: tuple[int, int] | None) -> np.ndarray:
+        """Reads an image, (H, W, 3) uint8 RGB or as the reader returns it.
+
+        `size` is (height, width), None if unknown. Raises FileNotFoundError, or ValueError for a file that is no image
+        or of another size.
+        """
+        pixels = self._reader(path)
+        if size is None or pixels.shape[:2] == size:
+            return pixels
+        if pixels.shape[:2] == size[::-1]:
+            orientation, stored_size = read_orientation(path)
+            if orientation >= 5:
+                back = pixels.shape[:2] != stored_size
+                self._log_first(path, size, orientation, back)
+                return turn(pixels, orientation, back=back)
+        raise ValueError(
+            f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations have {size[1]}×{size[0]}"
+        )
+
+    def _log_first(self, path: Path, size: tuple[int, int], orientation: int, back: bool) -> None:
+        if next(self._count) == 0:
+            log.warning(
+                "%s and images like it are %s by their EXIF orientation (%d), unlike the detector's framework reads "
+                "them: the annotations' size, %d×%d, is of the image %s",
+                path,
+                "not turned" if back else "turned",
+                orientation,
+                size[1],
+                size[0],
+                "as it is stored" if back else "turned upright",
+            )
+
+
+def find_image(folder: Path, names: tuple[str, ...]) -> Path:
+    """Returns the path of the first of `names` that exists in `folder`.
+
+    Raises FileNotFoundError naming the folder and the names.
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder}: has no {' or '.join(names) or 'image without a file name'}")
-    pixels = decode_image(path)
-    if pixels.shape[:2] != size:
-        raise ValueError(
-            f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations have {size[1]}×{size[0]}"
-        )
-    return pixels
+    return path
 
 
-def decode_image(path: Path) -> np.ndarray:
-    """Reads a file as (H, W, 3) uint8 RGB, rotated by its EXIF orientation as the frameworks' readers do.
-
-    Raises FileNotFoundError, or ValueError for a file that is no image.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
-    try:
-        with PILImage.open(path) as image:
-            return np.asarray(_rotated_by_exif(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from None
-
-
-def _rotated_by_exif(image: PILImage.Image) -> PILImage.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF raises all kinds of errors; damaged pixels raise again when they are decoded
-        return image
+def read_image(
+    folder: Path, names: tuple[str, ...], size: tuple[int, int], reader: ImageReader = decode_image
+) -> np.ndarray:
+    """Reads the image of `find_image` with a `SizedReader`, as (H, W, 3) uint8 RGB; raises as they do."""
+    return SizedReader(reader)(find_image(folder, names), size)
 
 
 def batches_of_one_size(sizes: Sequence[tuple[int, int]], limit: int) -> Iterator[list[int]]:

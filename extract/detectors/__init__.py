@@ -37,6 +37,21 @@ def registered_dataset(detector: str, name: str) -> tuple[Path, Path] | None:
     return lookup(target, name) if lookup else None
 
 
+def catalog_dataset(path: Path, detector: str = "detectron2") -> tuple[Path, Path] | None:
+    """Returns `registered_dataset` of a path that is no file; None for a file, and without detectron2.
+
+    Args:
+        path: of an annotation file, or the name of a dataset in detectron2's catalog.
+        detector: one of detectron2 has its project's datasets registered; others stand for detectron2 alone.
+    """
+    if path.exists() or path.suffix == ".json":
+        return None
+    try:
+        return registered_dataset(detector if detector.split(":")[0] == "detectron2" else "detectron2", str(path))
+    except ImportError:
+        return None  # then the name is that of a file which does not exist
+
+
 def import_adapter(detector: str) -> tuple[ModuleType, str]:
     """Imports the adapter of FRAMEWORK:TARGET, and returns the target as well."""
     framework, _, target = detector.partition(":")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from extract.cache.format import Layers
+from extract.data.decoding import ImageReader, decode_image
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ boxes (G, 4) to append)."""
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """An image and its id; pixels (H, W, 3) uint8 RGB."""
+    """An image and its id.
+
+    Pixels are (H, W, 3) uint8 RGB. Those of a detector's own `read_image` may be of another kind, such as grey, (H, W)
+    or (H, W, C), where its config asks for that.
+    """
 
     image_id: int
     pixels: np.ndarray
@@ -64,6 +69,8 @@ class Detector(Protocol):
             stage_average ("scores" or "logits"), nms_iou, skip_empty, class_agnostic_boxes, class_agnostic_masks.
         has_masks: whether it predicts class-agnostic masks, which a cache can store.
         size: (shorter, longer) edge that images are resized to, in pixels.
+
+    It may also have `read_image`, an `extract.data.decoding.ImageReader` that reads files as its framework does.
     """
 
     num_classes: int
@@ -114,3 +121,8 @@ class Detector(Protocol):
 
     def resized(self, shorter: int, longer: int) -> Detector:
         """Returns a detector with the same weights, shared, that resizes images to these edges."""
+
+
+def reader_of(detector: Detector) -> ImageReader:
+    """Returns the detector's own `read_image`, or `decode_image` if it has none."""
+    return getattr(detector, "read_image", decode_image)

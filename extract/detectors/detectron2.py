@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import detectron2
 import numpy as np
 import torch
+from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Instances
+from PIL import Image as PILImage
 from torch import Tensor
 
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
+from extract.data.decoding import naming_image
 from extract.detectors.base import Image, ImageDetections, SelectProposals
 from extract.detectors.common import apply_selection, make_rois, scale_to_original
 from extract.detectors.detectron2_config import build, naming_errors
@@ -27,6 +31,9 @@ from extract.detectors.detectron2_output import Detectron2Output
 from extract.detectors.detectron2_stages import BoxHeads, activation
 from extract.detectors.fc_layers import replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
+
+IMAGE_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
+"""Values of `INPUT.FORMAT`."""
 
 
 def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
@@ -59,8 +66,8 @@ class Detectron2Detector:
         name: str = "",
         **sha256: str,
     ):
-        if image_format not in ("BGR", "RGB"):
-            raise ValueError(f"input format is {image_format!r}, expected 'BGR' or 'RGB'")
+        if image_format not in IMAGE_FORMATS:
+            raise ValueError(f"input format is {image_format!r}, expected one of {', '.join(IMAGE_FORMATS)}")
         if len(set(resize.short_edge_length)) != 1:
             raise ValueError(f"shorter edge of test images is {[*resize.short_edge_length]}, expected one length")
         self.model = model.eval().requires_grad_(False)
@@ -167,8 +174,20 @@ class Detectron2Detector:
         """Returns the mean and the standard deviation of each channel."""
         return self.model.pixel_mean.flatten().tolist(), self.model.pixel_std.flatten().tolist()
 
+    @staticmethod
+    def read_image(path: Path) -> np.ndarray:
+        """Reads a file as detectron2 does, as (H, W, 3) uint8 RGB; see `extract.data.decoding.ImageReader`."""
+        with naming_image(path):
+            return read_image(str(path), "RGB")
+
     def to_tensor(self, image: Image) -> Tensor:
-        """Returns the image as (3, h, w) float32, resized as uint8 like `DefaultPredictor` does."""
-        pixels = image.pixels[:, :, ::-1] if self._image_format == "BGR" else image.pixels
+        """Returns the image as (C, h, w) float32, resized as uint8 like `DefaultPredictor` does."""
+        pixels = self._in_image_format(image.pixels)
         pixels = self._resize.get_transform(pixels).apply_image(pixels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
+
+    def _in_image_format(self, pixels: np.ndarray) -> np.ndarray:
+        """Converts RGB to what detectron2's reader gives in the config's format, (H, W, C)."""
+        if self._image_format in ("BGR", "RGB"):
+            return pixels[:, :, ::-1] if self._image_format == "BGR" else pixels
+        return convert_PIL_to_numpy(PILImage.fromarray(pixels), self._image_format)

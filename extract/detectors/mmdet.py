@@ -23,6 +23,7 @@ from torch import Tensor
 
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
+from extract.data.decoding import ImageReader, decode_image
 from extract.detectors.base import Image, ImageDetections, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois
 from extract.detectors.fc_layers import replace_classifiers
@@ -37,6 +38,7 @@ from extract.detectors.mmdet_config import (
     one_line,
     read_config,
 )
+from extract.detectors.mmdet_images import swap_colours
 from extract.detectors.mmdet_output import MmdetOutput
 from extract.detectors.mmdet_roi_head import BatchFeatures
 from extract.detectors.mmdet_stages import run_stages, stage_fc_layers
@@ -73,8 +75,16 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
 class MmdetDetector:
     """A frozen mmdetection detector; see `extract.detectors.base.Detector`."""
 
-    def __init__(self, model: TwoStageDetector, pipeline: Compose, name: str = "", config_sha256: str = ""):
+    def __init__(
+        self,
+        model: TwoStageDetector,
+        pipeline: Compose,
+        read_image: ImageReader = decode_image,
+        name: str = "",
+        config_sha256: str = "",
+    ):
         self.model, self._pipeline = model.eval().requires_grad_(False), pipeline
+        self.read_image = read_image
         self._heads = list_stages(model.roi_head.bbox_head)
         last = self._heads[-1]
         self.num_classes = int(last.num_classes)
@@ -171,6 +181,6 @@ class MmdetDetector:
 
     def _preprocess(self, images: Sequence[Image]) -> dict[str, Any]:
         """Applies the config's test pipeline, which takes BGR, and the model's `data_preprocessor`."""
-        arrays = [np.ascontiguousarray(image.pixels[..., ::-1]) for image in images]
+        arrays = [np.ascontiguousarray(swap_colours(image.pixels)) for image in images]
         packed = [self._pipeline({"img": a, "img_id": i.image_id}) for a, i in zip(arrays, images, strict=True)]
         return self.model.data_preprocessor({key: [image[key] for image in packed] for key in packed[0]}, False)

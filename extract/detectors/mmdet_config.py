@@ -26,6 +26,9 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from extract.data.decoding import ImageReader
+from extract.detectors.mmdet_images import image_reader
+
 ROI_HEADS = (StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
 _ROI_METHODS = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
 INFERENCE_METHODS = {
@@ -66,16 +69,17 @@ def read_config(path: Path, options: Sequence[str]) -> Config:
     return config
 
 
-def build(config: Config) -> tuple[TwoStageDetector, Compose]:
-    """Builds the model, without its trained weights, and its test pipeline, which takes arrays."""
+def build(config: Config) -> tuple[TwoStageDetector, Compose, ImageReader]:
+    """Builds the model, without its trained weights, its test pipeline, which takes arrays, and its reader of files."""
     # The scope makes the registries independent of other frameworks and of models built before.
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
         steps = copy.deepcopy(get_test_pipeline_cfg(config))
+        reader = image_reader(steps[0])
         steps[0].type = "mmdet.LoadImageFromNDArray"
         pipeline = Compose(steps)
     _check(model)
-    return model, pipeline
+    return model, pipeline, reader
 
 
 def list_stages(heads: nn.Module) -> list[BaseModule]:

@@ -22,6 +22,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
+from extract.data.decoding import decode_unturned
 from extract.detectors.base import Image, ImageDetections, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois, scale_to_original
 from extract.detectors.fc_layers import linear_modules, read_layers, replace_classifiers, verified_layers
@@ -43,6 +44,9 @@ def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
 
 class TorchvisionDetector:
     """A frozen torchvision detector; see `extract.detectors.base.Detector`."""
+
+    # torchvision's datasets and training scripts read images with PIL and leave them as they are stored.
+    read_image = staticmethod(decode_unturned)
 
     def __init__(self, model: GeneralizedRCNN, name: str = "", **sha256: str):
         check(model)

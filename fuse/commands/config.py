@@ -167,16 +167,24 @@ class LiveConfig(DetectorSpec, ClassifierConfig, FusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(LiveConfig):
-    """Detects in images with a detector and its calibrated classifier together.
+    """Detects in images with a detector and its calibrated classifier together. The same command again resumes.
 
-    Example: python -m fuse predict photo.jpg --detector mmdet --config-file htc.py --weights htc.pth --head head
-        --out runs/photo --save-images
+    Example: python -m fuse predict --images photo.jpg photos/ --detector mmdet --config-file htc.py
+        --weights htc.pth --head head --out runs/photos --save-images
+
+    Example: python -m fuse predict --images coco/ --annotations lvis_v1_val.json --detector detectron2
+        --config-file cascade.yaml --head head --out runs/val INPUT.MIN_SIZE_TEST 1200
 
     Writes predictions.json: LVIS results with file names and class names.
     """
 
-    images: Positional[tuple[Path, ...]]
-    """Image files."""
+    images: tuple[Path, ...] = ()
+    """Image files and folders, in which images are found at any depth; those of a dataset in detectron2's catalog
+    by default."""
+
+    annotations: Path | None = None
+    """LVIS or COCO annotation file, or the name of a dataset in detectron2's catalog: only the images that it names
+    are read, and results have its image ids, as `fuse evaluate` needs them."""
 
     save_images: bool = False
     """Draw the detections of the original and of the calibrated detector side by side, one PNG per image."""
@@ -184,17 +192,14 @@ class PredictConfig(LiveConfig):
     max_drawn: int = 10
     """Detections drawn per side, best first."""
 
-    detector_options: tuple[str, ...] = ()
-    """The framework's own options, as in `python -m extract`."""
-
     overwrite: bool = False
-    """Replace what is in the folder."""
+    """Replace predictions in the folder instead of resuming them."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
         super().__post_init__()
-        if not self.images:
-            raise ValueError("images is empty, expected at least one file")
+        if not self.images and self.annotations is None:
+            raise ValueError("images is empty, expected at least one file or folder")
         if self.max_drawn < 1:
             raise ValueError(f"max_drawn is {self.max_drawn}, expected at least 1")
 

@@ -10,6 +10,7 @@ import pandas as pd
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from fuse.commands.config import CacheConfig, Config, SweepConfig
+from fuse.commands.datasets import resolve_annotations
 from fuse.commands.inputs import (
     load_annotations_of,
     load_classifier,
@@ -47,7 +48,7 @@ def sweep(config: SweepConfig) -> None:
 
 def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Comparison, *, save: bool = False) -> None:
     """Detects and evaluates all rows; with `save`, writes the candidate's detections."""
-    cache = open_val_cache(config.cache)
+    cache, config = open_val_cache(config.cache), resolve_annotations(config)
     config = resolve_iou_types(config, has_masks="masks" in cache.fields)
     calibrated = load_classifier(config, cache)
     annotations, scope = load_annotations_of(config.annotations, cache)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from extract.utils.identity import refuse_changes
-from fuse.commands.config import CacheConfig, MergeConfig
+from fuse.commands.config import CacheConfig, MergeConfig, PredictConfig
 
 MANIFEST_FILE = "run.json"
 
@@ -20,13 +20,19 @@ def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> byte
 
     Raises ValueError if the folder holds results of other options or inputs and `overwrite` is not set.
     """
-    file = config.out / MANIFEST_FILE
-    left_out = {"out", "overwrite", *(name.removesuffix("_fingerprint") for name in fingerprints)}
-    current = {name: _text(value) for name, value in asdict(config).items() if name not in left_out} | fingerprints
+    file, current = config.out / MANIFEST_FILE, options_as_text(config, **fingerprints)
     if file.exists() and not config.overwrite:
         # Folders without a protocol are from the time when LVIS's was the only one.
         refuse_changes(config.out, {"protocol": "federated"} | _read(file), current)
     return msgspec.json.format(msgspec.json.encode(current))
+
+
+def options_as_text(
+    config: CacheConfig | MergeConfig | PredictConfig, *, left_out: Iterable[str] = (), **fingerprints: str
+) -> dict[str, str]:
+    """Returns the options that results depend on, without `left_out`; fingerprints as in `new_manifest`."""
+    without = {"out", "overwrite", *left_out, *(name.removesuffix("_fingerprint") for name in fingerprints)}
+    return {name: _text(value) for name, value in asdict(config).items() if name not in without} | fingerprints
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:

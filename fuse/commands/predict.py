@@ -2,74 +2,180 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from extract.data.images import decode_image
+from calib.head_io import INFO_FILE, WEIGHTS_FILE
+from extract.cache.reader import open_cache
+from extract.data.annotations import Annotations, read_annotations
+from extract.data.images import SizedReader
 from extract.detectors import load_detector
-from extract.detectors.base import ImageDetections
-from extract.utils.files import replacing, write_bytes
+from extract.detectors.base import Detector, Image, ImageDetections, reader_of
+from extract.utils.files import replacing
+from extract.utils.prefetch import prefetch
 from fuse.commands.config import PredictConfig
+from fuse.commands.datasets import find_dataset
+from fuse.commands.image_files import ImageFile, find_images, match_annotations
 from fuse.commands.inputs import LiveClassifier, load_live_classifier
+from fuse.commands.manifest import files_fingerprint, options_as_text
+from fuse.commands.predictions import LINES_FILE, PredictionLines
 from fuse.drawing import draw_detections, side_by_side
 from fuse.live import CalibratedDetector
 
+_LOG = logging.getLogger(__name__)
 PREDICTIONS_FILE = "predictions.json"
+READERS = 2
+"""Threads that read the next images."""
+RUNTIME_OPTIONS = ("images", "device")
+"""Options with which an interrupted run may resume though they have changed."""
+
+T = TypeVar("T")
+Record = dict[str, object]
+Process = Callable[[ImageFile, Image], list[Record]]
+"""(file, its pixels) → results of the image, best first."""
 
 
 def predict(config: PredictConfig) -> None:
-    """Writes predictions.json, and with `save_images` a drawing of every image."""
-    _check_files(config)
+    """Writes predictions.json, and with `save_images` a drawing of every image.
+
+    Images are detected one at a time, so that a resumed run gives the results of an uninterrupted one.
+    """
+    config = find_dataset(config)
+    images = find_images(config.images, config.out)
+    annotations = read_annotations(config.annotations) if config.annotations else None
+    if annotations is not None:
+        images = match_annotations(images, annotations)
+    _check_outputs(config, images)
     detector = load_detector(config)
     classifier = load_live_classifier(config, detector)
+    if annotations is not None:
+        _check_names(classifier, annotations)
+    if config.overwrite:
+        for name in (PREDICTIONS_FILE, LINES_FILE):
+            (config.out / name).unlink(missing_ok=True)
+    lines = PredictionLines(config.out, _options(config, detector, annotations))
+    try:
+        _predict_pending(images, lines, _process(config, detector, classifier), SizedReader(reader_of(detector)))
+    except KeyboardInterrupt:
+        without = " without --overwrite" * config.overwrite
+        _LOG.info("%s: stopped after %d images; the same command%s resumes", config.out, len(lines), without)
+        raise
+    count = lines.finish([str(image.path) for image in images], config.out / PREDICTIONS_FILE)
+    print(f"{config.out / PREDICTIONS_FILE}: {count:,} detections in {len(images):,} images")
+
+
+def _predict_pending(images: Sequence[ImageFile], lines: PredictionLines, process: Process, read: SizedReader) -> None:
+    """Adds the predictions of the images that `lines` lacks; threads read the next images meanwhile."""
+
+    def load(image: ImageFile) -> Image:
+        return Image(image.image_id or 0, read(image.path, image.size))
+
+    pending = [image for image in images if str(image.path) not in lines]
+    done = len(images) - len(pending)
+    if done:
+        _LOG.info("resuming: %d of %d images are done", done, len(images))
+    with closing(prefetch(load, pending, threads=READERS, depth=READERS)) as loaded:
+        items = _logging_estimate(zip(pending, loaded, strict=True), len(pending))
+        for image, pixels in tqdm(items, desc="predict", unit="image", initial=done, total=len(images), disable=None):
+            lines.append(str(image.path), process(image, pixels))
+
+
+def _logging_estimate(items: Iterator[T], count: int) -> Iterator[T]:
+    """Yields the items; after the second logs the time for all, not by the first, in which kernels are compiled."""
+    started = 0.0
+    for position, item in enumerate(items):
+        if position == 1:
+            started = time.perf_counter()
+        elif position == 2:
+            seconds = time.perf_counter() - started
+            _LOG.info(
+                "%s images: about %.1f minutes at %.1f images per second",
+                f"{count:,}",
+                count * seconds / 60,
+                1 / seconds,
+            )
+        yield item
+
+
+def _process(config: PredictConfig, detector: Detector, classifier: LiveClassifier) -> Process:
+    """Returns the function that detects in an image, draws it if the config says so, and returns its results."""
     calibrated = CalibratedDetector(detector, classifier.scorer, **vars(config.fusion()))
     original = CalibratedDetector(detector, **vars(config.fusion(mode="original")))
-    records = []
-    for path in tqdm(config.images, desc="predict", unit="image", disable=None):
-        ((detections, masks),) = calibrated.predict(path)
-        records += _records(path, detections, masks, classifier)
+
+    def process(file: ImageFile, image: Image) -> list[Record]:
+        ((detections, masks),) = calibrated.predict(image)
         if config.save_images:
-            sides = [*original.predict(path), (detections, masks)]
-            _draw(path, _drawing_file(config, path), sides, classifier.names, config.max_drawn)
-    write_bytes(config.out / PREDICTIONS_FILE, msgspec.json.encode(records))
-    print(f"{config.out / PREDICTIONS_FILE}: {len(records):,} detections in {len(config.images):,} images")
+            sides = [*original.predict(image), (detections, masks)]
+            drawn = [draw_detections(image.pixels, *side, classifier.names, config.max_drawn) for side in sides]
+            with replacing(_drawing_file(config, file)) as partial:
+                side_by_side(drawn).save(partial, format="png")
+        return _records(file, detections, masks, classifier)
+
+    return process
 
 
-def _check_files(config: PredictConfig) -> None:
-    """Raises, before anything heavy begins, for an image that does not exist and for files that would collide."""
-    for path in config.images:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such image")
-    stems = [path.stem for path in config.images]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if config.save_images and twice is not None:
-        raise ValueError(f"save_images: two of the images would be drawn into {config.out / twice}.png")
-    inputs = {path.resolve() for path in config.images}
-    drawings = [_drawing_file(config, path) for path in config.images if config.save_images]
-    for output in (config.out / PREDICTIONS_FILE, *drawings):
+def _check_outputs(config: PredictConfig, images: Sequence[ImageFile]) -> None:
+    """Raises, before anything heavy begins, for files that would collide."""
+    drawings = [_drawing_file(config, image) for image in images if config.save_images]
+    twice = next((file for file, count in Counter(drawings).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"save_images: two of the images would be drawn into {twice}")
+    inputs = {image.path.resolve() for image in images}
+    for output in (config.out / PREDICTIONS_FILE, config.out / LINES_FILE, *drawings):
         if output.resolve() in inputs:
             raise ValueError(f"out is {config.out}, whose {output.name} is one of the images: give another folder")
     if (config.out / PREDICTIONS_FILE).exists() and not config.overwrite:
         raise ValueError(f"{config.out}: holds {PREDICTIONS_FILE}; use --overwrite")
 
 
-def _drawing_file(config: PredictConfig, path: Path) -> Path:
-    return config.out / f"{path.stem}.png"
+def _check_names(classifier: LiveClassifier, annotations: Annotations) -> None:
+    """Raises ValueError naming a category that has another name in the annotation file."""
+    names = dict(annotations.classes[["category_id", "name"]].itertuples(index=False))
+    for category_id, name in zip(classifier.category_ids, classifier.names, strict=True):
+        if names.get(category_id, name) != name:
+            raise ValueError(
+                f"{annotations.path}: category {category_id} is {names[category_id]!r}, {name!r} in the classifier"
+            )
+
+
+def _options(config: PredictConfig, detector: Detector, annotations: Annotations | None) -> dict[str, str]:
+    """Returns what the predictions depend on; files count by their content."""
+    description = detector.description
+    fingerprints = {
+        "weights_fingerprint": description.get("tensors_sha256") or description["weights_sha256"],
+        "config_file_fingerprint": description.get("config_sha256", ""),
+        "annotations_fingerprint": "" if annotations is None else annotations.sha256,
+    }
+    if config.head is not None:
+        fingerprints["head_fingerprint"] = files_fingerprint([config.head / WEIGHTS_FILE, config.head / INFO_FILE])
+    if config.fit_cache is not None:
+        fingerprints["fit_cache_fingerprint"] = open_cache(config.fit_cache).fingerprint
+    return options_as_text(config, left_out=RUNTIME_OPTIONS, **fingerprints)
+
+
+def _drawing_file(config: PredictConfig, image: ImageFile) -> Path:
+    return (config.out / image.name).with_suffix(".png")
 
 
 def _records(
-    path: Path, detections: ImageDetections, masks: np.ndarray | None, classifier: LiveClassifier
-) -> list[dict[str, object]]:
-    """Returns LVIS results with the image's file name in place of its id, best first."""
+    file: ImageFile, detections: ImageDetections, masks: np.ndarray | None, classifier: LiveClassifier
+) -> list[Record]:
+    """Returns LVIS results, best first; without an annotation file they have the file name, but no image id."""
     boxes = detections.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     ids, names = classifier.category_ids, classifier.names
-    records: list[dict[str, object]] = [
-        {"file_name": str(path), "category_id": ids[label], "name": names[label], "score": score, "bbox": box}
+    image: Record = {} if file.image_id is None else {"image_id": file.image_id}
+    image["file_name"] = str(file.path)
+    records: list[Record] = [
+        {**image, "category_id": ids[label], "name": names[label], "score": score, "bbox": box}
         for box, label, score in zip(
             boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True
         )
@@ -81,16 +187,3 @@ def _records(
         for record, one in zip(records, encoded, strict=True):
             record["segmentation"] = {"size": list(one["size"]), "counts": one["counts"].decode()}
     return records
-
-
-def _draw(
-    path: Path,
-    file: Path,
-    sides: list[tuple[ImageDetections, np.ndarray | None]],
-    names: tuple[str, ...],
-    max_drawn: int,
-) -> None:
-    pixels = decode_image(path)
-    drawing = side_by_side([draw_detections(pixels, *side, names, max_drawn) for side in sides])
-    with replacing(file) as partial:
-        drawing.save(partial, format="png")

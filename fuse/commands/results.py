@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fuse.commands.config import EvaluateConfig, MergeConfig
+from fuse.commands.datasets import resolve_annotations
 from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
@@ -23,6 +24,7 @@ def evaluate_file(config: EvaluateConfig) -> None:
     """Runs `python -m fuse evaluate`: evaluates one file."""
     detections = Detections.from_json(config.detections)
     config = resolve_iou_types(config, has_masks=detections.rles is not None)
+    config = resolve_annotations(config)
     annotations = load_annotations(config.annotations)
     if not annotations["annotations"]:
         raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
@@ -39,6 +41,7 @@ def merge_files(config: MergeConfig) -> None:
         "weights": config.weights or None,
     }
     check_options(len(config.detections), max_detections=config.max_detections, **options)
+    config = resolve_annotations(config)
     classes = load_classes(config)
     annotations = with_categories(load_annotations(config.annotations), classes)
     results = load_results(config.detections, annotations)

@@ -1,0 +1,70 @@
+"""Matching image files with an annotation file: by the names that extraction reads, and never by a guess."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from extract.data.annotations import Annotations, read_annotations
+from fuse.commands.image_files import ImageFile, find_images, match_annotations
+
+
+def annotations(folder: Path, *images: dict) -> Annotations:
+    """Annotations without objects; images of 30×20 unless they say otherwise."""
+    images = tuple({"id": i + 1, "width": 30, "height": 20} | image for i, image in enumerate(images))
+    path = folder / "a.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "owl"}]}))
+    return read_annotations(path)
+
+
+def files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def ids(images: list[ImageFile]) -> dict[str, int | None]:
+    return {image.name: image.image_id for image in images}
+
+
+def test_names_are_relative_to_the_folder(tmp_path):
+    a = annotations(tmp_path, {"file_name": "x/1.jpg"}, {"file_name": "y/1.jpg"}, {"file_name": "2.jpg", "height": 50})
+    folder = files(tmp_path / "images", "x/1.jpg", "y/1.jpg", "2.jpg", "z/3.jpg")
+    matched = match_annotations(find_images([folder], tmp_path / "out"), a)
+    assert ids(matched) == {"x/1.jpg": 1, "y/1.jpg": 2, "2.jpg": 3}
+    assert [image.size for image in matched] == [(50, 30), (20, 30), (20, 30)]
+
+
+def test_coco_urls(tmp_path):
+    a = annotations(tmp_path, {"coco_url": "http://images/train2017/000000000009.jpg"})
+    folder = files(tmp_path / "coco", "train2017/000000000009.jpg", "val2017/000000000010.jpg")
+    for given in (folder, folder / "train2017", folder / "train2017" / "000000000009.jpg"):
+        assert list(ids(match_annotations(find_images([given], tmp_path), a)).values()) == [1]
+
+
+def test_files_match_by_the_end_of_their_path(tmp_path):
+    a = annotations(tmp_path, {"file_name": "x/1.jpg"}, {"file_name": "y/1.jpg"})
+    folder = files(tmp_path / "images", "y/1.jpg")
+    assert ids(match_annotations(find_images([folder / "y" / "1.jpg"], tmp_path), a)) == {"1.jpg": 2}
+
+
+def test_what_is_ambiguous_is_refused(tmp_path):
+    a = annotations(tmp_path, {"file_name": "1.jpg"}, {"file_name": "1.jpg"})
+    folder = files(tmp_path / "images", "1.jpg", "z/1.jpg")
+    with pytest.raises(ValueError, match="1.jpg: may be image 1 or 2 of .*a.json, both named 1.jpg"):
+        match_annotations(find_images([folder / "1.jpg"], tmp_path), a)
+    a = annotations(tmp_path, {"file_name": "1.jpg"})
+    with pytest.raises(ValueError, match="1.jpg and .*z/1.jpg: both are image 1 of .*a.json"):
+        match_annotations(find_images([folder / "1.jpg", folder / "z"], tmp_path), a)
+
+
+def test_no_match(tmp_path):
+    a = annotations(tmp_path, {"file_name": "x/1.jpg"})
+    folder = files(tmp_path / "images", "other.jpg")
+    with pytest.raises(
+        ValueError, match="a.json names none of the 1 images, such as other.jpg; it names such as x/1.jpg"
+    ):
+        match_annotations(find_images([folder], tmp_path), a)
