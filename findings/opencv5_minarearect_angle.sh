@@ -2,8 +2,9 @@
 # OpenCV 5.0.0: minAreaRect has another angle convention than 4.12.0, for the same points.
 # Guess: the convention of 4.5.1 and later stays: angles in (0, 90], the first side of the size being the one at that
 #   angle.
-# Behaviour: 5.0.0 gives angles in [-90, 0), with width and height exchanged. The corners are the same, but code that
-#   sorts by angle or writes (width, height, angle), as for DOTA's oriented boxes, changes its output.
+# Behaviour: 5.0.0 gives angles in [-90, 0), the range before 4.5.1, with width and height exchanged. The corners are
+#   the same, but code that sorts by angle or writes (width, height, angle), as for DOTA's oriented boxes, changes its
+#   output.
 # Seen: 4.12.0: size (4.47, 2.24), angle 26.57; 5.0.0: size (2.24, 4.47), angle -63.43
 set -euo pipefail
 work=$(mktemp -d)
