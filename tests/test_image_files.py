@@ -51,14 +51,29 @@ def test_files_match_by_the_end_of_their_path(tmp_path):
     assert ids(match_annotations(find_images([folder / "y" / "1.jpg"], tmp_path), a)) == {"1.jpg": 2}
 
 
-def test_what_is_ambiguous_is_refused(tmp_path):
+def test_a_file_of_several_ids_is_each_of_them(tmp_path):
     a = annotations(tmp_path, {"file_name": "1.jpg"}, {"file_name": "1.jpg"})
-    folder = files(tmp_path / "images", "1.jpg", "z/1.jpg")
-    with pytest.raises(ValueError, match="1.jpg: may be image 1 or 2 of .*a.json, both named 1.jpg"):
-        match_annotations(find_images([folder / "1.jpg"], tmp_path), a)
-    a = annotations(tmp_path, {"file_name": "1.jpg"})
-    with pytest.raises(ValueError, match="1.jpg and .*z/1.jpg: both are image 1 of .*a.json"):
-        match_annotations(find_images([folder / "1.jpg", folder / "z"], tmp_path), a)
+    matched = match_annotations(find_images([files(tmp_path / "images", "1.jpg")], tmp_path), a)
+    assert [image.image_id for image in matched] == [1, 2] and len({image.key for image in matched}) == 2
+
+
+def test_the_likeliest_name_is_taken(tmp_path):
+    a = annotations(tmp_path, {"file_name": "x/1.jpg"})
+    folder = files(tmp_path / "images", "1.jpg", "x/1.jpg")
+    for given in ([folder], [folder / "1.jpg", folder / "x" / "1.jpg"]):
+        (image,) = match_annotations(find_images(given, tmp_path), a)
+        assert image.path == folder / "x" / "1.jpg"
+    files(tmp_path / "copy", "1.jpg")
+    with pytest.raises(ValueError, match="images/1.jpg and .*copy/1.jpg: both are image 1 of .*a.json"):
+        match_annotations(find_images([folder / "1.jpg", tmp_path / "copy"], tmp_path), a)
+
+
+def test_links_are_followed_once(tmp_path):
+    folder = files(tmp_path / "images", "1.jpg")
+    (files(tmp_path / "elsewhere", "2.jpg") / "back").symlink_to(folder)
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    assert list(ids(find_images([folder], tmp_path / "out"))) == ["1.jpg", "link/2.jpg"]
 
 
 def test_no_match(tmp_path):

@@ -68,7 +68,7 @@ def predict(config: PredictConfig) -> None:
         without = " without --overwrite" * config.overwrite
         _LOG.info("%s: stopped after %d images; the same command%s resumes", config.out, len(lines), without)
         raise
-    count = lines.finish([str(image.path) for image in images], config.out / PREDICTIONS_FILE)
+    count = lines.finish([image.key for image in images], config.out / PREDICTIONS_FILE)
     print(f"{config.out / PREDICTIONS_FILE}: {count:,} detections in {len(images):,} images")
 
 
@@ -78,14 +78,14 @@ def _predict_pending(images: Sequence[ImageFile], lines: PredictionLines, proces
     def load(image: ImageFile) -> Image:
         return Image(image.image_id or 0, read(image.path, image.size))
 
-    pending = [image for image in images if str(image.path) not in lines]
+    pending = [image for image in images if image.key not in lines]
     done = len(images) - len(pending)
     if done:
         _LOG.info("resuming: %d of %d images are done", done, len(images))
     with closing(prefetch(load, pending, threads=READERS, depth=READERS)) as loaded:
         items = _logging_estimate(zip(pending, loaded, strict=True), len(pending))
         for image, pixels in tqdm(items, desc="predict", unit="image", initial=done, total=len(images), disable=None):
-            lines.append(str(image.path), process(image, pixels))
+            lines.append(image.key, process(image, pixels))
 
 
 def _logging_estimate(items: Iterator[T], count: int) -> Iterator[T]:
