@@ -4,7 +4,7 @@
 #   sliced too, or refused.
 # Behaviour: `iscrowd` is not read: every annotation comes out with 0, be its shape a polygon or run lengths. Run
 #   lengths are "skipped" by one warning, yet the annotation stays: its box becomes its mask.
-# Seen: in iscrowd 1, 1; out iscrowd 0, 0; areas 400 and 400 for masks of 200 and 40 pixels
+# Seen: in iscrowd 1, 1; out iscrowd 0, 0; areas 200 and 400 for masks of 200 and 40 pixels
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
