@@ -84,6 +84,9 @@ class Config(DetectorSpec):
     seed: int = 0
     """Seed of the selection of images, of flips and of the background sample."""
 
+    strict: bool = False
+    """Refuse annotations of which something would be left out or changed, in place of a warning."""
+
     overwrite: bool = False
     """Replace an existing cache instead of resuming it."""
 
@@ -171,3 +174,6 @@ class RecallConfig:
 
     bins: tuple[float, ...] = (10, 100, 1000)
     """Edges between the bins of training instances."""
+
+    strict: bool = False
+    """Refuse annotations of which something would be left out or changed, in place of a warning."""

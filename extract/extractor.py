@@ -13,7 +13,8 @@ import numpy as np
 from extract.cache.format import block_slice, num_blocks
 from extract.config import Config
 from extract.data.annotations import Annotations
-from extract.data.images import SizedReader, batches_of_one_size, find_image, flip_boxes, unflip_rois
+from extract.data.image_files import find_image
+from extract.data.images import SizedReader, batches_of_one_size, flip_boxes, unflip_rois
 from extract.detectors.base import Detector, Image, reader_of
 from extract.image_selection import class_balanced_images
 from extract.matching import GroundTruth, assign_targets, select_training_samples

@@ -13,6 +13,7 @@ from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, resume_cache
 from extract.config import Config
 from extract.data.annotations import Annotations, read_annotations
+from extract.data.image_files import check_namesakes
 from extract.detectors import load_detector, registered_dataset
 from extract.detectors.base import Detector
 from extract.extractor import Extractor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
-RUNTIME_FIELDS |= {"overwrite", "estimate"}
+RUNTIME_FIELDS |= {"overwrite", "estimate", "strict"}
 """Options that do not change the cache's content, or whose files are recorded by their sha256."""
 
 
@@ -47,12 +48,18 @@ def prepare(config: Config) -> Job:
     Raises ValueError or FileNotFoundError naming what is missing or does not fit.
     """
     config = resolve_files(config)
-    annotations = read_annotations(config.annotations)
-    train_annotations = read_annotations(config.train_annotations) if config.train_annotations else annotations
+    annotations = read_annotations(config.annotations, images=config.images, strict=config.strict)
+    train_annotations = annotations
+    if config.train_annotations and config.train_annotations != config.annotations:
+        train_annotations = read_annotations(config.train_annotations, strict=config.strict)
+    if not len(train_annotations.ids):
+        raise ValueError(f"{train_annotations.path}: has no annotations, of which the training instances are counted")
     _check_categories(annotations, train_annotations)
     detector = load_detector(config)
     _check_detector(detector, annotations, config)
     extractor = Extractor(config, annotations, detector)
+    assert config.images is not None, "resolve_files sets it"
+    check_namesakes(config.images, annotations.image_ids, annotations.file_names, extractor.positions)
     _warn(extractor, train_annotations)
     provenance = _provenance(config, annotations, train_annotations)
     header = Header(config.split, config.level, detector.stages, detector.description, provenance)

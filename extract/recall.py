@@ -21,7 +21,7 @@ def report(config: RecallConfig) -> None:
     """Prints `proposal_recall`."""
     cache = open_cache(config.cache)
     dataset = catalog_dataset(config.annotations, str(cache.provenance.get("config", {}).get("detector", "")))
-    annotations = read_annotations(dataset[0] if dataset else config.annotations)
+    annotations = read_annotations(dataset[0] if dataset else config.annotations, strict=config.strict)
     table = proposal_recall(cache, annotations, bins=edges(config.bins))
     print(table.to_string(float_format=lambda value: f"{value:.1f}"))
 

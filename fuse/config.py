@@ -162,6 +162,9 @@ class EvaluationConfig:
     """What computes precision and recall; lvis and pycocotools are the official packages of the two protocols,
     slow."""
 
+    strict: bool = False
+    """Refuse annotations of which something would be left out or changed, in place of a warning."""
+
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
         if self.max_detections is not None and self.max_detections < 1:

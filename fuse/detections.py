@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from extract.utils.files import write_bytes
-
-
-class _Mask(msgspec.Struct):
-    size: tuple[int, int]
-    counts: str
-
-
-class _Record(msgspec.Struct, omit_defaults=True):
-    image_id: int
-    category_id: int
-    score: float
-    bbox: tuple[float, float, float, float]
-    segmentation: _Mask | None = None
+from fuse.result_records import read_records
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +73,11 @@ class Detections:
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> Detections:
-        """Reads LVIS results. Raises FileNotFoundError, or ValueError naming the file and the field."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file of detections")
-        try:
-            records = msgspec.json.decode(Path(path).read_bytes(), type=list[_Record])
-        except msgspec.DecodeError as error:
-            raise ValueError(f"{path}: not a file of LVIS results: {error}") from None
+        """Reads LVIS or COCO results, as any tool may have written them: without boxes, those are of the masks.
+
+        Raises FileNotFoundError, or ValueError naming the file and the field.
+        """
+        records = read_records(path)
         masks = [r.segmentation for r in records if r.segmentation is not None]
         if masks and len(masks) < len(records):
             raise ValueError(f"{path}: {len(records) - len(masks)} of {len(records)} records lack segmentation")

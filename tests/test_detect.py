@@ -286,10 +286,16 @@ def test_no_detections_round_trip(cache, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "d.json: not a file of LVIS results"),
+        ("[", "d.json: not a file of LVIS or COCO results"),
         ('[{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1]}]', "missing required field `score`"),
-        ('[{"image_id": 1, "category_id": 2, "score": "a", "bbox": [0, 0, 1, 1]}]', r"Expected `float`.*\$\[0\].score"),
-        ('[{"image_id": 1, "category_id": 2, "score": 1, "bbox": [0, 0, 1]}]', "of length 4"),
+        (
+            '[{"image_id": 1, "category_id": 2, "score": "a", "bbox": [0, 0, 1, 1]}]',
+            "record 0: score is 'a', expected a number",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 2, "score": 1, "bbox": [0, 0, 1]}]',
+            r"record 0: bbox is \[0, 0, 1\], expected four numbers",
+        ),
     ],
 )
 def test_results_that_are_none(tmp_path, text, message):

@@ -239,8 +239,8 @@ def changed(**change):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": []}, "annotations: not an LVIS annotation file: .*missing required field `categories`"),
-        (changed(images=[{"id": 7, "height": 5}]), "missing required field `width`"),
+        ({"images": []}, "annotations: not an LVIS or COCO annotation file: .*missing required field `categories`"),
+        (changed(images=[{"height": 5, "width": 5}]), r"missing required field `id` - at `\$.images\[0\]`"),
         (
             changed(categories=[*annotations()["categories"], {"id": 99}]),
             "annotations have 6 categories, the class table 5; 1 are",
@@ -267,21 +267,17 @@ NOT_POLYGONS = "is not a list of polygons of three or more points"
         ("categories", {"id": 9}, "categories: id 9 occurs more than once"),
         ("annotations", {"image_id": 8}, "annotation 4: image_id 8 is not in the file"),
         ("annotations", {"category_id": 5}, "annotation 4: category_id 5 is not in the file"),
-        ("annotations", {"bbox": [9, 9, -3, 4]}, r"annotation 4: bbox \[9.0, 9.0, -3.0, 4.0\] has no area"),
-        ("annotations", {"bbox": [-9, 9, 3, 4]}, "annotation 4: bbox .* reaches outside its image"),
         ("annotations", {"bbox": [9, np.nan, 3, 4]}, "annotation 4: bbox .*nan.* is not finite"),
-        ("annotations", {"area": np.nan}, "annotation 4: area is nan, expected at least 0"),
         ("annotations", {"area": -1}, "annotation 4: area is -1.0, expected at least 0"),
-        ("annotations", {"segmentation": []}, rf"annotation 4: segmentation \[\] {NOT_POLYGONS}"),
-        ("annotations", {"segmentation": [[]]}, NOT_POLYGONS),
-        ("annotations", {"segmentation": [[1, 2, 3, 4]]}, NOT_POLYGONS),
+        ("annotations", {"segmentation": []}, "1 of 18 annotations have no segmentation, such as one of category"),
+        ("annotations", {"segmentation": [[]]}, "1 of 18 annotations have no segmentation"),
+        ("annotations", {"segmentation": [[1, 2, 3, 4]]}, "1 of 18 annotations have no segmentation"),
         ("annotations", {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, NOT_POLYGONS),
         ("annotations", {"segmentation": [[1, 2, 3, 4, 5, np.nan]]}, NOT_POLYGONS),
         ("annotations", {"segmentation": [[1, 2, 3, 4, 5, "six"]]}, NOT_POLYGONS),
         ("annotations", {"segmentation": [1, 2, 3, 4, 5, 6]}, NOT_POLYGONS),
         ("annotations", {"segmentation": mask("!!")}, "annotation 4: segmentation .* is not a run-length encoding"),
         ("annotations", {"segmentation": {"size": [48, 64]}}, "annotation 4: .* is not a run-length encoding"),
-        ("annotations", {"segmentation": mask("")}, "annotation 4: segmentation .* has no pixels"),
         ("annotations", {"segmentation": mask([9, 9, 4000])}, "annotation 4: .* is not a run-length encoding"),
         (
             "annotations",
@@ -296,9 +292,9 @@ def test_entries_that_are_refused(key, change, message, as_file, tmp_path):
     content[key][{"annotations": 4, "images": 2, "categories": 1}[key]].update(change)
     source, name = content, "annotations"
     if as_file:
-        source, text = tmp_path / "val.json", json.dumps(content)
-        source.write_text(text)
-        name, message = str(source), "JSON is malformed" if "NaN" in text else message
+        source = tmp_path / "val.json"
+        source.write_text(json.dumps(content))
+        name = str(source)
     with pytest.raises(ValueError, match=f"^{name}: .*{message}"):
         evaluate(source, gt_as_detections(annotations()), CLASSES)
 
@@ -312,7 +308,7 @@ def test_masks_as_run_lengths_score_as_their_polygons_do():
 
 def test_annotations_without_area_are_left_out_whatever_their_shape():
     content = annotations()
-    extra = {**content["annotations"][0], "id": 99, "bbox": [5, 5, 0, 0], "area": 0, "segmentation": []}
+    extra = {**content["annotations"][0], "id": 99, "bbox": [5, 5, 0, 0], "area": 0, "segmentation": [["?"] * 6]}
     content["annotations"].append(extra)
     assert len(load_annotations(content)["annotations"]) == 18
 
@@ -329,7 +325,7 @@ def test_annotation_files_that_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"v\.json: no such annotation file"):
         load_annotations(tmp_path / "v.json")
     (tmp_path / "v.json").write_text("[1")
-    with pytest.raises(ValueError, match=r"v\.json: not an LVIS annotation file"):
+    with pytest.raises(ValueError, match=r"v\.json: not an LVIS or COCO annotation file"):
         load_annotations(tmp_path / "v.json")
     with pytest.raises(ValueError, match="has no image 8"):
         load_annotations(annotations(), [7, 8])

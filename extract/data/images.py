@@ -1,4 +1,4 @@
-"""Finds and reads images of annotations, batches them by size, and flips boxes and RoIs left to right."""
+"""Reads images at the sizes of annotations, batches them by size, and flips boxes and RoIs left to right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.data.decoding import ImageReader, decode_image, read_orientation, turn
+from extract.data.image_files import find_image
 from extract.rois import RoIs
 
 log = logging.getLogger(__name__)
@@ -60,17 +61,6 @@ class SizedReader:
                 size[0],
                 "as it is stored" if back else "turned upright",
             )
-
-
-def find_image(folder: Path, names: tuple[str, ...]) -> Path:
-    """Returns the path of the first of `names` that exists in `folder`.
-
-    Raises FileNotFoundError naming the folder and the names.
-    """
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder}: has no {' or '.join(names) or 'image without a file name'}")
-    return path
 
 
 def read_image(

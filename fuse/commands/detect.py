@@ -49,9 +49,9 @@ def sweep(config: SweepConfig) -> None:
 def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Comparison, *, save: bool = False) -> None:
     """Detects and evaluates all rows; with `save`, writes the candidate's detections."""
     cache, config = open_val_cache(config.cache), resolve_annotations(config)
-    config = resolve_iou_types(config, has_masks="masks" in cache.fields)
     calibrated = load_classifier(config, cache)
-    annotations, scope = load_annotations_of(config.annotations, cache)
+    annotations, scope = load_annotations_of(config.annotations, cache, config.strict)
+    config = resolve_iou_types(config, "masks" in cache.fields, annotations)
     annotated = bool(annotations["annotations"])
     if not (annotated or save):
         raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")

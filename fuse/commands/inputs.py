@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,10 @@ from fuse.config import ClassifierConfig, EvaluationConfig
 from fuse.defaults import MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation import protocols
-from fuse.evaluation.checks import check_detections, with_categories
+from fuse.evaluation.checks import check_detections, check_segmentations, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 
+_LOG = logging.getLogger(__name__)
 Options = TypeVar("Options", bound=EvaluationConfig)
 
 
@@ -37,10 +39,18 @@ class LiveClassifier(NamedTuple):
     names: tuple[str, ...]
 
 
-def resolve_iou_types(config: Options, has_masks: bool) -> Options:
-    """Returns the options with their default IoU types. Raises ValueError for mask AP without masks."""
+def resolve_iou_types(config: Options, has_masks: bool, annotations: EvaluationDataset) -> Options:
+    """Returns the options with their default IoU types, bbox unless detections and annotations have masks.
+
+    Raises ValueError for mask AP without masks.
+    """
     if "segm" in config.iou_types and not has_masks:
         raise ValueError("there are no masks to evaluate; use --iou-types bbox")
+    if "segm" in config.iou_types:
+        check_segmentations(annotations)
+    if has_masks and not config.iou_types and annotations["annotations"] and not annotations.has_masks:
+        _LOG.warning("%s: annotations have no segmentation; evaluation is of boxes", config.annotations)
+        has_masks = False
     return replace(config, iou_types=config.iou_types or (("segm",) if has_masks else ("bbox",)))
 
 
@@ -106,14 +116,17 @@ def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifi
     return LiveClassifier(method, tuple(cache.classes["category_id"]), tuple(cache.classes["name"]))
 
 
-def load_annotations_of(path: Path, cache: RoICache) -> tuple[EvaluationDataset, str]:
+def load_annotations_of(path: Path, cache: RoICache, strict: bool = False) -> tuple[EvaluationDataset, str]:
     """Loads the annotations of exactly the cache's images; returns a phrase that names these images as well.
+
+    Sizes of images that the file lacks are those of the cache. `strict` is that of `load_annotations`.
 
     Raises ValueError naming what differs: categories, images, or an image's size.
     """
-    every = with_categories(load_annotations(path), cache.classes)
-    sizes = {image["id"]: (image["height"], image["width"]) for image in every["images"]}
     cached = cache.images[["image_id", "height", "width"]].to_numpy(np.int64).tolist()
+    every = load_annotations(path, sizes={i: (height, width) for i, height, width in cached}, strict=strict)
+    every = with_categories(every, cache.classes)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in every["images"]}
     missing = [image_id for image_id, *_ in cached if image_id not in sizes]
     if missing:
         raise ValueError(f"{path}: lacks {len(missing)} images of {cache.url}, image {min(missing)} first")
@@ -134,7 +147,7 @@ def load_classes(config: ResultsConfig) -> pd.DataFrame:
     if config.cache is not None:
         return open_cache(config.cache).classes
     assert config.train_annotations is not None
-    return read_annotations(config.train_annotations).classes
+    return read_annotations(config.train_annotations, strict=config.strict).classes
 
 
 def load_results(paths: Sequence[Path], annotations: EvaluationDataset) -> dict[str, Detections]:

@@ -23,9 +23,9 @@ MERGED = "merged"
 def evaluate_file(config: EvaluateConfig) -> None:
     """Runs `python -m fuse evaluate`: evaluates one file."""
     detections = Detections.from_json(config.detections)
-    config = resolve_iou_types(config, has_masks=detections.rles is not None)
     config = resolve_annotations(config)
-    annotations = load_annotations(config.annotations)
+    annotations = load_annotations(config.annotations, strict=config.strict)
+    config = resolve_iou_types(config, detections.rles is not None, annotations)
     if not annotations["annotations"]:
         raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
     config = resolve_protocol(config, annotations)
@@ -43,12 +43,12 @@ def merge_files(config: MergeConfig) -> None:
     check_options(len(config.detections), max_detections=config.max_detections, **options)
     config = resolve_annotations(config)
     classes = load_classes(config)
-    annotations = with_categories(load_annotations(config.annotations), classes)
+    annotations = with_categories(load_annotations(config.annotations, strict=config.strict), classes)
     results = load_results(config.detections, annotations)
-    config = resolve_iou_types(config, has_masks=config.method == "nms" and have_masks(results))
+    config = resolve_iou_types(config, config.method == "nms" and have_masks(results), annotations)
     config = resolve_protocol(config, annotations)
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
-    sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}
     cap = None if config.fixed_ap else config.max_detections
     merged = merge_detections(list(results.values()), sizes=sizes, max_detections=cap, progress=True, **options)
     scope = _scope(annotations, merged)

@@ -28,7 +28,7 @@ def with_categories(dataset: EvaluationDataset, classes: pd.DataFrame) -> Evalua
     columns = zip(category_ids, classes["name"], classes["frequency"], strict=True)
     missing = [{"id": i, "name": name, "frequency": tag} for i, name, tag in columns if i not in found]
     sections = {**dataset, "categories": [*dataset["categories"], *missing]}
-    return EvaluationDataset(federated=dataset.federated, **sections)
+    return EvaluationDataset(federated=dataset.federated, source=dataset.source, **sections)
 
 
 def check_detections(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> None:
@@ -40,12 +40,29 @@ def check_detections(dataset: EvaluationDataset, detections: Detections, iou_typ
         unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]
         if len(unknown):
             raise ValueError(f"detections of {name} {unknown[0]}, which the annotations do not have")
+    if iou_type == "segm":
+        check_segmentations(dataset)
     if iou_type == "segm" and len(detections):
         if detections.rles is None:
             raise ValueError("detections have no masks; iou_type 'segm' needs them, 'bbox' does not")
         _check_mask_sizes(dataset, detections.image_ids, detections.rles)
     if not np.isfinite(detections.scores).all():
         raise ValueError("detections have scores that are not finite")
+
+
+def check_segmentations(dataset: EvaluationDataset) -> None:
+    """Raises ValueError for annotations without segmentation and images without size, which mask AP needs."""
+    annotations, images = dataset["annotations"], dataset["images"]
+    lacking = [a for a in annotations if not a["segmentation"]]
+    unknown = [image["id"] for image in images if not image["height"]]
+    if lacking:
+        example = f"one of category {lacking[0]['category_id']} in image {lacking[0]['image_id']}"
+        fault = f"{len(lacking):,} of {len(annotations):,} annotations have no segmentation, such as {example}"
+    elif unknown:
+        fault = f"{len(unknown):,} of {len(images):,} images have no height and width, such as image {unknown[0]}"
+    else:
+        return
+    raise ValueError(f"{dataset.source}: {fault}; iou_type 'segm' needs them, 'bbox' does not")
 
 
 def _check_mask_sizes(dataset: EvaluationDataset, image_ids: np.ndarray, rles: list[dict]) -> None:

@@ -1,165 +1,210 @@
-"""Loads annotations for the evaluation engines: checked, with annotation ids from 1."""
+"""Loads annotations for the evaluation engines: checked, complete, with annotation ids from 1."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import msgspec
 import numpy as np
 
-from extract.data.annotations import AnnotationError, clipped_boxes, positions_of, unique_ids
+from extract.data.boxes import finite_boxes, report_boxes
+from extract.data.records import (
+    AnnotationFile,
+    CategoryRecord,
+    ImageRecord,
+    ShapeRecord,
+    decode_records,
+    frequencies,
+    positions_of,
+    read_bytes,
+    unique_ids,
+)
+from extract.data.repairs import AnnotationError, Repairs, totals_of
+from fuse.evaluation.segmentations import mask_area, usable_segmentation
 
-
-class _Image(msgspec.Struct):
-    id: int
-    height: int
-    width: int
-    neg_category_ids: list[int] | None = None
-    not_exhaustive_category_ids: list[int] | None = None
-
-
-class _Category(msgspec.Struct):
-    id: int
-    frequency: str = ""
-
-
-class _Annotation(msgspec.Struct):
-    id: int
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float
-    segmentation: list | dict
-    iscrowd: int = 0
-
-
-class _Dataset(msgspec.Struct):
-    images: list[_Image]
-    categories: list[_Category]
-    annotations: list[_Annotation]
+Sizes = Mapping[int, tuple[int, int]]
+"""(height, width) of images by id."""
 
 
 class EvaluationDataset(dict[str, list[dict]]):
     """Checked content of an annotation file, as `load_annotations` returns it: images, categories, annotations.
 
-    Images have `neg_category_ids` and `not_exhaustive_category_ids`, empty where the file has none. Annotations have
-    `iscrowd`, 0 or 1.
+    Images have `neg_category_ids` and `not_exhaustive_category_ids`, empty where the file has none, and height and
+    width 0 where it has none. Annotations have `iscrowd`, 0 or 1, and an empty `segmentation` where the file has none.
 
     Attributes:
         federated: whether classes are annotated in some images only, as in LVIS: any image of the file has
             `neg_category_ids` or `not_exhaustive_category_ids`.
+        source: the file, or a name for content without a file.
     """
 
-    def __init__(self, *, federated: bool, **sections: list[dict]) -> None:
+    def __init__(self, *, federated: bool, source: str = "annotations", **sections: list[dict]) -> None:
         super().__init__(sections)
-        self.federated = federated
+        self.federated, self.source = federated, source
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any annotation has a segmentation."""
+        return any(annotation["segmentation"] for annotation in self["annotations"])
 
 
-def load_annotations(source: str | os.PathLike | dict, image_ids: Iterable[int] | None = None) -> EvaluationDataset:
-    """Loads an LVIS or COCO annotation file.
+def load_annotations(
+    source: str | os.PathLike | dict,
+    image_ids: Iterable[int] | None = None,
+    *,
+    sizes: Sizes | None = None,
+    strict: bool = False,
+) -> EvaluationDataset:
+    """Loads an LVIS or COCO annotation file, with or without annotations, as any tool may have written it.
 
     Numbers the annotations from 1, because the official evaluations count a match with annotation 0 as no match.
-    If the dataset is federated, drops annotations without area, as the official evaluation of LVIS does.
+    Boxes are those of the file, as in the official evaluations. An area that the file lacks is that of the
+    segmentation, or else of the box. If the dataset is federated, annotations of area 0 are left out, as in the
+    official evaluation of LVIS. What is left out or changed is logged as one warning per kind.
 
     Args:
         source: the file or its content, which is not changed. All of it is checked unless it is an `EvaluationDataset`.
         image_ids: images to keep; None keeps all.
+        sizes: for images whose size the file lacks.
+        strict: raises in place of a warning.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, the annotation, the field and its value.
     """
     if isinstance(source, EvaluationDataset) and image_ids is None:
         return source
-    name = "annotations" if isinstance(source, dict) else str(source)
-    dataset = source if isinstance(source, EvaluationDataset) else _checked(name, source)
+    dataset = source if isinstance(source, EvaluationDataset) else _load(source, sizes or {}, strict)
     kept = {image["id"] for image in dataset["images"]}
     if image_ids is not None:
         chosen = set(map(int, image_ids))
         if not chosen <= kept:
-            raise ValueError(f"{name}: has no image {min(chosen - kept)}")
+            raise ValueError(f"{dataset.source}: has no image {min(chosen - kept)}")
         kept = chosen
-    smallest = 0 if dataset.federated else -1
-    annotations = [a for a in dataset["annotations"] if a["image_id"] in kept and a["area"] > smallest]
+    annotations = [a for a in dataset["annotations"] if a["image_id"] in kept]
     return EvaluationDataset(
         federated=dataset.federated,
+        source=dataset.source,
         images=[image for image in dataset["images"] if image["id"] in kept],
         categories=dataset["categories"],
         annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
     )
 
 
-def _checked(name: str, source: str | os.PathLike | dict) -> EvaluationDataset:
-    """Returns the content, with the fields that it may lack, after checks of every image, category and annotation."""
-    try:
-        content = source if isinstance(source, dict) else msgspec.json.decode(_read(source))
-        dataset = msgspec.convert(content, _Dataset)
-    except msgspec.DecodeError as error:
-        raise AnnotationError(f"{name}: not an LVIS annotation file: {error}") from None
-    image_ids = unique_ids(name, "images", sorted(image.id for image in dataset.images))
-    category_ids = unique_ids(name, "categories", sorted(category.id for category in dataset.categories))
-    unique_ids(name, "annotations", sorted(annotation.id for annotation in dataset.annotations))
-    positions_of(name, dataset.annotations, "image_id", image_ids)
-    positions_of(name, dataset.annotations, "category_id", category_ids)
-    for annotation in dataset.annotations:
-        if not 0 <= annotation.area < math.inf:
-            raise AnnotationError(f"{name}: annotation {annotation.id}: area is {annotation.area}, expected at least 0")
-    _check_shapes(name, [a for a in dataset.annotations if a.area > 0], {i.id: i for i in dataset.images})
-    return _complete(content, federated=any(map(_is_federated, dataset.images)))
-
-
-def _is_federated(image: _Image) -> bool:
-    return image.neg_category_ids is not None or image.not_exhaustive_category_ids is not None
-
-
-def _complete(content: dict, federated: bool) -> EvaluationDataset:
-    """Returns the content with the fields of LVIS and COCO that records may lack; the engines need both."""
-    image_fields: dict = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+def _load(source: str | os.PathLike | dict, sizes: Sizes, strict: bool) -> EvaluationDataset:
+    """Returns the checked content; annotations have the ids of the file."""
+    name = "annotations" if isinstance(source, dict) else str(source)
+    repairs = Repairs(name)
+    content = decode_records(
+        source if isinstance(source, dict) else read_bytes(os.fspath(source)), AnnotationFile[ShapeRecord], repairs
+    )
+    annotations = content.annotations or []
+    image_ids = unique_ids(name, "images", sorted(image.id for image in content.images))
+    category_ids = unique_ids(name, "categories", sorted(category.id for category in content.categories))
+    unique_ids(name, "annotations", sorted(annotation.id for annotation in annotations))
+    owners = positions_of(name, annotations, "image_id", image_ids)
+    labels = positions_of(name, annotations, "category_id", category_ids)
+    federated = any(image.is_federated for image in content.images)
+    images = _with_sizes(content.images, sizes, repairs)
+    _remove_unknown_categories(images, set(category_ids.tolist()), repairs)
+    annotations = _with_shapes(annotations, {image.id: image for image in images}, federated, repairs)
+    repairs.report(totals_of(len(images), len(category_ids), len(content.annotations or ())), strict)
     return EvaluationDataset(
         federated=federated,
-        images=[image_fields | image for image in content["images"]],
-        categories=[{"frequency": "f"} | category for category in content["categories"]],
-        annotations=[{"iscrowd": 0} | annotation for annotation in content["annotations"]],
+        source=name,
+        images=[_image_dict(image) for image in images],
+        categories=_category_dicts(content.categories, category_ids, owners, labels),
+        annotations=[_annotation_dict(annotation) for annotation in annotations],
     )
 
 
-def _check_shapes(name: str, annotations: list[_Annotation], images: dict[int, _Image]) -> None:
-    """Raises AnnotationError for an invalid box or segmentation; `images` by id."""
-    owners = [images[annotation.image_id] for annotation in annotations]
-    clipped_boxes(name, annotations, np.array([(o.width, o.height) for o in owners], np.int64).reshape(-1, 2))
-    for annotation, image in zip(annotations, owners, strict=True):
-        mask = annotation.segmentation
-        fault = _polygon_fault(mask) if isinstance(mask, list) else _rle_fault(mask, image)
-        if fault:
-            value = str(mask) if len(str(mask)) <= 80 else f"{str(mask)[:80]}…"
-            raise AnnotationError(f"{name}: annotation {annotation.id}: segmentation {value} {fault}")
+def _with_sizes(images: Sequence[ImageRecord], sizes: Sizes, repairs: Repairs) -> list[ImageRecord]:
+    """Returns the images with sizes of `sizes` where the file has none."""
+    for image in images:
+        if not (image.height and image.width):
+            image.height, image.width = sizes.get(image.id, (0, 0))
+            remedy = "it is that of the cache" if image.height else "there is no mask AP of them"
+            repairs.add("images", f"have no size: {remedy}", f"image {image.id}")
+    return list(images)
 
 
-def _polygon_fault(polygons: list) -> str | None:
-    """Returns what is wrong with a segmentation of polygons, for a message; None if nothing is."""
-    try:  # a sum is finite only if all its terms are
-        good = [len(p) >= 6 and len(p) % 2 == 0 and math.isfinite(sum(p)) for p in polygons]
-    except TypeError:
-        good = []
-    return None if good and all(good) else "is not a list of polygons of three or more points"
+def _remove_unknown_categories(images: Sequence[ImageRecord], known: set[int], repairs: Repairs) -> None:
+    """Removes ids that are no category of the file from the images' lists of categories."""
+    for image in images:
+        for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = getattr(image, field) or []
+            unknown = [i for i in ids if i not in known]
+            if unknown:
+                setattr(image, field, [i for i in ids if i in known])
+                change = f"have {field} that are no categories of the file and are left out"
+                repairs.add("images", change, f"{unknown[0]} of image {image.id}")
 
 
-def _rle_fault(rle: dict, image: _Image) -> str | None:
-    """Returns what is wrong with a segmentation in RLE, for a message; None if nothing is."""
-    from hotcoco import mask
+def _with_shapes(
+    annotations: Sequence[ShapeRecord], images: Mapping[int, ImageRecord], federated: bool, repairs: Repairs
+) -> list[ShapeRecord]:
+    """Returns the annotations to evaluate, with areas and usable segmentations.
 
-    if list(rle.get("size", ())) != [image.height, image.width]:
-        return f"has another size than image {image.id}, which is {image.height} high and {image.width} wide"
-    try:
-        return None if mask.area(rle) > 0 else "has no pixels"
-    except (ValueError, TypeError, KeyError) as error:
-        return f"is not a run-length encoding: {error}"
+    Raises AnnotationError for an area that is negative or infinite, and an invalid box or segmentation.
+    """
+    kept = []
+    for annotation in annotations:
+        area, image = annotation.area, images[annotation.image_id]
+        if not (math.isnan(area) or 0 <= area < math.inf):
+            where = f"{repairs.source}: annotation {annotation.id}"
+            raise AnnotationError(f"{where}: area is {area}, expected at least 0")
+        if federated and area == 0:
+            change = "have area 0 and are left out, as in the evaluation of LVIS"
+            repairs.add("annotations", change, f"annotation {annotation.id}")
+            continue
+        annotation.segmentation = usable_segmentation(annotation, image, repairs)
+        if math.isnan(area):
+            annotation.area = _area(annotation, image)
+            change = "have no field area, which is computed from the segmentation or the box"
+            repairs.add("annotations", change, f"annotation {annotation.id}")
+        kept.append(annotation)
+    xywh = finite_boxes(kept, repairs.source)
+    report_boxes(kept, (xywh[:, 2:] <= 0).any(1), "have no area: no detection can match them", repairs)
+    return kept
 
 
-def _read(path: str | os.PathLike) -> bytes:
-    """Reads the file. Raises FileNotFoundError if there is none."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file")
-    return Path(path).read_bytes()
+def _area(annotation: ShapeRecord, image: ImageRecord) -> float:
+    """Returns the area of the segmentation, or of the box if there is none."""
+    shape = annotation.segmentation
+    if shape and (isinstance(shape, dict) or image.height):
+        return mask_area(shape, image.height, image.width)
+    return max(annotation.bbox[2] * annotation.bbox[3], 0.0)
+
+
+def _image_dict(image: ImageRecord) -> dict[str, Any]:
+    return {
+        "id": image.id,
+        "height": image.height,
+        "width": image.width,
+        "file_name": image.file_name,
+        "neg_category_ids": image.neg_category_ids or [],
+        "not_exhaustive_category_ids": image.not_exhaustive_category_ids or [],
+    }
+
+
+def _category_dicts(
+    categories: Sequence[CategoryRecord], category_ids: np.ndarray, owners: np.ndarray, labels: np.ndarray
+) -> list[dict[str, Any]]:
+    """Returns the categories; the lvis package needs their frequency."""
+    pairs = np.unique(np.stack([labels, owners]), axis=1)
+    counts = np.bincount(pairs[0], minlength=len(category_ids))
+    derived = dict(zip(category_ids.tolist(), frequencies(counts).tolist(), strict=True))
+    return [{"id": c.id, "name": c.name, "frequency": c.frequency or derived[c.id]} for c in categories]
+
+
+def _annotation_dict(annotation: ShapeRecord) -> dict[str, Any]:
+    return {
+        "id": annotation.id,
+        "image_id": annotation.image_id,
+        "category_id": annotation.category_id,
+        "bbox": list(annotation.bbox),
+        "area": annotation.area,
+        "segmentation": annotation.segmentation,
+        "iscrowd": annotation.iscrowd,
+    }

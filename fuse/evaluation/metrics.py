@@ -64,7 +64,7 @@ def evaluate(
         classes: the class table: category_id, name, frequency, and instance_count in the **training** data, which
             decides the bin. Counts in the annotation file are ignored. It may have classes that the file lacks.
         bins: edges of half-open bins of training instances.
-        iou_type: "segm", "bbox" or both; by default both if the detections have masks, else "bbox".
+        iou_type: "segm", "bbox" or both; by default both if detections and annotations have masks, else "bbox".
         protocol: "federated" (LVIS's) or "exhaustive" (COCO's); by default as the file tells: images of a federated
             dataset have `neg_category_ids` or `not_exhaustive_category_ids`.
         fixed_ap: fixed AP: the best 10,000 detections per class over the dataset, no cap per image.
@@ -83,10 +83,10 @@ def evaluate(
         ValueError: annotations that are not valid, categories that `classes` lacks, detections of unknown images or
             categories or with masks of another size, "segm" for detections without masks.
     """
-    if iou_type is None:
-        iou_type = IOU_TYPES if detections.rles is not None else "bbox"
-    iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     dataset = load_annotations(annotations, image_ids)
+    if iou_type is None:
+        iou_type = IOU_TYPES if detections.rles is not None and dataset.has_masks else "bbox"
+    iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
     protocol = resolve_protocol(_name_of(annotations), dataset, protocol)
     options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
     tables = evaluate_rows(

@@ -1,0 +1,107 @@
+"""Values of JSON as tools write them: numbers as text or as whole floats, missing values as null, NaN or "".
+
+The readers raise ValueError that says what is expected.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from numbers import Integral, Real
+
+WHOLE = re.compile(r"\s*([+-]?\d{1,19})(\.0*)?\s*", re.ASCII)
+SHOWN = 60
+"""Characters of a value that a message shows."""
+
+
+def is_missing(value: object) -> bool:
+    """Returns whether a value stands for none, as in what pandas writes."""
+    return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and math.isnan(value))
+
+
+def whole_number(value: object) -> int:
+    """Reads 3, 3.0, "3" or "3.0" as 3."""
+    if isinstance(value, str) and (match := WHOLE.fullmatch(value)):
+        return _in_range(int(match[1]))
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return _in_range(int(value))
+    if isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer():
+        return _in_range(int(float(value)))
+    raise ValueError("a whole number")
+
+
+def image_side(value: object) -> int:
+    """Reads a height or a width in pixels; 0 stands for unknown."""
+    side = whole_number(value)
+    if not 0 <= side < 2**31:
+        raise ValueError("a number of pixels")
+    return side
+
+
+def flag(value: object) -> int:
+    """Reads 0, 1, false, true and what `whole_number` reads as them."""
+    number = int(value) if isinstance(value, bool) else whole_number(value)
+    if number not in (0, 1):
+        raise ValueError("0 or 1")
+    return number
+
+
+def real_number(value: object) -> float:
+    """Reads 0.5 or "0.5"."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("a number") from None
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError("a number")
+
+
+def text(value: object) -> str:
+    """Reads text; a number becomes its digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError("text")
+
+
+def box(value: object) -> tuple[float, ...]:
+    """Reads four numbers."""
+    try:
+        numbers = tuple(map(real_number, value))  # type: ignore[call-overload]  # a TypeError says that it is no list
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 4:
+        raise ValueError("four numbers")
+    return numbers
+
+
+def whole_numbers(value: object) -> list[int]:
+    """Reads a list of whole numbers."""
+    try:
+        return list(map(whole_number, value))  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ValueError("a list of whole numbers") from None
+
+
+def is_respelled(value: object, read: object) -> bool:
+    """Returns whether a number was written as text, as a float where it is whole, or as true or false."""
+    if isinstance(value, list | tuple) and isinstance(read, list | tuple):
+        return any(is_respelled(*pair) for pair in zip(value, read, strict=True))
+    if isinstance(read, str):
+        return False
+    return isinstance(value, str | bool) or (type(value) is float and type(read) is int)
+
+
+def shown(value: object) -> str:
+    """Returns a value for a message, cut where it is long."""
+    short = repr(value)
+    return short if len(short) <= SHOWN else f"{short[:SHOWN]}…"
+
+
+def _in_range(number: int) -> int:
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("a whole number of 64 bits")
+    return number

@@ -1,0 +1,159 @@
+"""The records of LVIS and COCO files, checked and typed.
+
+A file whose values have the types of the specification is decoded straight into structs. Any other is decoded without
+types, normalised (`extract.data.normalize`) and converted: slower, and with the memory that pycocotools takes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+
+from extract.data.normalize import normalize_content
+from extract.data.repairs import AnnotationError, Repairs
+
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class ImageRecord(msgspec.Struct):
+    """An image; height and width are 0 where the file does not have them."""
+
+    id: Id
+    height: Side
+    width: Side
+    file_name: str = ""
+    coco_url: str = ""
+    neg_category_ids: list[Id] | None = None
+    not_exhaustive_category_ids: list[Id] | None = None
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether the image has a field of LVIS that says which classes are annotated in it."""
+        return self.neg_category_ids is not None or self.not_exhaustive_category_ids is not None
+
+
+class CategoryRecord(msgspec.Struct):
+    """A category."""
+
+    id: Id
+    name: str = ""
+    frequency: str = ""
+
+
+class BoxRecord(msgspec.Struct):
+    """An annotation without its shape; the box is left, top, width, height."""
+
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: tuple[float, float, float, float]
+    iscrowd: Annotated[int, msgspec.Meta(ge=0, le=1)] = 0
+
+
+class ShapeRecord(BoxRecord):
+    """An annotation; the area is NaN and the segmentation empty where the file does not have them."""
+
+    area: float = float("nan")
+    segmentation: list | dict = []
+
+
+R = TypeVar("R", bound=BoxRecord)
+
+
+class AnnotationFile(msgspec.Struct, Generic[R]):
+    """An annotation file. Files of test sets have no annotations, or only images and categories."""
+
+    images: list[ImageRecord]
+    categories: list[CategoryRecord]
+    annotations: list[R] | None = None
+
+
+class HasIds(Protocol):
+    """The fields of an annotation that `positions_of` reads."""
+
+    id: int
+    image_id: int
+    category_id: int
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Reads an annotation file. Raises FileNotFoundError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    return Path(path).read_bytes()
+
+
+def decode_records(content: bytes | dict, kind: type[AnnotationFile[R]], repairs: Repairs) -> AnnotationFile[R]:
+    """Decodes an annotation file, or converts its content, which is not changed.
+
+    Args:
+        content: the bytes of the file, or what its JSON stands for.
+        kind: AnnotationFile[BoxRecord] or AnnotationFile[ShapeRecord].
+        repairs: is told of values that are not of the specified types.
+
+    Raises AnnotationError naming the file, the entry, the field and the value.
+    """
+    try:
+        if isinstance(content, dict):
+            return msgspec.convert(content, kind)
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError):
+        pass
+    try:
+        parsed = content if isinstance(content, dict) else parse_json(content)
+        return msgspec.convert(normalize_content(parsed, repairs), kind)
+    except AnnotationError:
+        raise
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise AnnotationError(f"{repairs.source}: not an LVIS or COCO annotation file: {error}") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """Decodes JSON without types: faster than Python's json, which reads NaN and a byte-order mark besides.
+
+    Raises ValueError for what is no JSON, RecursionError for JSON that is nested too deeply.
+    """
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return json.loads(content)
+
+
+def unique_ids(source: str, section: str, ids: list[int]) -> np.ndarray:
+    """Returns the ids of a section of the file, which must be ascending, as (n,) int64.
+
+    Raises AnnotationError if one repeats, or if there are no images or categories.
+    """
+    values = np.array(ids, np.int64)
+    if len(values) == 0 and section != "annotations":
+        raise AnnotationError(f"{source}: {section} is empty")
+    repeats = values[1:][values[1:] == values[:-1]]
+    if len(repeats):
+        raise AnnotationError(f"{source}: {section}: id {repeats[0]} occurs more than once")
+    return values
+
+
+def positions_of(source: str, annotations: Sequence[HasIds], field: str, known: np.ndarray) -> np.ndarray:
+    """Returns (A,) int64, the positions of the annotations' ids in the ascending `known`.
+
+    Raises AnnotationError for an id that is not there.
+    """
+    wanted = np.array([getattr(a, field) for a in annotations], np.int64)
+    position = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    bad = np.flatnonzero(known[position] != wanted)
+    if len(bad):
+        raise AnnotationError(
+            f"{source}: annotation {annotations[bad[0]].id}: {field} {wanted[bad[0]]} is not in the file"
+        )
+    return position
+
+
+def frequencies(image_counts: np.ndarray) -> np.ndarray:
+    """Returns r, c or f of each class by its number of images as LVIS defines it (1–10, 11–100, more), (K,) str."""
+    return np.array(list("rcf"))[np.searchsorted([10, 100], image_counts)]
