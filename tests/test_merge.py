@@ -369,7 +369,7 @@ def test_the_same_command_again_and_other_inputs(tiny, view_files, tmp_path, cap
     other = command(tiny, files[::-1], tmp_path / "o", "--iou-types", "bbox", "--weights", "1", "2")
     assert main(other) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "weights ('()' there, '(1.0, 2.0)' now), detections_fingerprint (" in error and "--overwrite" in error
+    assert "weights ('' there, '1, 2' now), detections_fingerprint (" in error and "--overwrite" in error
     assert main([*other, "--overwrite"]) == 0
 
 

@@ -188,7 +188,7 @@ def test_a_head_of_another_number_of_stages_is_refused(files, tmp_path, capsys):
         (lambda c: c.update(annotations(5)), "lacks 1 images of"),
         (lambda c: c["categories"].append({"id": 99, "name": "x"}), "annotations have 6 categories, the class table 5"),
         (lambda c: c["categories"][4].update(id=21), "2 are in one only, the first is category 20 of the class table"),
-        (lambda c: c.pop("annotations"), "missing required field `annotations`"),
+        (lambda c: c.pop("images"), "missing required field `images`"),
         (lambda c: c["images"][1].update(height=480), "image 17 is 480 high and 64 wide, in "),
         (lambda c: c["annotations"][2].update(image_id=8), "annotation 2: image_id 8 is not in the file"),
     ],

@@ -165,7 +165,7 @@ def _with_shapes(
             repairs.add("annotations", change, f"annotation {annotation.id}")
         kept.append(annotation)
     xywh = finite_boxes(kept, repairs.source)
-    report_boxes(kept, (xywh[:, 2:] <= 0).any(1), "have no area: no detection can match them", repairs)
+    report_boxes(kept, np.any(xywh[:, 2:] <= 0, axis=1), "have no area: no detection can match them", repairs)
     return kept
 
 
