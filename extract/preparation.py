@@ -54,6 +54,8 @@ def prepare(config: Config) -> Job:
         train_annotations = read_annotations(config.train_annotations, strict=config.strict)
     if not len(train_annotations.ids):
         raise ValueError(f"{train_annotations.path}: has no annotations, of which the training instances are counted")
+    if config.split == "train" and not len(annotations.ids):
+        raise ValueError(f"{annotations.path}: has no annotations, which a train cache is made of")
     _check_categories(annotations, train_annotations)
     detector = load_detector(config)
     _check_detector(detector, annotations, config)
