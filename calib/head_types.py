@@ -12,6 +12,7 @@ from torch import nn
 from calib.config import HEAD_TYPES, HeadType
 from calib.heads import Head, HeadInfo, linear_layers
 from calib.scoring import Level, check_average, instance_counts_of
+from extract.data.class_map import MIN_LOGIT
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -51,7 +52,7 @@ def build_head(cache: RoICache, head_type: str, hidden: int, seed: int, config: 
     """Builds an untrained head for the features of a cache.
 
     New hidden layers are initialised as in Glorot and Bengio (2010), new classifiers from a normal distribution with
-    standard deviation 0.01; biases are 0.
+    standard deviation 0.01; biases are 0. The scores of classes that the detector lacks are 0.
 
     Args:
         cache: gives the feature shape, the classes and the detector's own layers.
@@ -78,6 +79,8 @@ def build_head(cache: RoICache, head_type: str, hidden: int, seed: int, config: 
         linears = linear_layers(head.stages[stage])
         _copy_layers(linears[: len(layers)], layers, f"{cache.url}: detector/stage_{stage}")
         _initialise(linears[len(layers) :], generator)
+    if cache.class_map:
+        _silence(head, cache.class_map.missing)
     return head
 
 
@@ -128,6 +131,8 @@ def _describe(
         settings=dict(cache.detector.get("settings", {})),
         cache_fingerprint=cache.fingerprint,
         config=config,
+        class_outputs=cache.class_map.outputs if cache.class_map else (),
+        num_outputs=cache.class_map.num_outputs if cache.class_map else 0,
     )
 
 
@@ -140,6 +145,15 @@ def _copy_layers(linears: list[nn.Linear], layers: Layers, source: str) -> None:
             if parameter.shape != values.shape:
                 raise ValueError(f"{source}/{name}_{depth} is {values.shape}, expected {tuple(parameter.shape)}")
             parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
+
+
+@torch.no_grad()
+def _silence(head: Head, classes: np.ndarray) -> None:
+    """Makes the scores of classes 0. Training keeps them there: no RoI has such a label, so their gradient is 0."""
+    for stage in head.stages:
+        classifier = linear_layers(stage)[-1]
+        classifier.weight[torch.from_numpy(classes)] = 0
+        classifier.bias[torch.from_numpy(classes)] = MIN_LOGIT
 
 
 @torch.no_grad()

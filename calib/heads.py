@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from calib.scoring import Average, Level, check_average, instance_counts_of, stage_scores
+from extract.data.class_map import ClassMap
+from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector
 from extract.rois import RoIs
 
@@ -45,6 +47,8 @@ class HeadInfo:
         settings: that detector's input size, normalisation and options; empty if unknown.
         cache_fingerprint: fingerprint of the cache that the head was trained on.
         config: configuration of the training.
+        class_outputs: the detector's output of each class, -1 where it has none; empty if output i is class i.
+        num_outputs: number of the detector's outputs besides background, where `class_outputs` is not empty.
     """
 
     kind: str
@@ -63,6 +67,8 @@ class HeadInfo:
     settings: dict[str, Any] = field(default_factory=dict)
     cache_fingerprint: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    class_outputs: tuple[int, ...] = ()
+    num_outputs: int = 0
 
 
 class Head(nn.Module):
@@ -97,6 +103,21 @@ class Head(nn.Module):
     def instance_counts(self) -> tuple[int, ...]:
         """Training instances of the classes 0…K-1."""
         return self.info.instance_counts
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Category ids of the classes 0…K-1."""
+        return self.info.category_ids
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes 0…K-1."""
+        return self.info.names
+
+    @property
+    def class_map(self) -> ClassMap | None:
+        """The detector's outputs in the order of the classes; None if output i is class i."""
+        return ClassMap(self.info.class_outputs, self.info.num_outputs) if self.info.class_outputs else None
 
     def averaged(self, average: str) -> Head:
         """Returns a head with the same networks that averages its stages by "scores" or "logits"."""
@@ -135,6 +156,7 @@ class Head(nn.Module):
         _check_same(url, "stages", info.stages, tuple(cache.stages))
         _check_same(url, "number of classes", self.num_classes, cache.num_classes)
         _check_same(url, "category ids", info.category_ids, tuple(cache.classes["category_id"].tolist()))
+        _check_same(url, "order of the detector's classes", _outputs(self.class_map), _outputs(cache.class_map))
         for index, (own, other) in enumerate(zip(info.instance_counts, instance_counts_of(cache), strict=True)):
             if own != other:
                 raise ValueError(
@@ -147,6 +169,7 @@ class Head(nn.Module):
         name = f"detector {detector.description['name']}"
         self._check_origin(name, detector.description)
         _check_same(name, "stages", self.info.stages, tuple(detector.stages))
+        detector = map_detector(detector, self.class_map)
         _check_same(name, "number of classes", self.num_classes, detector.num_classes)
 
     def _check_origin(self, source: str, description: Mapping[str, object]) -> None:
@@ -182,6 +205,10 @@ def _build_mlp(widths: Sequence[int]) -> nn.Sequential:
 def _check_same(source: str, field: str, expected: object, found: object) -> None:
     if found != expected:
         raise ValueError(f"{source}: {field} {_short(found)}, the head was trained for {_short(expected)}")
+
+
+def _outputs(class_map: ClassMap | None) -> str:
+    return "as in the class table" if class_map is None else str(class_map.outputs)
 
 
 def _short(value: object) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
+from extract.accuracy import describe_accuracy
 from extract.cache.hdf5 import export_hdf5, import_hdf5
-from extract.cache.reader import open_cache
+from extract.cache.reader import RoICache, open_cache
 from extract.config import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.verify import worst_logit_error
 
@@ -16,6 +19,8 @@ def inspect(config: InspectConfig) -> None:
     table = groups[["image_count", "instance_count"]].sum().set_axis(["training images", "training instances"], axis=1)
     table.insert(0, "classes", groups.size())
     print(table.reindex(list("rcf")).dropna().astype(int).to_string())
+    if cache.class_map:
+        print(_outputs_table(cache).to_string())
 
 
 def verify(config: VerifyConfig) -> None:
@@ -24,6 +29,15 @@ def verify(config: VerifyConfig) -> None:
     worst = worst_logit_error(cache)
     checked = "no features to recompute logits from" if worst is None else f"logits equal to within {worst:.1e}"
     print(f"{cache.url}: {len(cache):,} images, {int(cache.offsets[-1]):,} RoIs intact, {checked}")
+    print(describe_accuracy(cache))
+
+
+def _outputs_table(cache: RoICache) -> pd.DataFrame:
+    """Returns a row for each output of a detector whose outputs are in another order than the class table."""
+    assert cache.class_map is not None
+    classes, table = cache.class_map.classes, cache.classes[["category_id", "name"]]
+    rows = [table.loc[c].tolist() if c >= 0 else ["-", "no category"] for c in classes.tolist()]
+    return pd.DataFrame(rows, columns=table.columns, index=pd.RangeIndex(len(rows), name="output"))
 
 
 def export_file(config: ExportConfig) -> None:

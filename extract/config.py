@@ -63,6 +63,14 @@ class Config(DetectorSpec):
     """Annotations of the training set, from which its instances are counted; required for val, by default
     `annotations` for train."""
 
+    classes: Path | None = None
+    """Names of the detector's classes, one per line in the order of its outputs, where its framework does not keep
+    them or keeps others; N/A for an output that is no category of the annotations."""
+
+    class_order: Literal["name", "id", "file"] | None = None
+    """Order of the detector's classes: that of the names that its framework keeps, ascending category ids, or that in
+    which the training annotations list them; by default names if there are any, else ids. See docs/guide.md."""
+
     min_images_per_class: int | None = None
     """Visit only as many images as are needed for every class to have this many, or all of its images."""
 
@@ -102,6 +110,8 @@ class Config(DetectorSpec):
                 raise ValueError(f"{name} is {value}, expected at least {bound}")
         if self.split == "val" and self.train_annotations is None:
             raise ValueError("a val cache needs --train-annotations, for the training counts of its classes")
+        if self.classes is not None and self.class_order is not None:
+            raise ValueError(f"class_order is {self.class_order}: --classes gives the order already")
         if self.flip is not None and not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}, expected a probability in [0, 1]")
 

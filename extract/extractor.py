@@ -13,6 +13,7 @@ import numpy as np
 from extract.cache.format import block_slice, num_blocks
 from extract.config import Config
 from extract.data.annotations import Annotations
+from extract.data.class_map import ClassMap
 from extract.data.image_files import find_image
 from extract.data.images import SizedReader, batches_of_one_size, flip_boxes, unflip_rois
 from extract.detectors.base import Detector, Image, reader_of
@@ -59,6 +60,9 @@ class Extractor:
         assert config.images is not None, "resolve_files sets it"
         self.config, self.annotations, self.detector = config, annotations, detector
         self._folder, self._read = config.images, SizedReader(reader_of(detector))
+        class_map = ClassMap.from_description(detector.description)
+        # The detector never finds these classes, so that their RoIs are neither foreground nor background.
+        self._lacking = class_map.missing if class_map else np.empty(0, np.int64)
         self.positions = np.arange(len(annotations.image_ids))
         if config.min_images_per_class is not None:
             self.positions = class_balanced_images(annotations, config.min_images_per_class, config.seed)
@@ -152,6 +156,9 @@ class Extractor:
         features = cast("Tensor | None", rois.features)
         on_cpu = replace(rois, features=None if features is None else features.cpu().numpy())
         labelled = assign_targets(on_cpu, self._ground_truth(index), self.detector.stages)
+        if len(self._lacking):
+            labels = np.where(np.isin(labelled.labels, self._lacking), np.int32(-1), labelled.labels)
+            labelled = replace(labelled, labels=labels)
         return unflip_rois(labelled) if self.flipped[index] else labelled
 
     def _ground_truth(self, index: int) -> GroundTruth:

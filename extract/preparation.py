@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from extract.cache.format import CacheError, Header, open_group
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, resume_cache
+from extract.class_order import find_class_map
 from extract.config import Config
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.image_files import check_namesakes
+from extract.data.subset import with_classes
 from extract.detectors import load_detector, registered_dataset
 from extract.detectors.base import Detector
+from extract.detectors.class_map import map_detector
 from extract.extractor import Extractor
 from extract.utils.identity import flatten, refuse_changes
 
@@ -24,8 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
-RUNTIME_FIELDS |= {"overwrite", "estimate", "strict"}
-"""Options that do not change the cache's content, or whose files are recorded by their sha256."""
+RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order"}
+"""Options that do not change the cache's content, or whose files are recorded by their sha256, or whose effect is in
+the detector's description."""
 
 
 class Job(NamedTuple):
@@ -57,8 +61,10 @@ def prepare(config: Config) -> Job:
     if config.split == "train" and not len(annotations.ids):
         raise ValueError(f"{annotations.path}: has no annotations, which a train cache is made of")
     _check_categories(annotations, train_annotations)
+    annotations = with_classes(annotations, train_annotations.classes)
     detector = load_detector(config)
-    _check_detector(detector, annotations, config)
+    detector = map_detector(detector, find_class_map(detector, train_annotations, config))
+    _check_masks(detector, config)
     extractor = Extractor(config, annotations, detector)
     assert config.images is not None, "resolve_files sets it"
     check_namesakes(config.images, annotations.image_ids, annotations.file_names, extractor.positions)
@@ -102,25 +108,18 @@ def resolve_files(config: Config) -> Config:
 
 
 def _check_categories(annotations: Annotations, train_annotations: Annotations) -> None:
-    """Raises ValueError unless both files have the same categories."""
+    """Raises ValueError unless the training file has all categories of the other file, with the same names."""
     columns = ["category_id", "name"]
     own, train = (set(map(tuple, a.classes[columns].to_numpy())) for a in (annotations, train_annotations))
-    if own != train:
-        example = sorted(own ^ train)[0]
-        owner = annotations.path if example in own else train_annotations.path
+    if missing := sorted(own - train):
         raise ValueError(
-            f"categories of {annotations.path} and {train_annotations.path} differ in {len(own ^ train)} entries, "
-            f"such as {example[0]} {example[1]!r}, which only {owner} has"
+            f"categories of {annotations.path} and {train_annotations.path} differ in {len(missing)} entries, such as "
+            f"{missing[0][0]} {missing[0][1]!r}, which only {annotations.path} has"
         )
 
 
-def _check_detector(detector: Detector, annotations: Annotations, config: Config) -> None:
-    """Raises ValueError unless the detector has the annotations' number of classes and the masks to be kept."""
-    if detector.num_classes != len(annotations.classes):
-        raise ValueError(
-            f"detector {config.detector} has {detector.num_classes} classes besides background, "
-            f"{annotations.path} has {len(annotations.classes)}"
-        )
+def _check_masks(detector: Detector, config: Config) -> None:
+    """Raises ValueError unless the detector has the masks to be kept."""
     if config.masks and not detector.has_masks:
         raise ValueError(f"masks: detector {config.detector} predicts no class-agnostic masks")
 

@@ -22,6 +22,7 @@ from calib.scoring import Scorer
 from extract.data.decoding import ImageReader, decode_image, rgb_pixels
 from extract.data.images import batches_of_one_size, unflip_rois
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of
+from extract.detectors.class_map import map_detector
 from fuse.config import FusionConfig
 from fuse.fusion import Fusion
 from fuse.merge import merge_image
@@ -62,7 +63,7 @@ class CalibratedDetector:
     separately, and per-class NMS joins the detections of all. Masks are those of the first view.
 
     Attributes:
-        detector: the original detector.
+        detector: the original detector, its outputs in the order of the classifier's classes.
         fusion: the resolved `fuse.FusionConfig` and its scorers.
         level: feature level that the scorers need.
         batch_size: images per forward pass.
@@ -98,6 +99,7 @@ class CalibratedDetector:
             calibrated.check_detector(detector)
             if next(calibrated.parameters()).device != detector.device:
                 calibrated = copy.deepcopy(calibrated).to(detector.device)  # the caller's head stays on its device
+        detector = map_detector(detector, getattr(calibrated, "class_map", None))
         config = FusionConfig.from_options(**options)
         if config.mode == "props-gt":
             raise ValueError("mode is 'props-gt', which needs ground truth: new images have none")

@@ -22,6 +22,8 @@ FRAMEWORK_MODULES = {
     "test_extraction.py",
     "test_live.py",
     "test_mmdet.py",
+    "test_own_classes.py",
+    "test_permuted.py",
     "test_plugins.py",
     "test_predict.py",
     "test_readers.py",

@@ -39,6 +39,7 @@ class TrainCache:
     split = "train"
     stages = (0.5,)
     fingerprint = "none"
+    class_map = None
 
     def __init__(self, level: str, images: int | None = None, images_per_class: int = 1) -> None:
         """Selects images so that every class has `images_per_class`; `images` limits them to a random subset."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, get_args
 import numpy as np
 
 from calib.scoring import Level, Original, check_average, instance_counts_of, stage_scores, to_float32
+from extract.data.class_map import ClassMap
 from extract.data.classes import CountColumn
 from extract.rois import RoIs
 
@@ -34,11 +35,16 @@ class Posthoc(ABC):
     Attributes:
         name: name with hyperparameters, such as "norcal-0.6".
         instance_counts: training instances of the classes 0…K-1, once fitted.
+        category_ids, class_names: of these classes, once fitted.
+        class_map: the outputs of the detector, once fitted; None if output i is class i.
     """
 
     name: str
     level: ClassVar[Level] = "logits"
     instance_counts: tuple[int, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    class_map: ClassMap | None = None
     _original: Original
     _affine: Affine | None = None
 
@@ -47,12 +53,21 @@ class Posthoc(ABC):
         """Returns scale and shift for the logits of the cache's detector."""
 
     def fit(self, cache: RoICache) -> Self:
-        """Fits the method to the class counts, logits or classifier weights of a cache; returns the method itself."""
+        """Fits the method to the class counts, logits or classifier weights of a cache; returns the method itself.
+
+        Classes that the detector lacks keep their logits, with which they are never detected.
+        """
         shape = (len(cache.stages), cache.num_classes + 1)
         affine = self.compute_affine(cache)
         self.instance_counts = instance_counts_of(cache)
         self._original = Original.from_description(cache.detector)
         self._affine = Affine(*(np.broadcast_to(values, shape).astype(np.float32) for values in affine))
+        self.category_ids = tuple(cache.classes["category_id"].tolist())
+        self.class_names = tuple(cache.classes["name"].tolist())
+        self.class_map = cache.class_map
+        if self.class_map:
+            self._affine.scale[:, self.class_map.missing] = 1
+            self._affine.shift[:, self.class_map.missing] = 0
         return self
 
     @property
@@ -98,6 +113,12 @@ def training_counts(cache: RoICache, column: CountColumn) -> np.ndarray:
     if column not in get_args(CountColumn):
         raise ValueError(f"count is {column!r}, expected {' or '.join(map(repr, get_args(CountColumn)))}")
     return np.maximum(cache.classes[column].to_numpy(np.float64), 1)
+
+
+def detected_classes(cache: RoICache) -> np.ndarray:
+    """Returns the classes that the cache's detector has, ascending int64."""
+    has_output = cache.class_map.has_output if cache.class_map else np.ones(cache.num_classes, bool)
+    return np.flatnonzero(has_output)
 
 
 def append_background(foreground: np.ndarray, background: float) -> np.ndarray:

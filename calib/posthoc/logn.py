@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib.posthoc.base import Affine, Posthoc, append_background
+from calib.posthoc.base import Affine, Posthoc, append_background, detected_classes
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -25,7 +25,8 @@ class LogN(Posthoc):
         """Returns scale 1/σ_c and shift −(μ_c − min μ)/σ_c."""
         mean, deviation = (moment[:, :-1] for moment in logit_moments(cache))
         scale = 1 / np.where(deviation > 0, deviation, 1)  # a constant logit is not scaled
-        shift = -(mean - mean.min(axis=1, keepdims=True)) * scale
+        smallest = mean[:, detected_classes(cache)].min(axis=1, keepdims=True)
+        shift = -(mean - smallest) * scale
         return Affine(append_background(scale, 1), append_background(shift, 0))
 
 

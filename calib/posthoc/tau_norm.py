@@ -29,5 +29,6 @@ class TauNorm(Posthoc):
         if not all(layers):
             raise ValueError(f"{cache.url}: has no classifier weights (detector/), {self.name} needs them")
         weights, biases = (np.stack(arrays) for arrays in zip(*(layer[-1] for layer in layers), strict=True))
-        scale = np.linalg.norm(weights, axis=-1) ** -self.tau
+        norms = np.linalg.norm(weights, axis=-1)
+        scale = np.where(norms > 0, norms, 1) ** -self.tau  # a class that the detector lacks has no weights
         return Affine(scale, -biases * scale)

@@ -23,7 +23,7 @@ from extract.cache.format import (
     fingerprint,
     open_group,
 )
-from extract.cache.tables import read_array, read_classes, read_fc_layers
+from extract.cache.tables import read_array, read_class_map, read_classes, read_fc_layers
 from extract.cache.values import from_stored
 from extract.rois import RoIs
 
@@ -62,6 +62,7 @@ class RoICache(Sequence[RoIs]):
         stages: matching IoU of each stage, length S.
         detector: the detector's description, JSON values.
         provenance: what else the content depends on, JSON values.
+        class_map: the detector's outputs in the order of the class table; None if output i is class i.
         classes: DataFrame indexed by contiguous class: category_id, name, frequency, image_count, instance_count,
             the counts of the training set.
         images: DataFrame in stored order: image_id, height, width, flipped, roi_count.
@@ -84,6 +85,7 @@ class RoICache(Sequence[RoIs]):
         if missing:
             raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
         self.classes: pd.DataFrame = read_classes(group, url)
+        self.class_map = read_class_map(self.detector, len(self.classes), url)
         self._image_table = {name: read_array(group, f"images/{name}", url) for name in IMAGE_COLUMNS}
         self.images = pd.DataFrame(self._image_table)
         counts = self._image_table["roi_count"].astype(np.int64)
@@ -200,6 +202,7 @@ class RoICache(Sequence[RoIs]):
             ("classes", f"{self.num_classes:,} ({present:,} of them in it)"),
             ("level", f"{self.level}" + (f", features {features[1:]} float16" if features else "")),
             ("detector", f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})"),
+            *([("outputs", str(self.class_map))] if self.class_map else []),
             ("columns", ", ".join(self.fields)),
             ("on disk", f"{self.stored_bytes() / 1e6:,.1f} MB"),
         ]

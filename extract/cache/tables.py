@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from extract.cache.format import IMAGES_PER_BLOCK, CacheError, Layers
+from extract.data.class_map import ClassMap
 from extract.data.classes import check_classes
 
 if TYPE_CHECKING:
@@ -61,6 +62,17 @@ def read_classes(group: zarr.Group, url: str) -> pd.DataFrame:
     columns = {name: read_array(group, f"classes/{name}", url) for name in CLASS_NUMBERS}
     text = group["classes"].attrs
     return check_classes(pd.DataFrame(columns | {"name": text["name"], "frequency": list(text["frequency"])}), url)
+
+
+def read_class_map(detector: Mapping[str, Any], num_classes: int, url: str) -> ClassMap | None:
+    """Returns the class map in a detector's description. Raises CacheError if it is not one of so many classes."""
+    try:
+        class_map = ClassMap.from_description(detector)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"{url}: detector: {error}") from None
+    if class_map and class_map.num_classes != num_classes:
+        raise CacheError(f"{url}: detector: {class_map.num_classes} class_outputs, {num_classes} classes")
+    return class_map
 
 
 def write_images(group: zarr.Group, images: pd.DataFrame) -> None:

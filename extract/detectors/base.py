@@ -20,6 +20,10 @@ SelectProposals = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 boxes (G, 4) to append)."""
 
 
+NO_CLASS = "N/A"
+"""Name of an output that is no class, as in torchvision's list of COCO's classes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """An image and its id.
@@ -38,6 +42,20 @@ class ImageDetections(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+
+
+class OwnClasses(NamedTuple):
+    """The classes of a detector as its framework or its files name them.
+
+    Attributes:
+        names: of each output, background left out; `NO_CLASS` for an output that is no class.
+        source: where they are from, for messages.
+        category_ids: of each output in the dataset that it was trained on; empty if unknown.
+    """
+
+    names: tuple[str, ...]
+    source: str
+    category_ids: tuple[int, ...] = ()
 
 
 class ForwardOutput(Protocol):
@@ -69,6 +87,7 @@ class Detector(Protocol):
             stage_average ("scores" or "logits"), nms_iou, skip_empty, class_agnostic_boxes, class_agnostic_masks.
         has_masks: whether it predicts class-agnostic masks, which a cache can store.
         size: (shorter, longer) edge that images are resized to, in pixels.
+        own_classes: its classes, in the order of its outputs; None if nothing names them.
 
     It may also have `read_image`, an `extract.data.decoding.ImageReader` that reads files as its framework does.
     """
@@ -78,6 +97,7 @@ class Detector(Protocol):
     description: dict[str, Any]
     has_masks: bool
     size: tuple[int, int]
+    own_classes: OwnClasses | None
 
     @property
     def device(self) -> torch.device:
@@ -126,3 +146,8 @@ class Detector(Protocol):
 def reader_of(detector: Detector) -> ImageReader:
     """Returns the detector's own `read_image`, or `decode_image` if it has none."""
     return getattr(detector, "read_image", decode_image)
+
+
+def named_classes(detector: Detector) -> OwnClasses | None:
+    """Returns `detector.own_classes`; None for an adapter without this attribute."""
+    return getattr(detector, "own_classes", None)

@@ -23,8 +23,9 @@ from torch import Tensor
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import naming_image
-from extract.detectors.base import Image, ImageDetections, SelectProposals
+from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
 from extract.detectors.common import apply_selection, make_rois, scale_to_original
+from extract.detectors.detectron2_classes import own_classes
 from extract.detectors.detectron2_config import build, naming_errors
 from extract.detectors.detectron2_config import registered_dataset as registered_dataset
 from extract.detectors.detectron2_output import Detectron2Output
@@ -48,6 +49,7 @@ def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
     with naming_errors(spec.config_file):
         name = spec.config_file.stem
         detector = Detectron2Detector(built.model, built.resize, built.image_format, name=name, **sha256)
+        detector.own_classes = own_classes(built.datasets, detector.num_classes)
     detector.description = with_settings(detector.description, options=list(spec.detector_options))
     return detector
 
@@ -77,6 +79,7 @@ class Detectron2Detector:
         self.stages = self._box_heads.matching_ious
         last = self._box_heads.probe()[-1]
         self.num_classes = last.logits.shape[1] - 1
+        self.own_classes: OwnClasses | None = None
         self.class_agnostic_boxes = last.boxes[0].ndim == 2
         # A cache has one mask per refined box: class-agnostic masks need class-agnostic boxes.
         mask_predictor = getattr(getattr(model.roi_heads, "mask_head", None), "predictor", None)

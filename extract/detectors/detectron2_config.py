@@ -23,6 +23,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, Standar
 from omegaconf import DictConfig, OmegaConf
 
 from extract.config import DetectorSpec
+from extract.detectors.detectron2_classes import lazy_datasets
 from extract.detectors.detectron2_weights import convert_names
 from extract.detectors.spec import import_function
 from extract.detectors.weights import load_weights
@@ -51,6 +52,8 @@ class BuiltModel(NamedTuple):
     image_format: str
     model_config: dict[str, Any]
     """The part of the config that determines the model's output."""
+    datasets: tuple[str, ...]
+    """Names of the datasets that the config names, those for training first."""
 
 
 def build(target: str, spec: DetectorSpec, config_file: Path) -> tuple[BuiltModel, dict[str, str]]:
@@ -92,7 +95,8 @@ def _build_yaml(spec: DetectorSpec, add_config: Callable[[CfgNode], None], devic
     cfg.MODEL.DEVICE = device
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     model_config = {key: value for key, value in cfg.MODEL.items() if key not in EXCLUDED_KEYS}
-    return BuiltModel(build_model(cfg), cfg.MODEL.WEIGHTS, resize, cfg.INPUT.FORMAT, model_config)
+    datasets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    return BuiltModel(build_model(cfg), cfg.MODEL.WEIGHTS, resize, cfg.INPUT.FORMAT, model_config, datasets)
 
 
 def read_lazy(spec: DetectorSpec) -> DictConfig:
@@ -118,7 +122,8 @@ def _build_lazy(spec: DetectorSpec) -> BuiltModel:
     image_format = mapper.get("image_format") or cfg.model.get("input_format") or LAZY_FORMAT
     weights = OmegaConf.select(cfg, "train.init_checkpoint") or ""
     model_config: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    return BuiltModel(instantiate(cfg.model), weights, augmentations[0], image_format, model_config)
+    model, datasets = instantiate(cfg.model), lazy_datasets(cfg)
+    return BuiltModel(model, weights, augmentations[0], image_format, model_config, datasets)
 
 
 @contextmanager

@@ -24,10 +24,11 @@ from torch import Tensor
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import ImageReader, decode_image
-from extract.detectors.base import Image, ImageDetections, SelectProposals
+from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois
 from extract.detectors.fc_layers import replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
+from extract.detectors.mmdet_classes import dataset_meta, own_classes
 from extract.detectors.mmdet_config import (
     build,
     config_sha256,
@@ -61,7 +62,11 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
         detector = MmdetDetector(*build(config), name=spec.config_file.stem, config_sha256=config_sha256(config))
     except Exception as error:  # constructors may raise anything
         raise ValueError(f"{spec.config_file}: {one_line(error)}") from error
-    detector.description |= load_weights(detector.model, spec.weights).identity
+    loaded = load_weights(detector.model, spec.weights)
+    detector.description |= loaded.identity
+    detector.dataset_meta = dataset_meta(loaded.meta)
+    names = detector.dataset_meta, spec.weights, config, spec.config_file
+    detector.own_classes = own_classes(*names, detector.num_classes)
     detector.description = with_settings(detector.description, options=list(spec.detector_options))
     detector.model.to(resolve_device(spec.device))
     nms = (detector.model.roi_head.test_cfg.nms or {}).get("type", "nms")
@@ -73,7 +78,11 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
 
 
 class MmdetDetector:
-    """A frozen mmdetection detector; see `extract.detectors.base.Detector`."""
+    """A frozen mmdetection detector; see `extract.detectors.base.Detector`.
+
+    Attributes:
+        dataset_meta: classes and palette in the checkpoint, as far as it has them.
+    """
 
     def __init__(
         self,
@@ -88,6 +97,8 @@ class MmdetDetector:
         self._heads = list_stages(model.roi_head.bbox_head)
         last = self._heads[-1]
         self.num_classes = int(last.num_classes)
+        self.dataset_meta: dict[str, Any] = {}
+        self.own_classes: OwnClasses | None = None
         self.stages = matching_ious(model.roi_head.train_cfg, len(self._heads))
         shorter, longer = sorted(find_resize(pipeline).scale)
         self.size = (shorter, longer)

@@ -26,6 +26,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from extract.data.class_map import MIN_LOGIT
 from extract.data.decoding import ImageReader
 from extract.detectors.mmdet_images import image_reader
 
@@ -47,8 +48,6 @@ NMS_OPTIONS = {
     "score_threshold": "none: rcnn.score_thr is the threshold",
 }
 """Options of mmcv's NMS that must be off, and what is expected instead."""
-MIN_LOGIT = -1e4
-"""Logit of a score that is exactly 0: its exponential is 0 as well, and half floats can represent it."""
 
 
 def read_config(path: Path, options: Sequence[str]) -> Config:

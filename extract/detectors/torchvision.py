@@ -23,11 +23,11 @@ from torchvision.ops import clip_boxes_to_image
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import decode_unturned
-from extract.detectors.base import Image, ImageDetections, SelectProposals
+from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois, scale_to_original
 from extract.detectors.fc_layers import linear_modules, read_layers, replace_classifiers, verified_layers
 from extract.detectors.identity import describe_settings, with_settings
-from extract.detectors.torchvision_build import build, check
+from extract.detectors.torchvision_build import build, check, own_classes
 from extract.detectors.torchvision_output import TorchvisionOutput
 
 MIN_SIZE = 1e-2
@@ -56,6 +56,7 @@ class TorchvisionDetector:
         self.size = (int(model.transform.min_size[-1]), int(model.transform.max_size))
         logits, deltas, masks = self._probe()
         self.num_classes = logits.shape[1] - 1
+        self.own_classes: OwnClasses | None = own_classes(model, self.num_classes)
         deltas_of_classes = deltas.reshape(-1, 4)
         self.class_agnostic_boxes = bool((deltas_of_classes == deltas_of_classes[0]).all())
         # torchvision expects one mask per class; a class-agnostic one may be expanded to that (stride 0).

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from extract.config import DetectorSpec
+from extract.detectors.base import OwnClasses
 from extract.detectors.spec import import_function, parse_options
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
@@ -34,6 +36,21 @@ def build(target: str, spec: DetectorSpec) -> tuple[GeneralizedRCNN, dict[str, s
         raise ValueError(f"detector builder {target!r} returned a {type(model).__name__}, expected a GeneralizedRCNN")
     identity = load_weights(model, spec.weights).identity
     return model.to(resolve_device(spec.device)), identity
+
+
+def own_classes(model: GeneralizedRCNN, k: int) -> OwnClasses | None:
+    """Returns the names of the model's k classes: `model.categories`, or COCO's for 90 classes; None for others.
+
+    torchvision's weights have a list of names, background first, as `weights.meta["categories"]`. A builder may give it
+    to its model. Output i of torchvision's own detectors is COCO's category i, and ids that COCO does not use are
+    outputs as well.
+    """
+    names, source = getattr(model, "categories", None), "the model's `categories`"
+    if names is None:
+        names, source = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"], "torchvision's weights for COCO"
+    names = tuple(map(str, names))
+    names = names[1:] if len(names) == k + 1 else names
+    return OwnClasses(names, source, tuple(range(1, k + 1))) if len(names) == k else None
 
 
 def check(model: GeneralizedRCNN) -> None:

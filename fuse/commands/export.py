@@ -16,9 +16,11 @@ from calib.heads import Head
 from calib.posthoc import Posthoc
 from extract.detectors import import_adapter, load_detector
 from extract.detectors.base import Detector
+from extract.detectors.class_map import map_detector
 from extract.utils.files import replacing, write_bytes
 from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier
+from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
 from fuse.export.module import save_program
 from fuse.plugins import Calibration
@@ -27,6 +29,8 @@ from fuse.scores import tail_classes
 _LOG = logging.getLogger(__name__)
 PROGRAM_FILE = "scores.pt2"
 WEIGHTS_FILE = "model.pth"
+CLASSES_FILE = "classes.json"
+"""Label, category id and name of each class that an exported detector finds."""
 
 
 def export(config: ExportConfig) -> None:
@@ -55,14 +59,15 @@ def export(config: ExportConfig) -> None:
     config_file = config.out / plugin.CONFIG
     if config_file.exists():
         raise ValueError(f"{config_file}: exists; give another folder")
-    calibration = Calibration.from_scorer(scorer, detector.description, config.fusion())
+    classes = output_classes(detector, scorer)
+    calibration = Calibration.from_scorer(scorer, detector.description, config.fusion(), classes)
     scores = calibration.module().eval().requires_grad_(False)
     scores.load_scorer(scorer, tail_mask)
     content = plugin.config_content(config, calibration, config.out)
     state = {f"calibration.{name}": value for name, value in scores.state_dict().items()}
     save_program(scores, _feature_shape(scorer), program)
     model: nn.Module = detector.model  # type: ignore[attr-defined]  # adapters whose framework has a plugin have one
-    _save({**model.state_dict(), **state}, detector, weights)
+    _save({**model.state_dict(), **state}, detector, classes, weights)
     write_bytes(config_file, content)
     _LOG.info("%s: %s", config.out, str(plugin.__doc__).strip().split("\n")[0])
 
@@ -72,9 +77,12 @@ def export_folded(
 ) -> None:
     """Writes `folded_classifiers` as a checkpoint that the detector's framework loads with its own config.
 
-    Arguments and errors are those of `folded_classifiers`; `path` is replaced.
+    The classes of its labels are listed in `CLASSES_FILE` beside it. Arguments and errors are those of
+    `folded_classifiers`; `path` is replaced.
     """
-    _save(detector.state_dict_with_classifiers(folded_classifiers(detector, calibrated, tail_mask)), detector, path)
+    detector = map_detector(detector, calibrated.class_map)
+    state = detector.state_dict_with_classifiers(folded_classifiers(detector, calibrated, tail_mask))
+    _save(state, detector, output_classes(detector, calibrated), Path(path))
 
 
 def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:
@@ -94,7 +102,10 @@ def _plugin(detector: Detector) -> ModuleType:
     return import_module(f"fuse.plugins.{detector.description['framework']}")
 
 
-def _save(state: Mapping[str, torch.Tensor], detector: Detector, path: str | Path) -> None:
-    checkpoint = _plugin(detector).checkpoint({name: value.cpu() for name, value in state.items()})
+def _save(state: Mapping[str, torch.Tensor], detector: Detector, classes: OutputClasses, path: Path) -> None:
+    """Writes a checkpoint of the detector's framework, and the classes of its labels beside it."""
+    plugin = _plugin(detector)
+    checkpoint = plugin.checkpoint({name: value.cpu() for name, value in state.items()}, detector, classes.names)
+    write_bytes(path.parent / CLASSES_FILE, classes.to_json(plugin.FIRST_LABEL))
     with replacing(path) as partial:
         torch.save(checkpoint, partial)

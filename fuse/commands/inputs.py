@@ -98,6 +98,8 @@ def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
     check_same_detector(fitted_on.url, fitted_on.detector, f"in {cache.url}", cache.detector)
     if list(fitted_on.classes["category_id"]) != list(cache.classes["category_id"]):
         raise ValueError(f"{fitted_on.url}: has other categories than {cache.url}")
+    if fitted_on.class_map != cache.class_map:
+        raise ValueError(f"{fitted_on.url}: has its detector's classes in another order than {cache.url}")
     return method.fit(fitted_on)
 
 

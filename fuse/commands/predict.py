@@ -19,6 +19,7 @@ from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import SizedReader
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image, ImageDetections, reader_of
+from extract.detectors.class_map import map_detector
 from extract.utils.files import replacing
 from extract.utils.prefetch import prefetch
 from fuse.commands.config import PredictConfig
@@ -108,6 +109,7 @@ def _logging_estimate(items: Iterator[T], count: int) -> Iterator[T]:
 def _process(config: PredictConfig, detector: Detector, classifier: LiveClassifier) -> Process:
     """Returns the function that detects in an image, draws it if the config says so, and returns its results."""
     calibrated = CalibratedDetector(detector, classifier.scorer, **vars(config.fusion()))
+    detector = map_detector(detector, classifier.scorer.class_map)
     original = CalibratedDetector(detector, **vars(config.fusion(mode="original")))
 
     def process(file: ImageFile, image: Image) -> list[Record]:

@@ -23,13 +23,13 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask
     classifier normalises all rows together (docs/results.md has the difference in AP).
 
     Args:
-        detector: with a linear classifier in every stage.
+        detector: with a linear classifier in every stage, its outputs in the order of the classes.
         calibrated: a fitted method of `calib.posthoc`, or a head of type "linear".
         tail_mask: (K,) bool, classes whose rows are replaced; None replaces all rows, background's too.
 
     Raises:
-        ValueError: another type of head, a detector whose classifiers are not linear, or a head for a detector with
-            sigmoid scores.
+        ValueError: another type of head, a detector whose classifiers are not linear, a head for a detector with
+            sigmoid scores, or a method that changes the background of a detector whose other outputs are part of it.
     """
     stages = detector.fc_layers("embedding")
     name = detector.description["name"]
@@ -37,8 +37,26 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask
         raise ValueError(f"detector {name}: its classifier is not one linear layer per stage")
     own = [layers[-1] for layers in stages]
     rows = np.ones(detector.num_classes + 1, bool) if tail_mask is None else np.append(tail_mask, False)
-    new = _of_method(calibrated, own) if isinstance(calibrated, Posthoc) else _of_head(calibrated, detector)
+    if isinstance(calibrated, Posthoc):
+        if tail_mask is None:
+            _check_background(detector, calibrated)
+        new = _of_method(calibrated, own)
+    else:
+        new = _of_head(calibrated, detector)
     return [_replace_rows(*pair, rows) for pair in zip(own, new, strict=True)]
+
+
+def _check_background(detector: Detector, method: Posthoc) -> None:
+    """Raises ValueError if one row cannot express the method's background, because other outputs are part of it."""
+    class_map = method.class_map
+    if class_map is None or not len(class_map.surplus) or detector.description["activation"] != "softmax":
+        return
+    scale, shift = (values[:, -1] for values in method.affine)
+    if (scale != 1).any() or (shift != 0).any():
+        raise ValueError(
+            f"{method.name} changes the background logit, of which {len(class_map.surplus)} outputs of detector "
+            f"{detector.description['name']} are part: export it without --fold"
+        )
 
 
 def _of_method(method: Posthoc, own: list[Classifier]) -> list[Classifier]:

@@ -15,8 +15,11 @@ import msgspec
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from calib.scoring import Activation, Average, Level, Original
-from extract.detectors.base import ForwardOutput, ImageDetections
+from extract.data.class_map import ClassMap
+from extract.detectors.base import Detector, ForwardOutput, ImageDetections
+from extract.detectors.class_map import map_detector
 from fuse.config import FusionConfig
+from fuse.export.classes import NO_CLASSES, OutputClasses
 from fuse.export.module import CalibratedScores
 from fuse.fusion import boxes_of
 from fuse.ops.nms import class_nms
@@ -51,6 +54,10 @@ class CalibrationConfig:
     iou_threshold: float
     max_detections: int
     skip_empty: bool
+    class_outputs: tuple[int, ...] = ()
+    num_outputs: int = 0
+    class_names: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Calibration:
         activation: of the original classifier, "softmax" or "sigmoid".
         original_average, calibrated_average: what is averaged over the stages, "scores" or "logits".
         fusion: its options, with `iou_threshold` and `skip_empty` resolved; `tail` is in the checkpoint.
+        class_outputs, num_outputs: as in `extract.data.class_map.ClassMap`; empty and 0 if output i is class i.
+        class_names, category_ids: of each output of the detector, see `OutputClasses`; empty in older exports.
     """
 
     widths: tuple[int, ...]
@@ -74,10 +83,20 @@ class Calibration:
     original_average: Average
     calibrated_average: Average
     fusion: FusionConfig
+    class_outputs: tuple[int, ...] = ()
+    num_outputs: int = 0
+    class_names: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     @classmethod
-    def from_scorer(cls, scorer: Head | Posthoc, detector: Mapping[str, Any], fusion: FusionConfig) -> Calibration:
-        """Builds it from a head or a fitted method, the description of its detector, and fusion options.
+    def from_scorer(
+        cls,
+        scorer: Head | Posthoc,
+        detector: Mapping[str, Any],
+        fusion: FusionConfig,
+        classes: OutputClasses = NO_CLASSES,
+    ) -> Calibration:
+        """Builds it from a head or a fitted method, the description of its detector, fusion options and class names.
 
         `fusion.stage_average` and `fusion.iou_threshold` override those of the head and the detector.
         """
@@ -97,6 +116,10 @@ class Calibration:
             original_average=original.average,
             calibrated_average=fusion.stage_average or average,
             fusion=fusion.fusion(iou_threshold=float(iou_threshold), skip_empty=skip_empty, stage_average=None),
+            class_outputs=scorer.class_map.outputs if scorer.class_map else (),
+            num_outputs=scorer.class_map.num_outputs if scorer.class_map else 0,
+            class_names=classes.names,
+            category_ids=classes.category_ids,
         )
 
     @classmethod
@@ -147,6 +170,10 @@ class Calibration:
             cat_threshold=self.fusion.cat_threshold,
             cat_scale=self.fusion.cat_scale,
         )
+
+    def mapped(self, detector: Detector) -> Detector:
+        """Returns the detector with outputs in the order of the classifier's classes."""
+        return map_detector(detector, ClassMap(self.class_outputs, self.num_outputs) if self.class_outputs else None)
 
     def detect(self, scores: CalibratedScores, output: ForwardOutput) -> list[ImageDetections]:
         """Returns the detections of each image of one forward pass."""

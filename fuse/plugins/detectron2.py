@@ -17,7 +17,8 @@ or, if the detector's config was a LazyConfig:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +26,14 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.config.defaults import _C as DEFAULTS
+from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Instances
 from torch import Tensor
 
 from extract.config import DetectorSpec
+from extract.detectors.base import Detector
 from extract.detectors.detectron2 import Detectron2Detector
 from extract.detectors.detectron2_config import project_function, read_yaml
 from fuse.config import FusionConfig
@@ -39,6 +42,7 @@ from fuse.plugins import Calibration, CalibrationConfig
 from fuse.plugins.detectron2_lazy import plain_config, plain_values, to_yaml
 
 CONFIG = "model.yaml"
+FIRST_LABEL = 0
 
 
 def _to_node(config: CalibrationConfig) -> CfgNode:
@@ -73,14 +77,15 @@ class CalibratedRCNN(GeneralizedRCNN):
             values = {key.lower(): value for key, value in cfg.MODEL.CALIBRATION.items()}
         self.options = Calibration.from_config(values)
         self.calibration = self.options.module()
+        _name_classes(() if cfg is None else cfg.DATASETS.TEST, self.options.class_names)
         self.eval().requires_grad_(False)
 
     @cached_property
-    def adapter(self) -> Detectron2Detector:
+    def adapter(self) -> Detector:
         """The adapter, built at the first inference because it probes the loaded weights."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         resize = ResizeShortestEdge([1, 1], 1)  # not used: inputs are resized already
-        return Detectron2Detector(copy.copy(self), resize, self.input_format)
+        return self.options.mapped(Detectron2Detector(copy.copy(self), resize, self.input_format))
 
     def inference(
         self, batched_inputs: list[dict[str, Any]], detected_instances: None = None, do_postprocess: bool = True
@@ -119,9 +124,24 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
     cfg = read_yaml(spec, project_function(spec.detector.partition(":")[2]))
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = CalibratedRCNN.__name__, str(out / "model.pth")
     cfg.MODEL.CALIBRATION = _to_node(options.to_config())
+    if options.class_names and not _has_names(cfg.DATASETS.TEST, options.class_names):
+        cfg.DATASETS.TEST = (f"{out.name}-{hashlib.sha256(repr(options.class_names).encode()).hexdigest()[:8]}",)
     return cfg.dump().encode()
 
 
-def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Returns the content of a checkpoint file of detectron2."""
+def checkpoint(state: dict[str, Tensor], detector: Detector, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the content of a checkpoint file of detectron2, whose catalog has the class names."""
     return {"model": state}
+
+
+def _has_names(datasets: Sequence[str], class_names: tuple[str, ...]) -> bool:
+    """Returns whether the catalog has these names for the first dataset, whose names detectron2 shows."""
+    if not datasets or datasets[0] not in MetadataCatalog.list():
+        return False
+    return tuple(MetadataCatalog.get(datasets[0]).get("thing_classes") or ()) == class_names
+
+
+def _name_classes(datasets: Sequence[str], class_names: tuple[str, ...]) -> None:
+    """Gives the catalog the names of the first dataset, unless it has some."""
+    if datasets and class_names and MetadataCatalog.get(datasets[0]).get("thing_classes") is None:
+        MetadataCatalog.get(datasets[0]).thing_classes = list(class_names)

@@ -22,11 +22,14 @@ from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from extract.config import DetectorSpec
+from extract.detectors.base import Detector
+from extract.detectors.class_map import MappedDetector
 from extract.detectors.mmdet import MmdetDetector
 from extract.detectors.mmdet_config import read_config
 from fuse.plugins import Calibration
 
 CONFIG = "model.py"
+FIRST_LABEL = 0
 
 
 class _Calibrated(TwoStageDetector):
@@ -39,11 +42,11 @@ class _Calibrated(TwoStageDetector):
         self.eval().requires_grad_(False)
 
     @cached_property
-    def adapter(self) -> MmdetDetector:
+    def adapter(self) -> Detector:
         """The adapter, built at the first inference."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
         resize = {"type": "mmdet.Resize", "scale": (1, 1), "keep_ratio": True}  # not used: inputs are resized already
-        return MmdetDetector(copy.copy(self), Compose([resize]))
+        return self.options.mapped(MmdetDetector(copy.copy(self), Compose([resize])))
 
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: list[DetDataSample], rescale: bool = True
@@ -80,6 +83,12 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
     return config.pretty_text.encode()
 
 
-def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Returns the content of a checkpoint file of mmengine."""
-    return {"meta": {}, "state_dict": state}
+def checkpoint(state: dict[str, Tensor], detector: Detector, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the content of a checkpoint file of mmengine, with the class names, and the palette of the original."""
+    return {"meta": {"dataset_meta": {**dataset_meta(detector), "classes": class_names}}, "state_dict": state}
+
+
+def dataset_meta(detector: Detector) -> dict[str, Any]:
+    """Returns the `dataset_meta` of the detector's own checkpoint."""
+    original = detector.original if isinstance(detector, MappedDetector) else detector
+    return original.dataset_meta if isinstance(original, MmdetDetector) else {}

@@ -21,25 +21,33 @@ from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from extract.config import DetectorSpec
+from extract.detectors.base import Detector
 from extract.detectors.torchvision import TorchvisionDetector
 from fuse.plugins import Calibration
 
 CONFIG = "calibration.json"
+FIRST_LABEL = 1
 
 
 class CalibratedRCNN(GeneralizedRCNN):
-    """A torchvision detector with a calibrated head; for inference only."""
+    """A torchvision detector with a calibrated head; for inference only.
+
+    Attributes:
+        categories: names of its labels, background first, as in `weights.meta["categories"]` of torchvision; None in
+            older exports.
+    """
 
     def __init__(self, model: GeneralizedRCNN, options: Calibration):
         super().__init__(model.backbone, model.rpn, model.roi_heads, model.transform)
         self.options, self.calibration = options, options.module()
+        self.categories = ["__background__", *options.class_names] if options.class_names else None
         self.eval().requires_grad_(False)
 
     @cached_property
-    def adapter(self) -> TorchvisionDetector:
+    def adapter(self) -> Detector:
         """The adapter, built at the first inference because it probes the loaded weights."""
         # The shallow copy shares all parts and tensors; an adapter of `self` would be a reference cycle.
-        return TorchvisionDetector(copy.copy(self))
+        return self.options.mapped(TorchvisionDetector(copy.copy(self)))
 
     def forward(self, images: Sequence[Tensor], targets: None = None) -> list[dict[str, Tensor]]:
         """Returns dicts of boxes, labels, scores and masks for images (3, H, W) float, 0 to 1, like torchvision."""
@@ -57,8 +65,8 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
     return msgspec.json.format(msgspec.json.encode(options.to_config()))
 
 
-def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Returns the content of a checkpoint file, the state_dict itself."""
+def checkpoint(state: dict[str, Tensor], detector: Detector, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the content of a checkpoint file, the state_dict itself, which has no place for class names."""
     return state
 
 
