@@ -434,3 +434,22 @@ def test_bad_input_on_the_command_line(tiny, tmp_path, capsys):
     assert captured.err.count("\n") == 1 and captured.err.startswith("error: ") and captured.out == ""
     assert command("inspect", tmp_path / "nothing") == 1
     assert "nothing: no RoI cache there" in capsys.readouterr().err
+
+
+def test_a_val_file_may_list_fewer_categories_than_the_training_file(tiny, caches, tmp_path):
+    content = json.loads((tiny.data / "val.json").read_text())
+    dropped = {content["categories"][1]["id"], content["categories"][5]["id"]}
+    content["categories"] = [c for c in content["categories"] if c["id"] not in dropped]
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] not in dropped]
+    for image in content["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [i for i in image[key] if i not in dropped]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    cache = extract.run(tiny.config("val", tmp_path / "val.zarr", annotations=tmp_path / "val.json", level="logits"))
+    whole = caches["val"]
+    assert cache.classes.equals(whole.classes)
+    labels, expected = cache.read("labels"), whole.read("labels")
+    kept = ~np.isin(expected, np.flatnonzero(cache.classes["category_id"].isin(dropped))) & (expected >= 0)
+    np.testing.assert_array_equal(labels[kept], expected[kept])
+    recall = proposal_recall(cache, read_annotations(tmp_path / "val.json"))
+    assert recall.loc["all", "objects"] == len(content["annotations"])

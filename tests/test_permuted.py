@@ -139,6 +139,23 @@ def test_an_export_detects_as_the_live_detector_in_the_detectors_own_order(setti
     assert [row["name"] for row in rows] == table["name"].iloc[list(CLASS_OF)].tolist()
 
 
+def test_a_program_takes_and_gives_the_detectors_own_order(setting, partial, tmp_path):
+    head = tmp_path / "head"
+    calib.train_head(partial, head_type="linear", steps=3, out=str(head))
+    export(fuse.ExportConfig(**vars(setting.permuted), head=head, out=tmp_path / "out", **OPTIONS))
+    detector = load_detector(setting.permuted)
+    live = CalibratedDetector(detector, head, **OPTIONS)
+    image = make_images((96, 144))
+    (own,), (rois,) = (one.forward(image, live.level).rois for one in (detector, live.detector))
+    program = torch.export.load(tmp_path / "out" / "scores.pt2").module()
+    scores = program(own.features.float(), torch.from_numpy(own.logits)).numpy()
+    known = [i for i in range(CLASSES) if i not in NO_CLASS]
+    fusion = live.fusion
+    expected = fuse.fuse_scores(fusion.original.scores(rois), fusion.calibrated.scores(rois), fusion.tail_mask, "cat")
+    np.testing.assert_allclose(scores[:, known], expected[:, np.array(CLASS_OF)[known]], rtol=1e-3, atol=1e-5)
+    assert not scores[:, NO_CLASS].any() and scores.shape == own.logits[:, 0].shape
+
+
 def test_classes_without_output_are_never_sampled_and_never_detected(setting, partial):
     missing = np.array(CLASS_OF)[list(NO_CLASS)]
     assert partial.class_map.missing.tolist() == sorted(missing) and partial.class_map.surplus.tolist() == [*NO_CLASS]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from calib.scoring import stage_scores
-from fuse.export.module import CalibratedScores, save_program
+from fuse.export.module import CalibratedScores
+from fuse.export.program import save_program
 from fuse.scores import SCORE_MODES, fuse_scores
 
 K, WIDTHS = 6, (8, 5, 7)

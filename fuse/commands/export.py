@@ -22,7 +22,8 @@ from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier
 from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
-from fuse.export.module import save_program
+from fuse.export.own_order import OwnOrderScores
+from fuse.export.program import save_program
 from fuse.plugins import Calibration
 from fuse.scores import tail_classes
 
@@ -65,7 +66,8 @@ def export(config: ExportConfig) -> None:
     scores.load_scorer(scorer, tail_mask)
     content = plugin.config_content(config, calibration, config.out)
     state = {f"calibration.{name}": value for name, value in scores.state_dict().items()}
-    save_program(scores, _feature_shape(scorer), program)
+    in_own_order = OwnOrderScores(scores, scorer.class_map) if scorer.class_map else scores
+    save_program(in_own_order, _feature_shape(scorer), program)
     model: nn.Module = detector.model  # type: ignore[attr-defined]  # adapters whose framework has a plugin have one
     _save({**model.state_dict(), **state}, detector, classes, weights)
     write_bytes(config_file, content)

@@ -6,11 +6,8 @@ and nothing else, and for detectors exported to their framework (`fuse.plugins`)
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +17,6 @@ from calib.heads import Head
 from calib.posthoc import Posthoc
 from calib.scoring import check_activation, check_average
 from extract.rois import RoIs
-from extract.utils.files import write_bytes
 from fuse.defaults import CAT_THRESHOLD
 from fuse.scores import SCORE_MODES, ScoreMode
 
@@ -76,6 +72,16 @@ class CalibratedScores(nn.Module):
             self.register_buffer("scale", torch.ones(stages, widths[-1]))
             self.register_buffer("shift", torch.zeros(stages, widths[-1]))
 
+    @property
+    def num_stages(self) -> int:
+        """S."""
+        return len(self.stages) or len(self.scale)
+
+    @property
+    def num_outputs(self) -> int:
+        """K, without background."""
+        return len(self.tail)
+
     def load_scorer(self, scorer: Head | Posthoc, tail_mask: np.ndarray) -> None:
         """Copies the weights of a head or a fitted method, and the tail classes (K,) bool."""
         if isinstance(scorer, Head):
@@ -126,27 +132,6 @@ class CalibratedScores(nn.Module):
         denominator = original[:, -1].sum(dtype=torch.float64)
         ratio = calibrated[:, -1].sum(dtype=torch.float64) / denominator
         return torch.where(denominator > 0, ratio, 1.0).float()
-
-
-def save_program(scores: CalibratedScores, feature_shape: Sequence[int], path: str | Path) -> None:
-    """Writes a program that `torch.export.load(path).module()` loads without this library.
-
-    The program is called like `CalibratedScores`, with any number of RoIs, in float32 and on the CPU.
-
-    Args:
-        scores: the module, weights loaded.
-        feature_shape: D, of one RoI.
-        path: the .pt2 file.
-    """
-    stages, classes = len(scores.stages) or len(scores.scale), len(scores.tail)
-    example = torch.zeros(2, stages, *feature_shape), torch.zeros(2, stages, classes + 1)
-    rois = torch.export.Dim("rois", min=0, max=1 << 20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own internals while it traces
-        program = torch.export.export(scores.cpu(), example, dynamic_shapes=({0: rois}, {0: rois}))
-        content = io.BytesIO()
-        torch.export.save(program, content)
-    write_bytes(path, content.getvalue())
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:

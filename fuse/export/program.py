@@ -1,0 +1,35 @@
+"""Compiles calibrated scores to a torch program for servers that have torch and nothing else."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from extract.utils.files import write_bytes
+from fuse.export.module import CalibratedScores
+from fuse.export.own_order import OwnOrderScores
+
+
+def save_program(scores: CalibratedScores | OwnOrderScores, feature_shape: Sequence[int], path: str | Path) -> None:
+    """Writes a program that `torch.export.load(path).module()` loads without this library.
+
+    The program is called like the module, with any number of RoIs, in float32 and on the CPU.
+
+    Args:
+        scores: the module, weights loaded.
+        feature_shape: D, of one RoI.
+        path: the .pt2 file.
+    """
+    stages = scores.num_stages
+    example = torch.zeros(2, stages, *feature_shape), torch.zeros(2, stages, scores.num_outputs + 1)
+    rois = torch.export.Dim("rois", min=0, max=1 << 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own internals while it traces
+        program = torch.export.export(scores.cpu(), example, dynamic_shapes=({0: rois}, {0: rois}))
+        content = io.BytesIO()
+        torch.export.save(program, content)
+    write_bytes(path, content.getvalue())
