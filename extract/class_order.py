@@ -105,8 +105,9 @@ def _refuse_other_listing(detector: Detector, own: OwnClasses, outputs: np.ndarr
 
 def _refuse_other_ids(own: OwnClasses, outputs: np.ndarray, annotations: Annotations) -> None:
     """Raises ValueError if names and category ids of the detector's classes are those of the file, but differently."""
-    by_id = {i: output for output, (i, name) in enumerate(zip(own.category_ids, own.names, strict=False))
-             if name != NO_CLASS}
+    by_id = {
+        i: output for output, (i, name) in enumerate(zip(own.category_ids, own.names, strict=False)) if name != NO_CLASS
+    }
     ids = annotations.classes["category_id"].tolist()
     if by_id.keys() != set(ids):
         return  # the file numbers its categories otherwise

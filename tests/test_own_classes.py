@@ -13,6 +13,7 @@ from extract.detectors import load_detector
 from tests import frameworks
 from tests.conftest import CLASSES
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # detectron2's anchors
 NAMES = tuple(f"class {i}" for i in range(CLASSES))
 
 

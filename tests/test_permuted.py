@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,15 +188,15 @@ def test_methods_fold_into_a_part_of_the_outputs(setting, partial, tmp_path):
     fuse.export_folded(detector, norcal, tmp_path / "stock.pth")
     stock = map_detector(load_detector(replace(setting.permuted, weights=tmp_path / "stock.pth")), partial.class_map)
     (image,) = make_images((96, 144))
-    (own,), (new,) = (
-        one.forward([image], "logits").rois for one in (map_detector(detector, partial.class_map), stock)
-    )
+    (own,), (new,) = (one.forward([image], "logits").rois for one in (map_detector(detector, partial.class_map), stock))
     scorer = Original.from_description(stock.description)
     np.testing.assert_allclose(scorer.scores(new), norcal.scores(own), rtol=1e-3, atol=1e-5)
     names = [row["name"] for row in json.loads((tmp_path / CLASSES_FILE).read_text())]
     assert [i for i, name in enumerate(names) if name == "N/A"] in ([], [*NO_CLASS])
     if detector.description["activation"] == "softmax":
-        with pytest.raises(ValueError, match=r"tau-norm-1 changes the background logit, of which 2 outputs of detector"):
+        with pytest.raises(
+            ValueError, match=r"tau-norm-1 changes the background logit, of which 2 outputs of detector"
+        ):
             fuse.export_folded(detector, calib.posthoc.TauNorm().fit(partial), tmp_path / "tau.pth")
 
 

@@ -52,7 +52,7 @@ class TorchvisionDetector:
         check(model)
         self.model = model.eval().requires_grad_(False)
         heads = model.roi_heads
-        self.stages = (float(heads.proposal_matcher.high_threshold),)
+        self.stages: tuple[float, ...] = (float(heads.proposal_matcher.high_threshold),)
         self.size = (int(model.transform.min_size[-1]), int(model.transform.max_size))
         logits, deltas, masks = self._probe()
         self.num_classes = logits.shape[1] - 1
