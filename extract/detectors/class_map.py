@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -109,10 +108,7 @@ class MappedDetector:
 
     def resized(self, shorter: int, longer: int) -> MappedDetector:
         """See `extract.detectors.base.Detector.resized`."""
-        other = copy.copy(self)
-        other.original = self.original.resized(shorter, longer)
-        other.size = other.original.size
-        return other
+        return MappedDetector(self.original.resized(shorter, longer), self.class_map)
 
     def _mapped(self, output: ForwardOutput) -> MappedOutput:
         return MappedOutput(output, self.class_map, self.description["activation"], self.description["stage_average"])
