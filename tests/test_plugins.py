@@ -120,7 +120,7 @@ def test_a_lazy_config_is_exported_as_it_came(tmp_path):
     out.mkdir()
     (out / "model.yaml").write_bytes(plugin.config_content(spec, calibration, out))
     state = {f"calibration.{name}": value for name, value in scores.state_dict().items()}
-    torch.save(plugin.checkpoint({**original.model.state_dict(), **state}), out / "model.pth")
+    torch.save(plugin.checkpoint({**original.model.state_dict(), **state}, original, ()), out / "model.pth")
 
     cfg = LazyConfig.load(str(out / "model.yaml"))
     model = instantiate(cfg.model)
