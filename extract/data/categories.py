@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from extract.data.annotations import AnnotationError
+from extract.data.records import parse_json, read_bytes
+from extract.data.repairs import AnnotationError
 
 
 class Category(NamedTuple):
@@ -31,11 +32,16 @@ def read_categories(path: str | Path) -> list[Category]:
 
     Raises FileNotFoundError, or AnnotationError naming the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file")
+    content = read_bytes(path)
     try:
-        listed = msgspec.json.decode(path.read_bytes(), type=_File).categories
+        listed = _decode(content)
         return [Category(int(float(one.id)), str(one.name)) for one in listed]
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise AnnotationError(f"{path}: its categories cannot be read: {error}") from None
+
+
+def _decode(content: bytes) -> list[_Category]:
+    try:
+        return msgspec.json.decode(content, type=_File).categories
+    except msgspec.DecodeError:  # NaN or a byte-order mark, which `read_annotations` takes as well
+        return msgspec.convert(parse_json(content), _File).categories
