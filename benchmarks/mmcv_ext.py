@@ -7,8 +7,9 @@
     python -m benchmarks.mmcv_ext extract --detector mmdet …    # runs a command with it
 
 mmdetection needs the compiled `mmcv._ext`, which has no wheels for current PyTorch; `mmcv-lite` lacks it. torchvision
-has the three operations that a cascade of RoI heads uses, with the same results. mmcv looks up the others at import, so
-they exist and raise NotImplementedError when called. With the compiled mmcv installed, `install` does nothing.
+has the operations that a cascade of RoI heads and deformable convolution use, with the same results. mmcv looks up the
+others at import, so they exist and raise NotImplementedError when called. With the compiled mmcv installed, `install`
+does nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import NoReturn
 import torch
 import torchvision  # noqa: F401  registers torch.ops.torchvision
 from torch import Tensor
+
+from benchmarks import mmcv_deform_conv
 
 NAME = "mmcv._ext"
 AVERAGE = 1  # mmcv's pool_mode
@@ -48,6 +51,8 @@ class _Loader:
         module.nms = nms
         module.roi_align_forward = roi_align_forward
         module.roi_align_backward = roi_align_backward
+        for operation in mmcv_deform_conv.OPERATIONS:
+            setattr(module, operation.__name__, operation)
         module.__getattr__ = _missing
 
 

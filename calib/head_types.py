@@ -13,6 +13,7 @@ from calib.config import HEAD_TYPES, HeadType
 from calib.heads import Head, HeadInfo, linear_layers
 from calib.scoring import Level, check_average, instance_counts_of
 from extract.data.class_map import MIN_LOGIT
+from extract.rois import POOLED_AFTER_CONVOLUTIONS
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -133,6 +134,7 @@ def _describe(
         config=config,
         class_outputs=cache.class_map.outputs if cache.class_map else (),
         num_outputs=cache.class_map.num_outputs if cache.class_map else 0,
+        pooled_after_convolutions=bool(cache.detector.get(POOLED_AFTER_CONVOLUTIONS, False)),
     )
 
 

@@ -19,7 +19,7 @@ from calib.scoring import Average, Level, check_average, instance_counts_of, sta
 from extract.data.class_map import ClassMap
 from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector
-from extract.rois import RoIs
+from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -49,6 +49,8 @@ class HeadInfo:
         config: configuration of the training.
         class_outputs: the detector's output of each class, -1 where it has none; empty if output i is class i.
         num_outputs: number of the detector's outputs besides background, where `class_outputs` is not empty.
+        pooled_after_convolutions: whether pooled features are the output of the box head's convolutions, as in the
+            detector's description; False in heads of versions whose pooled features always were the box head's input.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class HeadInfo:
     config: dict[str, Any] = field(default_factory=dict)
     class_outputs: tuple[int, ...] = ()
     num_outputs: int = 0
+    pooled_after_convolutions: bool = False
 
 
 class Head(nn.Module):
@@ -177,6 +180,13 @@ class Head(nn.Module):
         trained_for: dict[str, Any] = {"name": info.detector, "weights_sha256": info.weights_sha256}
         trained_for |= {"tensors_sha256": info.tensors_sha256, "settings": info.settings}
         check_same_detector(source, description, "the head was trained for", trained_for)
+        if self.level == "pooled":
+            found = bool(description.get(POOLED_AFTER_CONVOLUTIONS, False))
+            own, other = (
+                "after the box head's convolutions" if after else "of the box head's input"
+                for after in (info.pooled_after_convolutions, found)
+            )
+            _check_same(source, "pooled features", own, other)
 
     def _checked_features(self, rois: RoIs) -> np.ndarray | torch.Tensor:
         expected = (len(self.stages), *self.info.feature_shape)

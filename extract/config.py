@@ -56,8 +56,9 @@ class Config(DetectorSpec):
     cache keeps the top proposals, and masks."""
 
     level: Literal["pooled", "embedding", "logits"] = "pooled"
-    """Feature level, what is kept of each RoI: pooled maps (for any head), the embedding before the classifier
-    (for linear heads) or the logits alone (for methods that need no training)."""
+    """Feature level, what is kept of each RoI: pooled maps (for any head), after the box head's convolutions if it
+    has some, the embedding before the classifier (for linear heads) or the logits alone (for methods that need no
+    training)."""
 
     train_annotations: Path | None = None
     """Annotations of the training set, from which its instances are counted; required for val, by default

@@ -20,6 +20,8 @@ from extract.detectors import load_detector, registered_dataset
 from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
 from extract.extractor import Extractor
+from extract.rois import POOLED_AFTER_CONVOLUTIONS
+from extract.uses import describe_heads
 from extract.utils.identity import flatten, refuse_changes
 
 if TYPE_CHECKING:
@@ -69,8 +71,9 @@ def prepare(config: Config) -> Job:
     assert config.images is not None, "resolve_files sets it"
     check_namesakes(config.images, annotations.image_ids, annotations.file_names, extractor.positions)
     _warn(extractor, train_annotations)
+    log.info("%s", describe_heads(config.level, bool(detector.fc_layers(config.level)), detector.description))
     provenance = _provenance(config, annotations, train_annotations)
-    header = Header(config.split, config.level, detector.stages, detector.description, provenance)
+    header = Header(config.split, config.level, detector.stages, _description(detector, config.level), provenance)
     return Job(extractor, header, train_annotations.classes)
 
 
@@ -131,6 +134,12 @@ def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
         log.warning("training counts are taken from %s itself, the file evaluated on", train_annotations.path)
     if config.split == "val" and config.masks is None and not extractor.with_masks:
         log.warning("no masks are kept: the detector has none that are class-agnostic; evaluation will be of boxes")
+
+
+def _description(detector: Detector, level: str) -> dict[str, Any]:
+    """Returns the detector's description without what does not concern this feature level."""
+    unrelated = () if level == "pooled" else (POOLED_AFTER_CONVOLUTIONS,)
+    return {key: value for key, value in detector.description.items() if key not in unrelated}
 
 
 def _provenance(config: Config, annotations: Annotations, train_annotations: Annotations) -> dict[str, Any]:

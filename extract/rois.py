@@ -14,6 +14,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
+POOLED_AFTER_CONVOLUTIONS = "pooled_after_convolutions"
+"""Key of a detector's description: its box head has convolutions, and features of level "pooled" are their output, the
+input of its fully connected layers. Absent where pooled features are the box head's input."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RoIs:

@@ -16,6 +16,7 @@ from extract import Config
 CLASSES = 12
 FRAMEWORKS = ("torchvision", "detectron2", "mmdet", "mmcv", "mmengine")
 FRAMEWORK_MODULES = {
+    "test_deform_conv.py",
     "test_detectron2.py",
     "test_distributed_extraction.py",
     "test_exports.py",
@@ -24,6 +25,7 @@ FRAMEWORK_MODULES = {
     "test_mmdet.py",
     "test_own_classes.py",
     "test_permuted.py",
+    "test_paper_detectors.py",
     "test_plugins.py",
     "test_predict.py",
     "test_readers.py",

@@ -117,7 +117,7 @@ def test_layers_give_the_logits(kind, detectors):
     assert all(detector.fc_layers(level) == [] for level in without)
     levels = [level for level in ("pooled", "embedding") if level not in without]
     assert_layers_give_logits(detector, make_images(SIZE), levels)
-    for level, (layers, axes) in {"pooled": (3, 5), "embedding": (1, 3)}.items():
+    for level, (layers, axes) in {"pooled": (2 if kind == "convolutions" else 3, 5), "embedding": (1, 3)}.items():
         assert detector.forward(make_images(SIZE), level).rois[0].features.ndim == axes
         assert level in without or {len(stage) for stage in detector.fc_layers(level)} == {layers}
 
@@ -130,10 +130,11 @@ def test_descriptions(references, detectors):
         assert description["framework"] == "detectron2" and description["nms_iou"] == 0.5
         assert description["activation"] == ("sigmoid" if kind == "sigmoid" else "softmax")
         assert detector.num_classes == (1230 if kind == "many classes" else CLASSES) and detector.size == (128, 180)
-        assert detector.stages == ((0.5, 0.6, 0.7) if kind == "cascade" else (0.5,))
-        specific = kind in ("class-specific", "lazy")
+        assert detector.stages == ((0.5, 0.6, 0.7) if "cascade" in kind else (0.5,))
+        specific = kind in ("class-specific", "convolutions", "deformable", "lazy")
         assert description["class_agnostic_boxes"] != specific
         assert description["class_agnostic_masks"] == detector.has_masks == (not specific and kind != "many classes")
+        assert description.get("pooled_after_convolutions") == (True if kind == "convolutions" else None)
         assert not detector.model.training and not any(p.requires_grad for p in detector.model.parameters())
 
 

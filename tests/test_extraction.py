@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -15,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from safetensors.torch import save_file
 
 import calib
 import extract
 import fuse
+import tests.frameworks.torchvision as builders
+from calib.head_types import build_head
 from extract.__main__ import COMMANDS
 from extract.cache.format import IMAGES_PER_BLOCK
 from extract.cache.writer import CacheWriter, create_cache
@@ -116,6 +120,31 @@ def test_levels(tiny, tmp_path):
     rois = extract.open_cache(str(tmp_path / "embedding"))[0]
     layers = feature_layers(extract.open_cache(str(tmp_path / "embedding")), 0)
     assert len(layers) == 1 and forward(layers, rois.features[:, 0]).shape == rois.logits[:, 0].shape
+
+
+def test_a_box_head_with_convolutions(tiny, tmp_path, caplog):
+    """Pooled features enter the fully connected layers, so that a head can start from the detector's own."""
+    caplog.set_level(logging.INFO, "extract")
+    detector, options = "torchvision:tests.frameworks.torchvision:convolutions", (f"num_classes={CLASSES}",)
+    save_file(builders.convolutions(CLASSES).state_dict(), tmp_path / "weights.safetensors")
+    changes = {"detector": detector, "weights": tmp_path / "weights.safetensors", "detector_options": options}
+    changes |= {"min_images_per_class": 1, "proposals": 20, "masks": False}
+    config = tiny.config("train", tmp_path / "train.zarr", **changes)
+    cache = extract.run(config)
+    stated = "feature level pooled behind the box head's convolutions trains --head-type 2fc_rand 3fc_rand linear 3fc"
+    assert stated in caplog.text
+    assert cache.fields["features"] == (1, 24, 7, 7) and cache.detector["pooled_after_convolutions"]
+    assert 0 < worst_logit_error(cache) < 5e-3
+    head = build_head(cache, "3fc_ft", 8, 0, {})
+    assert head.info.widths == (24 * 49, 48, CLASSES + 1) and head.info.pooled_after_convolutions
+    rois, live = cache[0], load_detector(config)
+    np.testing.assert_allclose(head.logits(rois), rois.logits.astype(np.float32), rtol=2e-3, atol=5e-3)
+    fuse.CalibratedDetector(live, head)
+    older = calib.Head(replace(head.info, pooled_after_convolutions=False))
+    with pytest.raises(ValueError, match="pooled features after the box head's convolutions, the head was trained for"):
+        fuse.CalibratedDetector(live, older)
+    embedding = extract.run(replace(config, out=str(tmp_path / "embedding.zarr"), level="embedding"))
+    assert "pooled_after_convolutions" not in embedding.detector, "as in caches of earlier versions"
 
 
 def test_flipped_images_come_back_in_the_coordinates_of_the_original(tiny, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import calib
 from calib.config import HEAD_TYPES
 from calib.head_types import RECIPES, build_head
 from calib.scoring import stage_scores
+from extract.cache.format import LEVELS
+from extract.uses import trainable_head_types
 from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache, toy_classes
 
 CASCADE = (0.5, 0.6, 0.7)
@@ -119,6 +123,25 @@ def test_a_head_type_that_the_cache_does_not_support_is_refused(tmp_path):
         build(embedding, "3fc_ft")
     with pytest.raises(ValueError, match="head_type is '4fc', expected one of linear"):
         build(bare, "4fc")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fc_layers", [True, False])
+@pytest.mark.parametrize("level", LEVELS)
+def test_extract_states_which_head_types_a_cache_trains(level, fc_layers, tmp_path):
+    cache, trained = toy_cache(tmp_path / "c.zarr", level, images=1, fc_layers=fc_layers), set()
+    for head_type in HEAD_TYPES:
+        with suppress(ValueError):
+            trained.add(build(cache, head_type).name)
+    assert set(trainable_head_types(level, fc_layers)) == trained
+
+
+def test_pooled_features_before_and_after_convolutions_are_told_apart(cache):
+    head = build(cache, "2fc_rand")
+    other = calib.Head(replace(head.info, pooled_after_convolutions=True))
+    message = "pooled features of the box head's input, the head was trained for after the box head's convolutions"
+    with pytest.raises(ValueError, match=f"pooled.zarr: {message}"):
+        other.check_cache(cache)
 
 
 @pytest.mark.long

@@ -103,7 +103,18 @@ def test_no_proposals_and_no_detections(specs):
             assert output.masks()[0].shape == (0, 28, 28)
 
 
-@pytest.mark.parametrize("name", ["class-agnostic", "hybrid, semantic", "ResNeXt, no masks"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "class-agnostic",
+        "hybrid, semantic",
+        "ResNeXt, no masks",
+        "convolutions",
+        "cascade with convolutions",
+        "convolutions of the classifier",
+        "double head",
+    ],
+)
 def test_layers_give_the_logits(specs, name):
     assert_layers_give_logits(load_detector(specs(name)), make_images((96, 96)))
 
@@ -114,6 +125,18 @@ def test_classifiers_that_are_not_linear_have_no_layers(specs, name):
     (rois,) = detector.forward(make_images((96, 96)), "embedding").rois
     assert rois.features.shape[1:] == (1, 48) and rois.logits.shape[2] == CLASSES + 1
     assert detector.fc_layers("pooled") == detector.fc_layers("embedding") == []
+
+
+def test_pooled_features_after_convolutions(specs):
+    images = make_images((96, 96))
+    for name in ("convolutions", "cascade with convolutions", "convolutions of the classifier"):
+        detector = load_detector(specs(name))
+        (rois,), (none,) = (detector.forward(images, "pooled", select).rois for select in (None, select_none))
+        assert detector.description["pooled_after_convolutions"]
+        assert rois.features.shape[2:] == none.features.shape[2:] == (24, 7, 7)
+    detector = load_detector(specs("double head"))
+    (rois,) = detector.forward(images, "pooled").rois
+    assert rois.features.shape[2:] == (CHANNELS, 7, 7) and "pooled_after_convolutions" not in detector.description
 
 
 def test_a_score_of_zero_stays_zero(specs):
@@ -380,9 +403,13 @@ WRONG = {
         },
         "model is a RetinaNet, expected TwoStageDetector",
     ),
-    "double head": (
-        changed(mask_rcnn(), model__roi_head__type="DoubleHeadRoIHead", model__roi_head__reg_roi_scale_factor=1.3),
-        "model.roi_head is a DoubleHeadRoIHead, expected StandardRoIHead or CascadeRoIHead",
+    "mask scoring": (
+        changed(
+            mask_rcnn(),
+            model__roi_head__type="MaskScoringRoIHead",
+            model__roi_head__mask_iou_head={"type": "MaskIoUHead", "num_classes": CLASSES},
+        ),
+        "model.roi_head is a MaskScoringRoIHead, expected StandardRoIHead or DoubleHeadRoIHead or CascadeRoIHead",
     ),
     "no proposals": (changed(mask_rcnn(), model__rpn_head=None), "model.rpn_head is None, expected an RPN head"),
     "seesaw cascade": (cascade(**SEESAW), "bbox_head.loss_cls is a SeesawLoss, expected softmax scores in a cascade"),
@@ -398,12 +425,28 @@ WRONG = {
         changed(mask_rcnn(), model__test_cfg__rcnn__nms__offset=1),
         "model.test_cfg.rcnn.nms has offset 1, expected 0",
     ),
-    "a limit in NMS": (
-        changed(mask_rcnn(), model__test_cfg__rcnn__nms__max_num=5),
-        "model.test_cfg.rcnn.nms has max_num 5, expected none",
-    ),
     "no test pipeline": (changed(mask_rcnn(), test_dataloader={}), "has no attribute 'dataset'"),
 }
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05])
+@pytest.mark.parametrize("name", ["class-agnostic", "class-specific"])
+def test_threshold_and_limit_within_nms_are_those_of_fuse(specs, name, threshold, caplog):
+    nms_threshold = "model.test_cfg.rcnn.nms.score_threshold=0.1", "model.test_cfg.rcnn.nms.max_num=40"
+    spec = replace(specs(name), detector_options=nms_threshold)
+    detector = load_detector(spec)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("extract")]
+    stated = "which extraction does not apply: give"
+    assert [m.partition(": rcnn.nms has ")[2] for m in messages if stated in m] == [
+        f"score_threshold 0.1, {stated} --score-threshold 0.1 to fuse",
+        f"max_num 40, {stated} --max-detections 40 to fuse",
+    ]
+    (image,) = make_images((96, 144))
+    (theirs,) = reference(spec, [image], threshold)
+    (rois,) = detector.forward([image], "logits").rois
+    expected, _ = detector.to_arrays(theirs)
+    assert len(expected.scores) == 40
+    assert_same_detections(our_detections(rois, detector, 0.1, max_detections=40), expected)
 
 
 def test_soft_nms_is_replaced_with_a_warning(specs, caplog):

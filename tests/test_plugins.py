@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ def make_calibration(stages: int) -> Calibration:
         skip_empty=False,
     )
     return Calibration.from_config(vars(config))
+
+
+def test_pooled_features_that_an_earlier_version_exported_are_refused():
+    config = vars(make_calibration(1).to_config()) | {"level": "pooled"}
+    config.pop("pooled_after_convolutions")  # as in files of earlier versions
+    calibration = Calibration.from_config(config)
+    calibration.mapped(SimpleNamespace(description={}))
+    with pytest.raises(ValueError, match="pooled features are the box head's input, this version's are the output"):
+        calibration.mapped(SimpleNamespace(description={"pooled_after_convolutions": True}))
 
 
 def build(name: str, folder: Path) -> tuple[nn.Module, nn.Module, Callable[[nn.Module], object]]:

@@ -13,6 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 import tests.frameworks.torchvision as builders
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
+from extract.detectors.common import capture_inputs
 from extract.detectors.spec import parse_options
 from extract.detectors.torchvision import TorchvisionDetector
 from tests.exactness import (
@@ -29,6 +30,7 @@ MODELS = {
     "class-specific, resized": builders.mask_rcnn,
     "one level, no masks": builders.single_level,
     "class-agnostic": builders.class_agnostic,
+    "convolutions": builders.convolutions,
 }
 
 
@@ -84,6 +86,51 @@ def test_resized_shares_the_weights():
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_give_the_logits(name):
     assert_layers_give_logits(TorchvisionDetector(MODELS[name]()), make_images((96, 96)))
+
+
+def test_pooled_features_are_the_input_of_the_fully_connected_layers():
+    model = builders.convolutions()
+    detector, images = TorchvisionDetector(model), make_images((96, 96))
+    assert detector.description["pooled_after_convolutions"]
+    assert "pooled_after_convolutions" not in TorchvisionDetector(builders.mask_rcnn()).description
+    with capture_inputs([model.roi_heads.box_head, model.roi_heads.box_head[3]]) as captured:
+        (rois,) = detector.forward(images, "pooled").rois
+    ((before,), (after,)) = captured
+    assert before.shape[1:] == (builders.minilvis.CHANNELS, 7, 7) and rois.features.shape[1:] == (1, 24, 7, 7)
+    torch.testing.assert_close(rois.features[:, 0].flatten(1), after)
+    (none,) = detector.forward(images, "pooled", select_none).rois
+    assert none.features.shape == (0, 1, 24, 7, 7)
+
+
+def test_pooled_features_stay_the_box_heads_input_without_layers_that_follow():
+    """A classifier that is not linear: new heads may begin with the convolutions' input, as before."""
+    model = builders.convolutions()
+    predictor = model.roi_heads.box_predictor
+    predictor.cls_score = nn.Sequential(predictor.cls_score, nn.Tanh())
+    detector = TorchvisionDetector(model)
+    (rois,) = detector.forward(make_images((96, 96)), "pooled").rois
+    assert rois.features.shape[2:] == (builders.minilvis.CHANNELS, 7, 7) and detector.fc_layers("pooled") == []
+    assert "pooled_after_convolutions" not in detector.description
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_the_classifier_is_recognised_by_its_values(classes):
+    """With three classes a class-agnostic regressor has as many outputs as the classifier."""
+    detector = TorchvisionDetector(builders.minilvis.mask_rcnn(classes))
+    ((*_, (weight, _)),) = detector.fc_layers("pooled")
+    own = detector.model.roi_heads.box_predictor.cls_score.weight
+    torch.testing.assert_close(torch.from_numpy(np.roll(weight, 1, 0)), own)
+
+
+@pytest.mark.long
+def test_version_2_of_torchvisions_faster_rcnn():
+    model = builders.faster_rcnn_v2()
+    detector, images = TorchvisionDetector(model), make_images((96, 144))
+    assert_layers_give_logits(detector, images)
+    for threshold in (0.0, 0.05):
+        model.roi_heads.score_thresh = threshold
+        (rois,), (result,) = detector.forward(images, "logits").rois, run_torchvision(model, images)
+        assert_same_detections(our_detections(rois, detector, threshold), detector.to_arrays(result)[0])
 
 
 def test_selection_is_applied():

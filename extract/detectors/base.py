@@ -84,7 +84,8 @@ class Detector(Protocol):
         stages: matching IoU of each stage of the box head.
         description: plain JSON values that a cache records: name, framework, framework_version, weights_sha256,
             tensors_sha256 and settings (see `extract.detectors.identity`), activation ("softmax" or "sigmoid"),
-            stage_average ("scores" or "logits"), nms_iou, skip_empty, class_agnostic_boxes, class_agnostic_masks.
+            stage_average ("scores" or "logits"), nms_iou, skip_empty, class_agnostic_boxes, class_agnostic_masks, and
+            `POOLED_AFTER_CONVOLUTIONS` where it is true.
         has_masks: whether it predicts class-agnostic masks, which a cache can store.
         size: (shorter, longer) edge that images are resized to, in pixels.
         own_classes: its classes, in the order of its outputs; None if nothing names them.
@@ -110,7 +111,8 @@ class Detector(Protocol):
 
         Args:
             images: of one size; the framework would pad images of different sizes to a common one.
-            level: feature level to keep: "pooled", "embedding" or "logits" (no features).
+            level: feature level to keep: "pooled" (what enters the box head, or its fully connected layers where
+                convolutions precede them), "embedding" or "logits" (no features).
             select_proposals: selects the proposals for the box head; by default all that the framework's inference
                 uses.
         """

@@ -30,7 +30,7 @@ from extract.detectors.detectron2_config import build, naming_errors
 from extract.detectors.detectron2_config import registered_dataset as registered_dataset
 from extract.detectors.detectron2_output import Detectron2Output
 from extract.detectors.detectron2_stages import BoxHeads, activation
-from extract.detectors.fc_layers import replace_classifiers
+from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 
 IMAGE_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -96,6 +96,7 @@ class Detectron2Detector:
             "class_agnostic_boxes": self.class_agnostic_boxes,
             "class_agnostic_masks": self.has_masks,
             "settings": describe_settings(self.size, *self._normalisation(), image_format),
+            **describe_pooled(self._box_heads.first),
         }
 
     @property

@@ -14,8 +14,14 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from extract.cache.format import Layers
-from extract.detectors.common import SelectedProposals
-from extract.detectors.fc_layers import linear_modules, read_layers, verified_layers
+from extract.detectors.common import SelectedProposals, capture_inputs
+from extract.detectors.fc_layers import (
+    layer_after_convolutions,
+    linear_modules,
+    read_layers,
+    run_box_head,
+    verified_layers,
+)
 
 
 class StageOutput(NamedTuple):
@@ -43,6 +49,7 @@ class BoxHeads:
     Attributes:
         matching_ious: of each stage.
         nms_iou: of the last stage's predictor.
+        first: of each stage, its `extract.detectors.fc_layers.layer_after_convolutions`.
     """
 
     def __init__(self, model: GeneralizedRCNN):
@@ -57,6 +64,8 @@ class BoxHeads:
             self._stages, matchers = [(head, roi_heads.box_predictor)], [roi_heads.proposal_matcher]
         self.matching_ious = tuple(float(m.thresholds[m.labels.index(1)]) for m in matchers)
         self.nms_iou = float(self._stages[-1][1].test_nms_thresh)
+        self.first: list[nn.Linear | None] = [None] * len(self._stages)
+        self.first = self._layers_after_convolutions()
 
     def forward(
         self, feature_maps: dict[str, Tensor], selected: SelectedProposals, sizes: list[tuple[int, int]], level: str
@@ -95,6 +104,18 @@ class BoxHeads:
             layers.append(verified_layers(found, probe.features[level], probe.logits))
         return layers if all(layers) else []
 
+    def _layers_after_convolutions(self) -> list[nn.Linear | None]:
+        """Returns each stage's `layer_after_convolutions`, None for all stages if one has none."""
+        hidden = [linear_modules(head) for head, _ in self._stages]
+        with capture_inputs([layer for layers in hidden for layer in layers[:1]]) as captured:
+            probes = self.probe()
+        entering, found = iter(captured), []
+        for layers, classifier, probe in zip(hidden, self.classifiers(), probes, strict=True):
+            last = read_layers([classifier] if classifier else [])
+            entered = [next(entering)] if layers else []
+            found.append(layer_after_convolutions(layers, last, probe.features["pooled"], entered, probe.logits))
+        return found if all(layer is not None for layer in found) else [None] * len(found)
+
     def classifiers(self) -> list[nn.Linear | None]:
         """Returns each stage's linear layer from the embedding to the logits, None where there is none."""
         return [_classifier(*stage) for stage in zip((p for _, p in self._stages), self.probe(), strict=True)]
@@ -103,7 +124,7 @@ class BoxHeads:
         self, stage: int, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]
     ) -> StageOutput:
         head, predictor = self._stages[stage]
-        embedding = head(pooled)
+        embedding, pooled = run_box_head(head, pooled, self.first[stage])
         predictions = predictor(embedding)
         instances = [Instances(s, proposal_boxes=Boxes(p)) for p, s in zip(proposals, sizes, strict=True)]
         boxes = [_clip(b, s) for b, s in zip(predictor.predict_boxes(predictions, instances), sizes, strict=True)]

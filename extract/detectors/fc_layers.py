@@ -1,4 +1,8 @@
-"""The fully connected layers of box heads: read, verified, and replaced in a state_dict."""
+"""The fully connected layers of box heads: found, read, verified, and replaced in a state_dict.
+
+A box head may have convolutions before its fully connected layers. Features of level "pooled" are then the output of
+the convolutions, so that they lead to the logits through fully connected layers, like those of other box heads.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from extract.cache.format import Layers
+from extract.detectors.common import capture_inputs
+from extract.rois import POOLED_AFTER_CONVOLUTIONS
 
 TOLERANCE = 1e-3
 """Of recomputed logits, relative to the largest."""
@@ -40,6 +46,55 @@ def verified_layers(layers: Layers, features: Tensor, logits: Tensor) -> Layers:
     expected = logits.float().cpu()
     tolerance = TOLERANCE * float(expected.abs().max())
     return layers if x.shape == expected.shape and torch.allclose(x, expected, atol=tolerance) else []
+
+
+def layer_after_convolutions(
+    hidden: Sequence[nn.Linear],
+    classifier: Layers,
+    pooled: Tensor,
+    entering: Sequence[Sequence[Tensor]],
+    logits: Tensor,
+) -> nn.Linear | None:
+    """Returns the first fully connected layer of a box head that has convolutions before it.
+
+    Args:
+        hidden: the fully connected layers before the classifier.
+        classifier: the classifier alone; [] if it is not linear.
+        pooled: (R, C, P, P), input of the box head.
+        entering: what `capture_inputs` of the first of `hidden` recorded: its input (R, D).
+        logits: (R, K+1), background last.
+
+    Returns None if `pooled` itself enters that layer, or if the layers from there on do not give the logits.
+    """
+    if not hidden or not classifier or not entering[0]:
+        return None
+    flat, features = pooled.flatten(1), entering[0][0]
+    if features.shape == flat.shape and torch.allclose(features, flat):
+        return None
+    return hidden[0] if verified_layers([*read_layers(hidden), *classifier], features, logits) else None
+
+
+def run_box_head(box_head: nn.Module, pooled: Tensor, first: nn.Linear | None) -> tuple[Tensor, Tensor]:
+    """Runs a box head on pooled maps (R, C, P, P); returns its output, and the features of level "pooled".
+
+    `first` is its `layer_after_convolutions`.
+    """
+    if first is None:
+        return box_head(pooled), pooled
+    with capture_inputs([first]) as captured:
+        output = box_head(pooled)
+    return output, as_maps(captured[0][0], pooled.shape[-2:])
+
+
+def as_maps(entering: Tensor, sides: Sequence[int]) -> Tensor:
+    """Reshapes the input (R, D) of a fully connected layer to maps (R, C, P, P); (R, D, 1, 1) of averaged maps."""
+    height, width = sides if entering.shape[1] % (sides[0] * sides[1]) == 0 else (1, 1)
+    return entering.reshape(len(entering), entering.shape[1] // (height * width), height, width)
+
+
+def describe_pooled(first: Sequence[nn.Linear | None]) -> dict[str, bool]:
+    """Returns the entry of a detector's description for its stages' `layer_after_convolutions`, if it has one."""
+    return {POOLED_AFTER_CONVOLUTIONS: True} if any(layer is not None for layer in first) else {}
 
 
 def replace_classifiers(

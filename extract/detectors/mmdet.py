@@ -2,7 +2,7 @@
 
 It runs the steps of mmdetection's own inference, but selects proposals and keeps the inputs of the box heads in
 between; backbone, neck and RPN may be any. Background is mmdetection's last class, as it is here. Where a config has
-soft-NMS, NMS at the same IoU threshold replaces it.
+soft-NMS, NMS at the same IoU threshold replaces it, and `load` logs other differences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from extract.config import DetectorSpec
 from extract.data.decoding import ImageReader, decode_image
 from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
 from extract.detectors.common import apply_selection, capture_inputs, make_rois
-from extract.detectors.fc_layers import replace_classifiers
+from extract.detectors.fc_layers import as_maps, describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.mmdet_classes import dataset_meta, own_classes
 from extract.detectors.mmdet_config import (
@@ -35,6 +35,8 @@ from extract.detectors.mmdet_config import (
     find_resize,
     list_stages,
     matching_ious,
+    nms_differences,
+    nms_iou,
     normalisation,
     one_line,
     read_config,
@@ -42,7 +44,7 @@ from extract.detectors.mmdet_config import (
 from extract.detectors.mmdet_images import swap_colours
 from extract.detectors.mmdet_output import MmdetOutput
 from extract.detectors.mmdet_roi_head import BatchFeatures
-from extract.detectors.mmdet_stages import run_stages, stage_fc_layers
+from extract.detectors.mmdet_stages import layers_after_convolutions, run_stages, stage_fc_layers
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
 
@@ -69,11 +71,8 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     detector.own_classes = own_classes(*names, detector.num_classes)
     detector.description = with_settings(detector.description, options=list(spec.detector_options))
     detector.model.to(resolve_device(spec.device))
-    nms = (detector.model.roi_head.test_cfg.nms or {}).get("type", "nms")
-    nms = getattr(nms, "__name__", nms)  # configs in pure Python hold the function itself
-    if nms != "nms":
-        iou = detector.description["nms_iou"]
-        logger.warning("%s: NMS at IoU %g replaces the config's %s", spec.config_file, iou, nms)
+    for difference in nms_differences(detector.model.roi_head.test_cfg.nms or {}, detector.description["nms_iou"]):
+        logger.warning("%s: %s", spec.config_file, difference)
     return detector
 
 
@@ -95,6 +94,7 @@ class MmdetDetector:
         self.model, self._pipeline = model.eval().requires_grad_(False), pipeline
         self.read_image = read_image
         self._heads = list_stages(model.roi_head.bbox_head)
+        self._first = layers_after_convolutions(self._heads)
         last = self._heads[-1]
         self.num_classes = int(last.num_classes)
         self.dataset_meta: dict[str, Any] = {}
@@ -106,7 +106,6 @@ class MmdetDetector:
         one_mask = bool(mask_heads) and all(getattr(head, "class_agnostic", False) for head in mask_heads)
         # A cache has one mask per refined box: class-agnostic masks need class-agnostic boxes.
         self.has_masks = one_mask and bool(last.reg_class_agnostic)
-        nms = model.roi_head.test_cfg.nms or {"iou_threshold": 1.0}  # without nms every box is kept
         self.description: dict[str, Any] = {
             "name": name or type(model).__name__,
             "framework": "mmdet",
@@ -115,10 +114,11 @@ class MmdetDetector:
             "config_sha256": config_sha256,
             "activation": "softmax",
             "stage_average": "logits",
-            "nms_iou": float(nms.get("iou_threshold", nms.get("iou_thr", 0.5))),
+            "nms_iou": nms_iou(model.roi_head.test_cfg.nms),
             "class_agnostic_boxes": bool(last.reg_class_agnostic),
             "class_agnostic_masks": self.has_masks,
             "settings": describe_settings(self.size, *normalisation(model.data_preprocessor)),
+            **describe_pooled(self._first),
         }
 
     @property
@@ -150,9 +150,13 @@ class MmdetDetector:
         ]
         boxes = [get_box_tensor(p.bboxes) for p in proposals]
         selected = apply_selection(boxes, [p.scores for p in proposals], scales, select_proposals)
-        levels = {"pooled": self._heads, "embedding": [head.fc_cls for head in self._heads], "logits": []}
+        pooled = [first or head for first, head in zip(self._first, self._heads, strict=True)]
+        levels = {"pooled": pooled, "embedding": [head.fc_cls for head in self._heads], "logits": []}
         with capture_inputs(levels[level]) as captured:
             stages = run_stages(features, self._heads, selected)
+        kept = [calls[0] for calls in captured]
+        if level == "pooled" and all(self._first):
+            kept = [as_maps(entering, head.roi_feat_size) for entering, head in zip(kept, self._heads, strict=True)]
         rois = make_rois(
             image_ids,
             [sample.ori_shape[:2] for sample in samples],
@@ -161,14 +165,16 @@ class MmdetDetector:
             proposals=stages.proposals,
             boxes=stages.boxes,
             logits=stages.logits,
-            features=[calls[0] for calls in captured],
+            features=kept,
         )
         return MmdetOutput(rois, features, scales, stages.boxes)
 
     @torch.no_grad()
     def fc_layers(self, level: str) -> list[Layers]:
         """See `extract.detectors.base.Detector.fc_layers`."""
-        layers = [stage_fc_layers(head, level) for head in self._heads] if level != "logits" else []
+        if level == "logits":
+            return []
+        layers = [stage_fc_layers(head, level, first) for head, first in zip(self._heads, self._first, strict=True)]
         return layers if all(layers) else []
 
     def state_dict_with_classifiers(self, classifiers: Layers) -> dict[str, Tensor]:

@@ -9,14 +9,14 @@ import copy
 import hashlib
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv.transforms import Compose, Resize
 from mmdet.models.detectors import TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, DoubleHeadRoIHead, HybridTaskCascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.registry import MODELS
 from mmdet.utils import get_test_pipeline_cfg
@@ -30,12 +30,12 @@ from extract.data.class_map import MIN_LOGIT
 from extract.data.decoding import ImageReader
 from extract.detectors.mmdet_images import image_reader
 
-ROI_HEADS = (StandardRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
+ROI_HEADS = (StandardRoIHead, DoubleHeadRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
 _ROI_METHODS = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
 INFERENCE_METHODS = {
     TwoStageDetector: ("predict",),
-    StandardRoIHead: _ROI_METHODS,
-    **dict.fromkeys(ROI_HEADS[1:], (*_ROI_METHODS, "_refine_roi")),
+    **dict.fromkeys(ROI_HEADS[:2], _ROI_METHODS),
+    **dict.fromkeys(ROI_HEADS[2:], (*_ROI_METHODS, "_refine_roi")),
     BBoxHead: ("predict_by_feat", "_predict_by_feat_single", "regress_by_class"),
 }
 """Methods that the adapter replaces. A subclass must not override them; methods for training it may."""
@@ -44,10 +44,12 @@ DEFAULT_MATCHING_IOUS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NMS_OPTIONS = {
     "class_agnostic": "NMS within each class",
     "offset": "0: boxes of width x2 - x1",
-    "max_num": "none: rcnn.max_per_img limits the detections",
-    "score_threshold": "none: rcnn.score_thr is the threshold",
 }
 """Options of mmcv's NMS that must be off, and what is expected instead."""
+OWN_OPTIONS = {"score_threshold": "--score-threshold", "max_num": "--max-detections"}
+"""Options of mmcv's NMS → those of `python -m fuse` that do the same."""
+SOFT_NMS_IOU = 0.3
+"""Default of mmcv's soft-NMS."""
 
 
 def read_config(path: Path, options: Sequence[str]) -> Config:
@@ -109,6 +111,26 @@ def normalisation(preprocessor: nn.Module) -> tuple[list[float], list[float], st
     return [] if mean is None else mean.flatten().tolist(), [] if std is None else std.flatten().tolist(), order
 
 
+def nms_iou(nms: Mapping[str, Any] | None) -> float:
+    """Returns the IoU threshold of `rcnn.nms`; 1 without it, since every box is kept."""
+    if not nms:
+        return 1.0
+    return float(nms.get("iou_threshold", nms.get("iou_thr", SOFT_NMS_IOU)))
+
+
+def nms_differences(nms: Mapping[str, Any], iou: float) -> list[str]:
+    """Describes how the results of `rcnn.nms` differ from ours, one line for each difference."""
+    kind = nms.get("type", "nms")
+    kind = getattr(kind, "__name__", kind)  # configs in pure Python hold the function itself
+    lines = [f"NMS at IoU {iou:g} replaces the config's {kind}"] if kind != "nms" else []
+    values = {key: nms.get(key) or 0 for key in OWN_OPTIONS}
+    return lines + [
+        f"rcnn.nms has {key} {value}, which extraction does not apply: give {OWN_OPTIONS[key]} {value} to fuse"
+        for key, value in values.items()
+        if value > 0  # mmcv takes -1 for no limit
+    ]
+
+
 def config_sha256(config: Config) -> str:
     """Hashes model and test pipeline, without the initial weights, which trained ones replace."""
     # Configs in pure Python hold classes where others hold their names.
@@ -138,7 +160,7 @@ def _check(model: BaseModule) -> None:
         raise ValueError("model.rpn_head is None, expected an RPN head")
     nms = model.roi_head.test_cfg.nms or {}
     for key, expected in NMS_OPTIONS.items():
-        if nms.get(key, 0) not in (0, -1):  # mmcv takes -1 for no limit
+        if nms.get(key):
             raise ValueError(f"model.test_cfg.rcnn.nms has {key} {nms[key]}, expected {expected}")
     heads = list_stages(model.roi_head.bbox_head)
     for head in heads:

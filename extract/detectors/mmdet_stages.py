@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead, DoubleConvFCBBoxHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from extract.cache.format import Layers
 from extract.detectors.common import SelectedProposals, capture_inputs
-from extract.detectors.fc_layers import read_layers, verified_layers
+from extract.detectors.fc_layers import layer_after_convolutions, read_layers, verified_layers
 from extract.detectors.mmdet_config import logits_of
 from extract.detectors.mmdet_roi_head import BatchFeatures
 
@@ -46,21 +46,53 @@ def run_stages(features: BatchFeatures, heads: Sequence[BBoxHead], selected: Sel
     return StagesOutput(proposals, [_refine(head, *image) for image in images], logits)
 
 
-def stage_fc_layers(head: BBoxHead, level: str) -> Layers:
+def stage_fc_layers(head: BBoxHead, level: str, first: nn.Linear | None) -> Layers:
     """Returns one stage's layers from the features at a feature level to the logits, verified on a synthetic RoI.
 
-    Returns [] if they are not all fully connected.
+    `first` is the stage's of `layers_after_convolutions`. Returns [] if the layers are not all fully connected.
     """
+    probe = _probe(head)
+    layers = read_layers([*_hidden_layers(head), head.fc_cls])
+    if not verified_layers(layers[-1:], probe.embedding, probe.logits):
+        return []
+    if level == "embedding":
+        return layers
+    return verified_layers(layers, probe.pooled if first is None else probe.entering[0][0], probe.logits)
+
+
+def layers_after_convolutions(heads: Sequence[BBoxHead]) -> list[nn.Linear | None]:
+    """Returns each stage's `extract.detectors.fc_layers.layer_after_convolutions`, None for all if one has none."""
+    found = []
+    for head in heads:
+        probe, hidden = _probe(head), _hidden_layers(head)
+        classifier = verified_layers(read_layers([head.fc_cls]), probe.embedding, probe.logits)
+        found.append(layer_after_convolutions(hidden, classifier, probe.pooled, probe.entering, probe.logits))
+    return found if all(layer is not None for layer in found) else [None] * len(found)
+
+
+class _Probe(NamedTuple):
+    """A box head's input, what enters its first hidden layer and its classifier, and its logits, for one RoI."""
+
+    pooled: Tensor
+    entering: list[list[Tensor]]
+    embedding: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def _probe(head: BBoxHead) -> _Probe:
+    """Runs a box head on a synthetic RoI."""
     shape = (1, head.in_channels, *head.roi_feat_size)
     pooled = torch.linspace(-1, 1, int(np.prod(shape)), device=next(head.parameters()).device).reshape(shape)
-    with capture_inputs([head.fc_cls]) as captured:
-        logits = logits_of(head, head(pooled)[0])
-    ((embedding,),) = captured
-    hidden = [*getattr(head, "shared_fcs", []), *getattr(head, "cls_fcs", [])]
-    layers = read_layers([*hidden, head.fc_cls])
-    if not verified_layers(layers[-1:], embedding, logits):
-        return []
-    return layers if level == "embedding" else verified_layers(layers, pooled, logits)
+    inputs = 2 if isinstance(head, DoubleConvFCBBoxHead) else 1  # for classification and regression
+    with capture_inputs([head.fc_cls, *_hidden_layers(head)[:1]]) as captured:
+        logits = logits_of(head, head(*[pooled] * inputs)[0])
+    return _Probe(pooled, captured[1:], captured[0][0], logits)
+
+
+def _hidden_layers(head: BBoxHead) -> list[nn.Linear]:
+    """Returns the fully connected layers before the classifier."""
+    return [layer for name in ("shared_fcs", "cls_fcs", "fc_branch") for layer in getattr(head, name, [])]
 
 
 def _next_proposals(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
@@ -24,10 +24,11 @@ from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import decode_unturned
 from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
-from extract.detectors.common import apply_selection, capture_inputs, make_rois, scale_to_original
-from extract.detectors.fc_layers import linear_modules, read_layers, replace_classifiers, verified_layers
+from extract.detectors.common import apply_selection, make_rois, scale_to_original
+from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.torchvision_build import build, check, own_classes
+from extract.detectors.torchvision_layers import BoxHead
 from extract.detectors.torchvision_output import TorchvisionOutput
 
 MIN_SIZE = 1e-2
@@ -54,10 +55,11 @@ class TorchvisionDetector:
         heads = model.roi_heads
         self.stages: tuple[float, ...] = (float(heads.proposal_matcher.high_threshold),)
         self.size = (int(model.transform.min_size[-1]), int(model.transform.max_size))
-        logits, deltas, masks = self._probe()
-        self.num_classes = logits.shape[1] - 1
+        self._box_head = BoxHead(heads, model.backbone.out_channels)
+        probe, masks = self._box_head.probe(), self._probe_masks()
+        self.num_classes = probe.logits.shape[1] - 1
         self.own_classes: OwnClasses | None = own_classes(model, self.num_classes)
-        deltas_of_classes = deltas.reshape(-1, 4)
+        deltas_of_classes = probe.deltas.reshape(-1, 4)
         self.class_agnostic_boxes = bool((deltas_of_classes == deltas_of_classes[0]).all())
         # torchvision expects one mask per class; a class-agnostic one may be expanded to that (stride 0).
         one_mask = masks is not None and (masks.shape[1] == 1 or masks.stride(1) == 0)
@@ -76,6 +78,7 @@ class TorchvisionDetector:
             "class_agnostic_boxes": self.class_agnostic_boxes,
             "class_agnostic_masks": self.has_masks,
             "settings": describe_settings(self.size, model.transform.image_mean, model.transform.image_std, "RGB"),
+            **describe_pooled([self._box_head.first]),
         }
 
     @property
@@ -107,12 +110,9 @@ class TorchvisionDetector:
         scales = [scale_to_original(*pair, self.device) for pair in zip(sizes, resized.image_sizes, strict=True)]
         proposals, objectness = self._propose(resized, feature_maps)
         selected = apply_selection(proposals, objectness, scales, select_proposals)
-        heads = self.model.roi_heads
-        pooled = heads.box_roi_pool(feature_maps, selected.boxes, resized.image_sizes)
-        embedding = heads.box_head(pooled)
-        logits, deltas = heads.box_predictor(embedding)
-        boxes = self._refine(deltas, selected.boxes, resized.image_sizes)
-        features = {"pooled": [pooled], "embedding": [embedding]}.get(level, [])
+        pooled = self.model.roi_heads.box_roi_pool(feature_maps, selected.boxes, resized.image_sizes)
+        output = self._box_head.forward(pooled)
+        boxes = self._refine(output.deltas, selected.boxes, resized.image_sizes)
         rois = make_rois(
             image_ids,
             sizes,
@@ -120,32 +120,20 @@ class TorchvisionDetector:
             selected,
             proposals=[selected.boxes],
             boxes=boxes,
-            logits=[_background_last(logits)],
-            features=features,
+            logits=[output.logits],
+            features=[] if level == "logits" else [output.features[level]],
         )
         return TorchvisionOutput(rois, self.model, feature_maps, scales, boxes, resized.image_sizes, sizes)
 
     def fc_layers(self, level: str) -> list[Layers]:
         """See `extract.detectors.base.Detector.fc_layers`."""
-        if level == "logits":
-            return []
-        heads, classifier = self.model.roi_heads, self._classifier()
-        with capture_inputs([heads.box_head, heads.box_predictor]) as captured:
-            logits = _background_last(self._probe()[0])
-        (pooled,), (embedding,) = captured
-        parameters = read_layers([classifier] if classifier else [])
-        last = [(np.roll(weight, -1, 0), np.roll(bias, -1)) for weight, bias in parameters]
-        if not verified_layers(last, embedding, logits):
-            return []
-        layers: Layers = [*read_layers(linear_modules(heads.box_head)), *last]
-        if level == "pooled":
-            layers = verified_layers(layers, pooled, logits)
+        layers = self._box_head.fc_layers(level)
         return [layers] if layers else []
 
     def state_dict_with_classifiers(self, classifiers: Layers) -> dict[str, Tensor]:
         """See `extract.detectors.base.Detector.state_dict_with_classifiers`."""
         background_first = [(np.roll(weight, 1, 0), np.roll(bias, 1)) for weight, bias in classifiers]
-        return replace_classifiers(self.model, [self._classifier()], background_first)
+        return replace_classifiers(self.model, [self._box_head.classifier()], background_first)
 
     def to_arrays(self, result: dict[str, Tensor]) -> tuple[ImageDetections, np.ndarray | None]:
         """See `extract.detectors.base.Detector.to_arrays`."""
@@ -169,25 +157,14 @@ class TorchvisionDetector:
         pixels = torch.from_numpy(image.pixels.copy()).to(self.device)
         return pixels.permute(2, 0, 1).float() / 255
 
-    def _classifier(self) -> nn.Linear | None:
-        """Returns the predictor's linear layer with K+1 outputs, None unless there is exactly one."""
-        modules = linear_modules(self.model.roi_heads.box_predictor)
-        found = [module for module in modules if module.out_features == self.num_classes + 1]
-        return found[0] if len(found) == 1 else None
-
     @torch.no_grad()
-    def _probe(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns logits, box deltas and mask logits of one synthetic RoI, for properties that are no attributes."""
-        heads, channels = self.model.roi_heads, self.model.backbone.out_channels
-        height, width = heads.box_roi_pool.output_size
-        pooled = torch.linspace(-1, 1, channels * height * width, device=self.device)
-        pooled = pooled.reshape(1, channels, height, width)
-        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+    def _probe_masks(self) -> Tensor | None:
+        """Returns mask logits of one synthetic RoI, for properties that are no attributes; None without a mask head."""
+        heads = self.model.roi_heads
         if not heads.has_mask():
-            return logits, deltas, None
-        size = heads.mask_roi_pool.output_size
-        masks = heads.mask_predictor(heads.mask_head(pooled.new_zeros(1, channels, *size)))
-        return logits, deltas, masks
+            return None
+        pooled = torch.zeros(1, self.model.backbone.out_channels, *heads.mask_roi_pool.output_size, device=self.device)
+        return heads.mask_predictor(heads.mask_head(pooled))
 
     def _propose(self, images: ImageList, feature_maps: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the RPN's proposals of each image, in pixels of the resized image, and their objectness."""
@@ -209,11 +186,6 @@ class TorchvisionDetector:
         boxes = boxes[:, 0] if self.class_agnostic_boxes else boxes[:, 1:]
         split = boxes.split([len(p) for p in proposals])
         return [_collapse_small(clip_boxes_to_image(b, size)) for b, size in zip(split, sizes, strict=True)]
-
-
-def _background_last(logits: Tensor) -> Tensor:
-    """Moves background from the first to the last of K+1 columns."""
-    return torch.cat([logits[:, 1:], logits[:, :1]], 1)
 
 
 def _collapse_small(boxes: Tensor) -> Tensor:

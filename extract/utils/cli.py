@@ -68,8 +68,10 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
     except BrokenPipeError:
         return 1
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        # Users can mend only one kind of RuntimeError; the others are faults of the program.
-        expected = not isinstance(error, RuntimeError) or "out of memory" in str(error)
+        # Users can mend two kinds of RuntimeError; the others are faults of the program. Frameworks raise
+        # NotImplementedError for what a device lacks, such as detectron2's deformable convolution on a CPU.
+        expected = not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError)
+        expected |= "out of memory" in str(error)
         if sys.flags.dev_mode or not expected:
             raise
         print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)

@@ -18,6 +18,7 @@ from calib.scoring import Activation, Average, Level, Original
 from extract.data.class_map import ClassMap
 from extract.detectors.base import Detector, ForwardOutput, ImageDetections
 from extract.detectors.class_map import map_detector
+from extract.rois import POOLED_AFTER_CONVOLUTIONS
 from fuse.config import FusionConfig
 from fuse.export.classes import NO_CLASSES, OutputClasses
 from fuse.export.module import CalibratedScores
@@ -58,6 +59,7 @@ class CalibrationConfig:
     num_outputs: int = 0
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
+    pooled_after_convolutions: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Calibration:
         fusion: its options, with `iou_threshold` and `skip_empty` resolved; `tail` is in the checkpoint.
         class_outputs, num_outputs: as in `extract.data.class_map.ClassMap`; empty and 0 if output i is class i.
         class_names, category_ids: of each output of the detector, see `OutputClasses`; empty in older exports.
+        pooled_after_convolutions: of a head on pooled features, as in `calib.heads.HeadInfo`.
     """
 
     widths: tuple[int, ...]
@@ -87,6 +90,7 @@ class Calibration:
     num_outputs: int = 0
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
+    pooled_after_convolutions: bool = False
 
     @classmethod
     def from_scorer(
@@ -120,6 +124,7 @@ class Calibration:
             num_outputs=scorer.class_map.num_outputs if scorer.class_map else 0,
             class_names=classes.names,
             category_ids=classes.category_ids,
+            pooled_after_convolutions=isinstance(scorer, Head) and scorer.info.pooled_after_convolutions,
         )
 
     @classmethod
@@ -172,7 +177,16 @@ class Calibration:
         )
 
     def mapped(self, detector: Detector) -> Detector:
-        """Returns the detector with outputs in the order of the classifier's classes."""
+        """Returns the detector with outputs in the order of the classifier's classes.
+
+        Raises ValueError if the head was trained on other pooled features than the detector's.
+        """
+        after = bool(detector.description.get(POOLED_AFTER_CONVOLUTIONS, False))
+        if self.level == "pooled" and after != self.pooled_after_convolutions:
+            raise ValueError(
+                "the calibration's pooled features are the box head's input, this version's are the output of its "
+                "convolutions: extract, train and export again"
+            )
         return map_detector(detector, ClassMap(self.class_outputs, self.num_outputs) if self.class_outputs else None)
 
     def detect(self, scores: CalibratedScores, output: ForwardOutput) -> list[ImageDetections]:

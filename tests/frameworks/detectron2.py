@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from extract.config import DetectorSpec
 from extract.detectors.base import Image, ImageDetections
@@ -25,6 +30,7 @@ with warnings.catch_warnings():
     from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
     from detectron2.engine import DefaultPredictor
     from detectron2.modeling import build_model
+    from detectron2.modeling.backbone import resnet
     from detectron2.structures import Instances
 
     import extract.detectors.detectron2  # noqa: F401, imports more of detectron2
@@ -33,6 +39,8 @@ with warnings.catch_warnings():
 SIZE = (96, 144)
 """Of the images, before they are resized to 120 x 180."""
 PROJECT = f"{add_config.__module__}:{add_config.__name__}"
+OFFSET_STD = 0.05
+"""Of the weights that compute offsets of deformable convolutions: some pixels. They are 0 when a model is built."""
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.MASK_ON": True,
@@ -62,6 +70,8 @@ FPN = {
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
     "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
 }
+DEFORMABLE = {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, True, True, True]}
+MODULATED = {"MODEL.RESNETS.DEFORM_MODULATED": True, "MODEL.RESNETS.DEFORM_NUM_GROUPS": 2}
 AGNOSTIC = FPN | {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": True}
 KINDS: dict[str, dict[str, Any]] = {
     "class-agnostic": AGNOSTIC,
@@ -86,6 +96,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "DATASETS.TRAIN": (FEDERATED,),
     },
     "cosine": AGNOSTIC | {"MODEL.ROI_HEADS.NAME": "CosineROIHeads"},
+    "convolutions": FPN
+    | {
+        "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
+        "MODEL.ROI_BOX_HEAD.NORM": "GN",
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 1,
+    },
+    "deformable": FPN | DEFORMABLE,
+    "deformable cascade": AGNOSTIC | DEFORMABLE | {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"} | MODULATED,
     "many classes": AGNOSTIC | {"MODEL.ROI_HEADS.NUM_CLASSES": 1230, "MODEL.MASK_ON": False},
 }
 """Kind of detector → its options besides `SMALL`."""
@@ -163,6 +182,37 @@ class Reference:
         return self.predictor(image.pixels[:, :, ::-1])["instances"]
 
 
+def deformable_layers() -> ModuleType:
+    """Returns detectron2's layers of deformable convolution with torchvision's operation in place of compiled ones."""
+    name = "detectron2.layers.deform_conv"
+    spec = importlib.util.find_spec(name)
+    module = importlib.util.module_from_spec(spec)
+    with patch.dict(sys.modules, {"detectron2._C": ModuleType("detectron2._C")}):
+        spec.loader.exec_module(module)
+
+    def convolve(x: Tensor, offset: Tensor, weight: Tensor, *options: Any) -> Tensor:
+        stride, padding, dilation, *_ = options  # torchvision derives the groups from the shapes
+        return deform_conv2d(x, offset, weight, None, stride, padding, dilation)
+
+    def modulated(
+        x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+    ) -> Tensor:
+        stride, padding, dilation, *_ = options
+        return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+
+    module.deform_conv, module.modulated_deform_conv = convolve, modulated
+    return module
+
+
+def install_deformable_layers() -> None:
+    """Replaces the layers that detectron2's ResNet is built of; without compiled operations they cannot be built."""
+    layers = deformable_layers()
+    resnet.DeformConv, resnet.ModulatedDeformConv = layers.DeformConv, layers.ModulatedDeformConv
+
+
+install_deformable_layers()
+
+
 def make_config(options: dict[str, Any]) -> CfgNode:
     """Returns the config of a small detector with other options."""
     cfg = get_cfg()
@@ -201,6 +251,9 @@ def save_weights(build: Callable[[], nn.Module], folder: Path) -> Path:
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed(1)
         model = build().eval()
+        for name, module in model.named_modules():
+            if name.endswith("conv2_offset"):
+                nn.init.normal_(module.weight, std=OFFSET_STD)
         deviations = {"cls_score": 2.0, "bbox_pred": 1.0}
         for name, module in model.named_modules():
             if name.rsplit(".")[-1] in deviations:

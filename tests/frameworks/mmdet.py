@@ -24,12 +24,26 @@ with warnings.catch_warnings():
     pytest.importorskip("mmdet")
     from mmdet.apis import inference_detector, init_detector
     from mmdet.structures import DetDataSample
+    from mmengine.config import DictAction
 
     import extract.detectors.mmdet  # noqa: F401, imports more of mmdetection
 
 CLASSES, CHANNELS, STRIDES = 20, 32, [4, 8, 16]
 DELTAS = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
 COSINE = {"cls_predictor_cfg": {"type": "NormedLinear", "tempearture": 20}}
+CONVOLUTIONS = {
+    "type": "Shared4Conv1FCBBoxHead",
+    "conv_out_channels": 24,
+    "norm_cfg": {"type": "GN", "num_groups": 4},
+}
+SEPARATE = {
+    "type": "ConvFCBBoxHead",
+    "num_cls_convs": 2,
+    "num_cls_fcs": 2,
+    "num_reg_convs": 1,
+    "conv_out_channels": 24,
+    "norm_cfg": {"type": "BN"},
+}
 SEESAW = {"loss_cls": {"type": "SeesawLoss", "num_classes": CLASSES}}
 
 Config = dict[str, Any]
@@ -93,6 +107,29 @@ def resnext() -> Config:
     return config
 
 
+def deformable(dcn: Config) -> Config:
+    """A config of Hybrid Task Cascade on a ResNeXt with deformable convolution."""
+    config = hybrid()
+    config["model"]["backbone"] |= {
+        "type": "ResNeXt",
+        "depth": 50,
+        "groups": 4,
+        "base_width": 4,
+        "dcn": {**dcn, "fallback_on_stride": False},
+        "stage_with_dcn": (False, True, True),
+    }
+    config["model"]["neck"]["in_channels"] = [64, 128, 256]
+    return config
+
+
+def double_head() -> Config:
+    """A config of Double-Head R-CNN: the classifier's layers are fully connected, the regressor's are convolutions."""
+    box_head = {"type": "DoubleConvFCBBoxHead", "num_convs": 1, "num_fcs": 2, "conv_out_channels": CHANNELS}
+    config = mask_rcnn(agnostic=False, **box_head)
+    config["model"]["roi_head"] |= {"type": "DoubleHeadRoIHead", "reg_roi_scale_factor": 1.3}
+    return config
+
+
 KINDS: dict[str, Callable[[], Config]] = {
     "class-agnostic": mask_rcnn,
     "class-specific": lambda: mask_rcnn(agnostic=False),
@@ -102,6 +139,12 @@ KINDS: dict[str, Callable[[], Config]] = {
     "cosine": lambda: mask_rcnn(**COSINE),
     "seesaw": lambda: mask_rcnn(**SEESAW),
     "ResNeXt, no masks": resnext,
+    "convolutions": lambda: mask_rcnn(agnostic=False, **CONVOLUTIONS),
+    "cascade with convolutions": lambda: cascade(**CONVOLUTIONS),
+    "convolutions of the classifier": lambda: mask_rcnn(**SEPARATE),
+    "double head": double_head,
+    "deformable": lambda: deformable({"type": "DCN", "deform_groups": 1}),
+    "deformable, modulated": lambda: deformable({"type": "DCNv2", "deform_groups": 2}),
 }
 """Kind of detector → its config."""
 
@@ -127,18 +170,27 @@ def write_config(path: Path, config: Config) -> Path:
 def write_spec(folder: Path, config: Config) -> DetectorSpec:
     """Writes a config and random weights whose scores and boxes differ from RoI to RoI like trained ones."""
     path = write_config(folder / "tiny.py", config)
+    weights = write_weights(folder, init_model, str(path))
+    return DetectorSpec("mmdet", weights, path, device="cpu")
+
+
+def write_weights(folder: Path, build: Callable[..., nn.Module], *arguments: Any, **options: Any) -> Path:
+    """Writes random weights of the model that `build(…)` returns, whose scores and boxes differ from RoI to RoI."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        model = init_model(str(path))
+        model = build(*arguments, **options)
         for module in model.modules():
             if hasattr(module, "fc_cls"):
-                nn.init.normal_(module.fc_cls.weight, std=0.5)
-                nn.init.normal_(module.fc_reg.weight, std=0.2)
+                for layer, std in ((module.fc_cls, 0.5), (module.fc_reg, 0.2)):
+                    nn.init.normal_(layer.weight, std=std * (48 / layer.in_features) ** 0.5)
                 nn.init.normal_(module.fc_cls.bias, std=0.5)
+            if hasattr(module, "conv_offset"):
+                offsets = module.conv_offset.weight  # zero when a model is built
+                nn.init.normal_(offsets, std=offsets[0].numel() ** -0.5)
             if hasattr(module, "conv_logits"):
                 nn.init.normal_(module.conv_logits.weight, std=0.3)
     torch.save({"state_dict": model.state_dict()}, folder / "weights.pth")
-    return DetectorSpec("mmdet", folder / "weights.pth", path, device="cpu")
+    return folder / "weights.pth"
 
 
 def init_model(*args: Any, **options: Any) -> nn.Module:
@@ -152,9 +204,15 @@ def infer(model: nn.Module, images: Sequence[Image]) -> list[DetDataSample]:
     return inference_detector(model, [np.ascontiguousarray(image.pixels[..., ::-1]) for image in images])
 
 
+def parsed_options(spec: DetectorSpec) -> dict[str, Any]:
+    """Returns the spec's options as mmengine's functions take them."""
+    pairs = (option.split("=", 1) for option in spec.detector_options)
+    return {key: DictAction._parse_iterable(value) for key, value in pairs}
+
+
 def reference(spec: DetectorSpec, images: Sequence[Image], score_threshold: float) -> list[DetDataSample]:
-    """Returns mmdetection's own results."""
-    options = {"model.test_cfg.rcnn.score_thr": score_threshold}
+    """Returns mmdetection's own results, with the spec's options and another score threshold."""
+    options = parsed_options(spec) | {"model.test_cfg.rcnn.score_thr": score_threshold}
     return infer(init_model(str(spec.config_file), str(spec.weights), cfg_options=options), images)
 
 

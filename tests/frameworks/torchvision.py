@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN, fasterrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
 from benchmarks.minilvis import detector as minilvis
@@ -32,6 +34,23 @@ def mask_rcnn(**options: Any) -> MaskRCNN:
         pool = [MultiScaleRoIAlign(["0", "1", "2"], size, 2) for size in (7, 14)]
         options = {"box_roi_pool": pool[0], "mask_roi_pool": pool[1], **OPTIONS, **options}
         return _with_large_predictor(MaskRCNN(Backbone(), rpn_anchor_generator=anchors, **options))
+
+
+def convolutions(num_classes: int = CLASSES) -> MaskRCNN:
+    """A box head with convolutions before its fully connected layers, as in torchvision's second versions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        head = FastRCNNConvFCHead((minilvis.CHANNELS, 7, 7), [32, 24], [48], norm_layer=nn.BatchNorm2d)
+        predictor, masks = FastRCNNPredictor(48, num_classes + 1), MaskRCNNPredictor(256, 16, num_classes + 1)
+    return mask_rcnn(num_classes=None, box_head=head, box_predictor=predictor, mask_predictor=masks)
+
+
+def faster_rcnn_v2(num_classes: int = CLASSES) -> FasterRCNN:
+    """torchvision's `fasterrcnn_resnet50_fpn_v2`, with fewer classes, proposals and pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        options = {**OPTIONS, "num_classes": num_classes + 1}
+        return _with_large_predictor(fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, **options))
 
 
 def single_level(**options: Any) -> FasterRCNN:

@@ -1,0 +1,42 @@
+"""What a cache will be good for, told before it is computed: which heads it trains, which AP it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from extract.rois import POOLED_AFTER_CONVOLUTIONS
+
+NEW_LAYERS = ("2fc_rand", "3fc_rand")
+"""Head types of `calib.train` that need nothing but pooled features."""
+OWN_LAYERS = ("linear", "3fc_ft")
+"""Head types that begin with the detector's own layers, from pooled features on."""
+
+
+def trainable_head_types(level: str, has_fc_layers: bool) -> tuple[str, ...]:
+    """Returns the head types that features of a level train.
+
+    Args:
+        level: feature level.
+        has_fc_layers: whether the detector has fully connected layers from these features to the logits.
+    """
+    if level == "pooled":
+        return (*NEW_LAYERS, *OWN_LAYERS) if has_fc_layers else NEW_LAYERS
+    return ("linear",) if level == "embedding" else ()
+
+
+def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any]) -> str:
+    """Returns a line about the heads that a cache of a feature level trains, and what another level would.
+
+    Arguments are those of `trainable_head_types`, and the detector's description.
+    """
+    if level == "logits":
+        return "feature level logits trains no head and serves methods without training; embedding trains linear heads"
+    types = " ".join(trainable_head_types(level, has_fc_layers))
+    if level == "embedding":
+        return f"feature level embedding trains --head-type {types}; pooled trains the other head types"
+    if not has_fc_layers:
+        reason = "the box head has other layers than fully connected ones behind these features"
+        return f"feature level pooled trains --head-type {types} only: {reason}; embedding trains linear"
+    where = " behind the box head's convolutions" * bool(detector.get(POOLED_AFTER_CONVOLUTIONS))
+    return f"feature level pooled{where} trains --head-type {types}"
