@@ -15,6 +15,7 @@ import pytest
 import calib.__main__
 import extract.__main__
 import fuse.__main__
+from benchmarks.minilvis.coco import as_coco
 from tests.conftest import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,36 @@ def test_pipeline(tiny, tmp_path, capsys):
     html = (tmp_path / "sweep" / "report.html").read_text()
     assert "rhead-cat" in html and not re.search(r"(src|href)=.http", html), "one file, nothing from outside"
     assert not list(tmp_path.rglob("*partial*"))
+
+
+@pytest.mark.long
+def test_an_exhaustive_dataset_and_its_test_set(tiny, tmp_path, capsys):
+    """The same images and objects in COCO's format; the test set has no annotations."""
+    caches = {}
+    for split in ("train", "val", "test"):
+        content = as_coco(json.loads((tiny.data / f"{split}.json").read_text()))
+        if split == "test":
+            del content["annotations"]
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        kind = "train" if split == "train" else "val"
+        changes = {"annotations": tmp_path / f"{split}.json", "train_annotations": tmp_path / "train.json"}
+        changes |= {"images": tiny.data / split, "level": "embedding", "proposals": 40}
+        caches[split] = extract.run(tiny.config(kind, tmp_path / f"{split}.zarr", **changes)).url
+    run(calib.__main__, "--cache", caches["train"], "--out", tmp_path / "head", "--head-type", "linear", "--steps", 5)
+    val = ("--cache", caches["val"], "--head", tmp_path / "head", "--annotations", tmp_path / "val.json")
+    run(fuse.__main__, "sweep", *val, "--out", tmp_path / "sweep", "--tail", 10)
+    metrics = pd.read_csv(tmp_path / "sweep" / "metrics.csv", index_col="row")
+    assert len(metrics) == 10 and metrics["AR@10"].between(0, 100).all()
+    capsys.readouterr()
+    for file in (tiny.data / "val.json", tmp_path / "val.json"):
+        run(extract.__main__, "recall", caches["val"], "--annotations", file)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+    test = ("--cache", caches["test"], "--head", tmp_path / "head", "--annotations", tmp_path / "test.json")
+    run(fuse.__main__, *test, "--out", tmp_path / "test")
+    assert "test.json has no annotations, so no AP" in capsys.readouterr().out
+    images = {image["id"] for image in json.loads((tmp_path / "test.json").read_text())["images"]}
+    assert {found["image_id"] for found in json.loads((tmp_path / "test" / "detections.json").read_text())} == images
 
 
 def test_a_class_specific_detector_is_evaluated_by_its_boxes(tiny, tmp_path, capsys):

@@ -251,8 +251,8 @@ def test_lvis_fields_without_negative_categories_are_warned_of(content, classes,
 
 
 def test_the_warning_is_for_files_that_are_evaluated_as_federated(content, caplog):
-    assert resolve_protocol("val.json", load_annotations(content), "federated") == "federated"
-    assert caplog.records[-1].getMessage().startswith("val.json: no image has a negative category")
+    assert resolve_protocol(load_annotations(content), "federated") == "federated"
+    assert caplog.records[-1].getMessage().startswith("annotations: no image has a negative category")
 
 
 @pytest.mark.parametrize(

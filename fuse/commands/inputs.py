@@ -62,7 +62,7 @@ def resolve_protocol(config: Options, annotations: EvaluationDataset) -> Options
     """
     if not annotations["annotations"]:
         return replace(config, max_detections=config.max_detections or MAX_DETECTIONS)
-    protocol = protocols.resolve_protocol(str(config.annotations), annotations, config.protocol)
+    protocol = protocols.resolve_protocol(annotations, config.protocol)
     protocols.check_engine(protocol, config.engine)
     cap = config.max_detections or protocols.PROTOCOLS[protocol].max_detections
     changes: dict[str, Any] = {"protocol": protocol, "max_detections": cap}

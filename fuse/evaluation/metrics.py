@@ -87,7 +87,7 @@ def evaluate(
     if iou_type is None:
         iou_type = IOU_TYPES if detections.rles is not None and dataset.has_masks else "bbox"
     iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
-    protocol = resolve_protocol(_name_of(annotations), dataset, protocol)
+    protocol = resolve_protocol(dataset, protocol)
     options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
     tables = evaluate_rows(
         dataset, {"": detections}, classes, iou_types=iou_types, bins=bins, protocol=protocol, **options
@@ -146,12 +146,8 @@ def per_class_ap(
     NaN for classes without ground truth. Arguments and errors are those of `evaluate`, which averages this table.
     """
     dataset = load_annotations(annotations, image_ids)
-    protocol = resolve_protocol(_name_of(annotations), dataset, protocol)
+    protocol = resolve_protocol(dataset, protocol)
     return _class_table(dataset, detections, classes, iou_type, protocol, fixed_ap, max_detections, engine)
-
-
-def _name_of(annotations: str | os.PathLike | dict) -> str:
-    return "annotations" if isinstance(annotations, dict) else str(annotations)
 
 
 def _class_table(

@@ -43,13 +43,12 @@ MEASURES = ("AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR", "ARs", "
 """Columns of `class_measures` besides AP; those of areas and caps are COCO's only."""
 
 
-def resolve_protocol(name: str, dataset: EvaluationDataset, protocol: str | None) -> str:
+def resolve_protocol(dataset: EvaluationDataset, protocol: str | None) -> str:
     """Returns the protocol, by default that of the dataset's kind, and logs it.
 
     Warns if a dataset without negative categories is evaluated as a federated one, where AP means less than it seems.
 
     Args:
-        name: of the annotations, for messages.
         dataset: of `load_annotations`.
         protocol: a key of `PROTOCOLS` or None.
 
@@ -61,13 +60,13 @@ def resolve_protocol(name: str, dataset: EvaluationDataset, protocol: str | None
         raise ValueError(f"protocol is {chosen!r}, expected {' or '.join(map(repr, PROTOCOLS))}")
     reason = f"{'some images have' if dataset.federated else 'no image has'} {LVIS_FIELDS}"
     given = f"{reason}, but protocol is {chosen!r}" if chosen != told else reason
-    _LOG.info("%s: %s; %s annotations, %s", name, given, chosen, PROTOCOLS[chosen].title)
+    _LOG.info("%s: %s; %s annotations, %s", dataset.source, given, chosen, PROTOCOLS[chosen].title)
     if chosen == "federated" and not any(image["neg_category_ids"] for image in dataset["images"]):
         _LOG.warning(
             "%s: no image has a negative category (neg_category_ids), so the AP of a class counts only the images that "
             "show it, and false positives in all others are free; if every class is annotated in every image, evaluate "
             "with protocol 'exhaustive'",
-            name,
+            dataset.source,
         )
     return chosen
 
