@@ -92,7 +92,7 @@ def test_descriptions_are_json():
     description = json.loads(json.dumps({"name": "d", **MAP.to_description()}))
     assert ClassMap.from_description(description) == MAP
     assert ClassMap.from_description({"name": "d"}) is None
-    assert str(MAP) == "6, 3 of them other classes than their number; 3 are no category; 1 categories have none"
+    assert str(MAP) == "6 (3 moved, 3 no category, 1 categories without output)"
     for outputs in ((0, 0), (2, 1), (-2, 0)):
         with pytest.raises(ValueError, match="class_outputs has .*, expected each of 0…1 at most once"):
             ClassMap(outputs, 2)

@@ -23,6 +23,7 @@ from extract.detectors.base import Image
 from extract.detectors.class_map import map_detector
 from extract.verify import worst_logit_error
 from fuse.commands.export import CLASSES_FILE, export
+from fuse.fusion import Fusion
 from fuse.live import CalibratedDetector
 from tests import frameworks
 from tests.conftest import CLASSES
@@ -98,7 +99,8 @@ def test_a_cache_does_not_depend_on_the_order_of_outputs(setting, cache, tmp_pat
         np.testing.assert_allclose(cache.read(field), original.read(field), rtol=1e-3, atol=1e-3, err_msg=field)
     assert worst_logit_error(cache) < 5e-3
     assert own_accuracy(cache) == own_accuracy(original)
-    assert f"outputs    {CLASSES}, {CLASSES} of them other classes" in repr(cache)
+    moved = sum(i != c for i, c in enumerate(CLASS_OF))
+    assert f"outputs    {CLASSES} ({moved} moved)" in repr(cache)
     if setting.name.startswith("mmdet"):
         with pytest.raises(ValueError, match=r"permuted.pth \(dataset_meta\): class 0 is .*, but .* is listed there"):
             extract.run(replace(setting.config, class_order=None))
@@ -210,6 +212,30 @@ def test_a_head_for_another_order_is_refused(setting, cache, partial):
     assert map_detector(mapped, partial.class_map) is mapped
     with pytest.raises(ValueError, match="number of classes 12, expected 3"):
         map_detector(load_detector(setting.permuted), ClassMap((0, 1), 3))
+
+
+def test_class_specific_boxes_and_masks_are_those_of_the_output(tmp_path):
+    """A detector with one box and one mask per class, as in the frameworks' stock configs."""
+    from extract.detectors.torchvision import TorchvisionDetector
+    from tests.frameworks.torchvision import mask_rcnn
+
+    detector = TorchvisionDetector(mask_rcnn())
+    class_map = ClassMap((4, 0, -1, 6, 2), detector.num_classes)
+    mapped = map_detector(detector, class_map)
+    images = make_images((96, 144))
+    original, output = (one.forward(images, "logits") for one in (detector, mapped))
+    (own,), (rois,) = original.rois, output.rois
+    np.testing.assert_array_equal(rois.boxes[:, [0, 1, 3, 4]], own.boxes[:, [4, 0, 6, 2]])
+    found = Fusion.resolve(fuse.FusionConfig(mode="original"), mapped.description, ()).detections(rois)
+    assert len(found.labels) and set(found.labels) <= {0, 1, 3, 4}
+    with_outputs = found._replace(labels=np.array(class_map.outputs)[found.labels])
+    ((theirs, their_masks), (ours, masks)) = (
+        one.to_arrays(result.to_framework([detections])[0])
+        for one, result, detections in ((detector, original, with_outputs), (mapped, output, found))
+    )
+    np.testing.assert_array_equal(ours.labels, found.labels)
+    np.testing.assert_array_equal(theirs.labels, with_outputs.labels)
+    np.testing.assert_array_equal(masks, their_masks)
 
 
 def test_a_mapped_detector_is_a_detector(setting, partial):

@@ -85,11 +85,8 @@ class ClassMap:
 
     def __str__(self) -> str:
         moved = sum(c not in (i, -1) for i, c in enumerate(self.classes.tolist()))
-        parts = [f"{self.num_outputs:,}, {moved:,} of them other classes than their number"] if moved else []
-        parts = parts or [f"{self.num_outputs:,}"]
-        parts += [f"{len(self.surplus):,} are no category"] if len(self.surplus) else []
-        parts += [f"{len(self.missing):,} categories have none"] if len(self.missing) else []
-        return "; ".join(parts)
+        counts = {"moved": moved, "no category": len(self.surplus), "categories without output": len(self.missing)}
+        return f"{self.num_outputs:,} ({', '.join(f'{n:,} {text}' for text, n in counts.items() if n)})"
 
     def map_logits(self, logits: np.ndarray, activation: str, average: str) -> np.ndarray:
         """Returns logits (R, S, K+1) of the classes from the detector's (R, S, N+1).
