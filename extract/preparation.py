@@ -71,6 +71,7 @@ def prepare(config: Config) -> Job:
     assert config.images is not None, "resolve_files sets it"
     check_namesakes(config.images, annotations.image_ids, annotations.file_names, extractor.positions)
     _warn(extractor, train_annotations)
+    _log_kind(annotations)
     log.info("%s", describe_heads(config.level, bool(detector.fc_layers(config.level)), detector.description))
     provenance = _provenance(config, annotations, train_annotations)
     header = Header(config.split, config.level, detector.stages, _description(detector, config.level), provenance)
@@ -134,6 +135,13 @@ def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
         log.warning("training counts are taken from %s itself, the file evaluated on", train_annotations.path)
     if config.split == "val" and config.masks is None and not extractor.with_masks:
         log.warning("no masks are kept: the detector has none that are class-agnostic; evaluation will be of boxes")
+
+
+def _log_kind(annotations: Annotations) -> None:
+    """Logs whether the dataset is federated, as its fields tell, and what follows for its background RoIs."""
+    kind, partial = "federated" if annotations.federated else "exhaustive", int((~annotations.exhaustive).sum())
+    text = "%s: %s annotations; background RoIs are ignored in %d of %d images, where a class is annotated in part"
+    log.info(text, annotations.path, kind, partial, len(annotations.exhaustive))
 
 
 def _description(detector: Detector, level: str) -> dict[str, Any]:

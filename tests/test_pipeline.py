@@ -53,8 +53,9 @@ def test_pipeline(tiny, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_an_exhaustive_dataset_and_its_test_set(tiny, tmp_path, capsys):
+def test_an_exhaustive_dataset_and_its_test_set(tiny, tmp_path, capsys, caplog):
     """The same images and objects in COCO's format; the test set has no annotations."""
+    caplog.set_level("INFO")
     caches = {}
     for split in ("train", "val", "test"):
         content = as_coco(json.loads((tiny.data / f"{split}.json").read_text()))
@@ -65,6 +66,7 @@ def test_an_exhaustive_dataset_and_its_test_set(tiny, tmp_path, capsys):
         changes = {"annotations": tmp_path / f"{split}.json", "train_annotations": tmp_path / "train.json"}
         changes |= {"images": tiny.data / split, "level": "embedding", "proposals": 40}
         caches[split] = extract.run(tiny.config(kind, tmp_path / f"{split}.zarr", **changes)).url
+    assert "train.json: exhaustive annotations; background RoIs are ignored in 0 of 30 images" in caplog.text
     run(calib.__main__, "--cache", caches["train"], "--out", tmp_path / "head", "--head-type", "linear", "--steps", 5)
     val = ("--cache", caches["val"], "--head", tmp_path / "head", "--annotations", tmp_path / "val.json")
     run(fuse.__main__, "sweep", *val, "--out", tmp_path / "sweep", "--tail", 10)
