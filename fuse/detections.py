@@ -113,6 +113,13 @@ class Detections:
         ]
 
 
+def positions_by_image(image_ids: np.ndarray) -> list[np.ndarray]:
+    """Returns the ascending positions of each image's entries in `image_ids` (N,), images by ascending id."""
+    order = np.argsort(image_ids, kind="stable")
+    starts = np.flatnonzero(np.diff(image_ids[order])) + 1
+    return np.split(order, starts) if len(order) else []
+
+
 def top_of_groups(groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
     """Returns the indices of the `count` best scores of each group, ascending; of equal scores, the earlier ones.
 

@@ -16,7 +16,7 @@ from extract.detectors.base import ImageDetections
 from extract.utils.optional import require
 from fuse.config import MergeMethod
 from fuse.defaults import IOU_THRESHOLD, MAX_DETECTIONS
-from fuse.detections import Detections
+from fuse.detections import Detections, positions_by_image
 from fuse.ops.nms import batched_nms, check_batched, check_iou_threshold, detection_limit
 
 METHODS: tuple[str, ...] = get_args(MergeMethod)
@@ -65,7 +65,9 @@ def merge_detections(
     category_ids, labels = np.unique(every.category_ids, return_inverse=True)
     result_starts = np.cumsum([len(result) for result in results])[:-1]
     merged = [every.take(slice(0))]
-    for positions in tqdm(_group_by_image(every), "merge", unit="image", disable=None if progress else True):
+    for positions in tqdm(
+        positions_by_image(every.image_ids), "merge", unit="image", disable=None if progress else True
+    ):
         image_id = int(every.image_ids[positions[0]])
         by_result = np.split(positions, np.searchsorted(positions, result_starts))
         try:
@@ -178,13 +180,6 @@ def _concatenate(results: Sequence[Detections], masks: bool) -> Detections:
         boxes=np.concatenate([result.boxes for result in results]),
         rles=[rle for result in results for rle in result.rles or []] if masks else None,
     )
-
-
-def _group_by_image(detections: Detections) -> list[np.ndarray]:
-    """Returns the ascending positions of each image's detections, images by ascending id."""
-    order = np.argsort(detections.image_ids, kind="stable")
-    starts = np.flatnonzero(np.diff(detections.image_ids[order])) + 1
-    return np.split(order, starts) if len(order) else []
 
 
 def _fuse_boxes(

@@ -26,6 +26,7 @@ FRAMEWORK_MODULES = {
     "test_own_classes.py",
     "test_permuted.py",
     "test_paper_detectors.py",
+    "test_painting.py",
     "test_plugins.py",
     "test_predict.py",
     "test_readers.py",

@@ -24,6 +24,11 @@ NO_CLASS = "N/A"
 """Name of an output that is no class, as in torchvision's list of COCO's classes."""
 
 
+def select_no_proposals(image: int, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Selects no proposal: only the feature maps of the forward pass are needed, and adapters leave out the RPN."""
+    return np.empty(0, np.int64), np.empty((0, 4), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """An image and its id.

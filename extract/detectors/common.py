@@ -31,6 +31,11 @@ class SelectedProposals(NamedTuple):
     """Number of appended ground-truth boxes."""
 
 
+def no_proposals(images: int, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the boxes (0, 4) and probabilities (0,) of no proposals in each image, on the device of `like`."""
+    return [like.new_zeros(0, 4) for _ in range(images)], [like.new_zeros(0) for _ in range(images)]
+
+
 def apply_selection(
     proposals: Sequence[Tensor],
     objectness: Sequence[Tensor],

@@ -23,8 +23,8 @@ from torch import Tensor
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import naming_image
-from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
-from extract.detectors.common import apply_selection, make_rois, scale_to_original
+from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
+from extract.detectors.common import apply_selection, make_rois, no_proposals, scale_to_original
 from extract.detectors.detectron2_classes import own_classes
 from extract.detectors.detectron2_config import build, naming_errors
 from extract.detectors.detectron2_config import registered_dataset as registered_dataset
@@ -125,18 +125,18 @@ class Detectron2Detector:
         """Runs `forward` on inputs of detectron2's models: dicts of the resized `image`, original height and width."""
         resized = self.model.preprocess_image(inputs)
         feature_maps = self.model.backbone(resized.tensor)
-        proposals, _ = self.model.proposal_generator(resized, feature_maps, None)
+        if select_proposals is select_no_proposals:
+            boxes, objectness = no_proposals(len(inputs), resized.tensor)
+        else:
+            proposals, _ = self.model.proposal_generator(resized, feature_maps, None)
+            boxes = [p.proposal_boxes.tensor for p in proposals]
+            objectness = [p.objectness_logits.sigmoid() for p in proposals]
         sizes = [
             (image.get("height", height), image.get("width", width))
             for image, (height, width) in zip(inputs, resized.image_sizes, strict=True)
         ]
         scales = [scale_to_original(*pair, self.device) for pair in zip(sizes, resized.image_sizes, strict=True)]
-        selected = apply_selection(
-            [p.proposal_boxes.tensor for p in proposals],
-            [p.objectness_logits.sigmoid() for p in proposals],
-            scales,
-            select_proposals,
-        )
+        selected = apply_selection(boxes, objectness, scales, select_proposals)
         stages = self._box_heads.forward(feature_maps, selected, resized.image_sizes, level)
         rois = make_rois(
             image_ids,
@@ -148,8 +148,8 @@ class Detectron2Detector:
             logits=[stage.logits for stage in stages],
             features=[] if level == "logits" else [stage.features[level] for stage in stages],
         )
-        boxes = stages[-1].boxes
-        return Detectron2Output(rois, self.model.roi_heads, feature_maps, scales, boxes, resized.image_sizes)
+        refined = stages[-1].boxes
+        return Detectron2Output(rois, self.model.roi_heads, feature_maps, scales, refined, resized.image_sizes)
 
     def fc_layers(self, level: str) -> list[Layers]:
         """See `extract.detectors.base.Detector.fc_layers`."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.modeling import ROIHeads, detector_postprocess
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from extract.detectors.base import ImageDetections
 from extract.detectors.common import masks_in_batches
+from extract.detectors.mask_classes import for_classes
 from extract.rois import RoIs
 
 
@@ -52,7 +55,17 @@ class Detectron2Output:
 
     def _predict(self, image: int, boxes: Tensor, **fields: Tensor) -> Instances:
         """Predicts masks and keypoints of one image's boxes (D, 4), in pixels of the resized image."""
-        fields = {"pred_classes": boxes.new_zeros(len(boxes), dtype=torch.long), **fields}
+        labels = fields.get("pred_classes", boxes.new_zeros(len(boxes), dtype=torch.long))
+        heads, channels = for_classes(self.roi_heads, _class_convolutions(self.roi_heads), labels)
         maps = {name: level[image : image + 1] for name, level in self.feature_maps.items()}
-        instances = Instances(self.sizes[image], pred_boxes=Boxes(boxes), **fields)
-        return self.roi_heads.forward_with_given_boxes(maps, [instances])[0]
+        instances = Instances(self.sizes[image], pred_boxes=Boxes(boxes), **{**fields, "pred_classes": channels})
+        (instances,) = heads.forward_with_given_boxes(maps, [instances])
+        instances.pred_classes = labels
+        return instances
+
+
+def _class_convolutions(heads: ROIHeads) -> list[nn.Conv2d]:
+    """Returns the last convolution of detectron2's own mask head, one output channel per class."""
+    head: Any = getattr(heads, "mask_head", None)
+    specific = type(head) is MaskRCNNConvUpsampleHead and head.predictor.out_channels > 1
+    return [head.predictor] if specific else []

@@ -24,8 +24,8 @@ from torch import Tensor
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import ImageReader, decode_image
-from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
-from extract.detectors.common import apply_selection, capture_inputs, make_rois
+from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
+from extract.detectors.common import apply_selection, capture_inputs, make_rois, no_proposals
 from extract.detectors.fc_layers import as_maps, describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.mmdet_classes import dataset_meta, own_classes
@@ -144,12 +144,13 @@ class MmdetDetector:
         """Runs `forward` on the output of mmdetection's `data_preprocessor`: `inputs` and `data_samples`."""
         features = BatchFeatures(self.model, inputs)
         samples = features.data_samples
-        proposals = self.model.rpn_head.predict(features.feature_maps, samples, rescale=False)
-        scales = [
-            1 / p.scores.new_tensor(sample.scale_factor).repeat(2) for p, sample in zip(proposals, samples, strict=True)
-        ]
-        boxes = [get_box_tensor(p.bboxes) for p in proposals]
-        selected = apply_selection(boxes, [p.scores for p in proposals], scales, select_proposals)
+        scales = [1 / inputs["inputs"].new_tensor(sample.scale_factor).repeat(2) for sample in samples]
+        if select_proposals is select_no_proposals:
+            boxes, objectness = no_proposals(len(samples), inputs["inputs"])
+        else:
+            proposals = self.model.rpn_head.predict(features.feature_maps, samples, rescale=False)
+            boxes, objectness = [get_box_tensor(p.bboxes) for p in proposals], [p.scores for p in proposals]
+        selected = apply_selection(boxes, objectness, scales, select_proposals)
         pooled = [first or head for first, head in zip(self._first, self._heads, strict=True)]
         levels = {"pooled": pooled, "embedding": [head.fc_cls for head in self._heads], "logits": []}
         with capture_inputs(levels[level]) as captured:

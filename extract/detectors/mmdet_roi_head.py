@@ -8,11 +8,16 @@ from typing import Any
 
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead, HTCMaskHead
 from mmdet.models.test_time_augs import merge_aug_masks
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
+from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
+
+from extract.detectors.mask_classes import for_classes
+from extract.detectors.mmdet_config import list_stages
 
 
 class BatchFeatures:
@@ -60,5 +65,18 @@ class BatchFeatures:
     def predict_masks(self, instances: InstanceData) -> InstanceData:
         """Adds masks to one image's instances, and scales their boxes from resized to original pixels."""
         metainfo, semantic = [sample.metainfo for sample in self.data_samples], [self._semantic] * self._hybrid
-        roi_head = self.model.roi_head
-        return roi_head.predict_mask(self.feature_maps, *semantic, metainfo, [instances], rescale=True)[0]
+        roi_head, labels = self.model.roi_head, instances.get("labels")
+        convolutions = _class_convolutions(roi_head)
+        if convolutions:
+            roi_head, instances.labels = for_classes(roi_head, convolutions, labels)
+        (found,) = roi_head.predict_mask(self.feature_maps, *semantic, metainfo, [instances], rescale=True)
+        if convolutions:
+            found.labels = labels
+        return found
+
+
+def _class_convolutions(roi_head: BaseModule) -> list[nn.Conv2d]:
+    """Returns the last convolution of each stage's mask head, one output channel per class."""
+    heads = list_stages(roi_head.mask_head)
+    specific = [h for h in heads if type(h) in (FCNMaskHead, HTCMaskHead) and not h.class_agnostic]
+    return [head.conv_logits for head in specific]

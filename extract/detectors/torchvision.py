@@ -23,8 +23,8 @@ from torchvision.ops import clip_boxes_to_image
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import decode_unturned
-from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals
-from extract.detectors.common import apply_selection, make_rois, scale_to_original
+from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
+from extract.detectors.common import apply_selection, make_rois, no_proposals, scale_to_original
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.torchvision_build import build, check, own_classes
@@ -108,7 +108,10 @@ class TorchvisionDetector:
             feature_maps = {"0": feature_maps}
         sizes = [(image.shape[-2], image.shape[-1]) for image in inputs]
         scales = [scale_to_original(*pair, self.device) for pair in zip(sizes, resized.image_sizes, strict=True)]
-        proposals, objectness = self._propose(resized, feature_maps)
+        if select_proposals is select_no_proposals:
+            proposals, objectness = no_proposals(len(inputs), resized.tensors)
+        else:
+            proposals, objectness = self._propose(resized, feature_maps)
         selected = apply_selection(proposals, objectness, scales, select_proposals)
         pooled = self.model.roi_heads.box_roi_pool(feature_maps, selected.boxes, resized.image_sizes)
         output = self._box_head.forward(pooled)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 
 from extract.detectors.base import ImageDetections
 from extract.detectors.common import masks_in_batches
+from extract.detectors.mask_classes import for_classes
 from extract.rois import RoIs
 
 
@@ -48,14 +50,26 @@ class TorchvisionOutput:
             boxes, labels, scores = (torch.from_numpy(array).to(scale.device) for array in arrays)
             result = {"boxes": boxes / scale, "labels": labels + 1, "scores": scores}
             if self.model.roi_heads.has_mask():
-                logits = self._mask_logits(image, result["boxes"])
-                (result["masks"],) = maskrcnn_inference(logits, [result["labels"]])
+                heads = self.model.roi_heads
+                predictor, channels = for_classes(heads.mask_predictor, _class_convolutions(heads), labels, first=1)
+                logits = predictor(self._mask_features(image, result["boxes"]))
+                (result["masks"],) = maskrcnn_inference(logits, [channels])
             results.append(result)
         return self.model.transform.postprocess(results, self.resized_sizes, self.original_sizes)
 
     def _mask_logits(self, image: int, boxes: Tensor) -> Tensor:
-        """Runs the mask head on one image's boxes (R, 4), in pixels of the resized image."""
+        """Returns the mask logits of one image's boxes (R, 4), in pixels of the resized image."""
+        return self.model.roi_heads.mask_predictor(self._mask_features(image, boxes))
+
+    def _mask_features(self, image: int, boxes: Tensor) -> Tensor:
+        """Returns the input of the mask predictor for one image's boxes (R, 4), in pixels of the resized image."""
         heads = self.model.roi_heads
         maps = {name: level[image : image + 1] for name, level in self.feature_maps.items()}
         pooled = heads.mask_roi_pool(maps, [boxes], [self.resized_sizes[image]])
-        return heads.mask_predictor(heads.mask_head(pooled))
+        return heads.mask_head(pooled)
+
+
+def _class_convolutions(heads: RoIHeads) -> list[nn.Conv2d]:
+    """Returns the last convolution of torchvision's own mask predictor, whose output channel 0 is background."""
+    predictor = heads.mask_predictor
+    return [predictor.mask_fcn_logits] if type(predictor) is MaskRCNNPredictor else []

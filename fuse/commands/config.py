@@ -11,6 +11,7 @@ from pathlib import Path
 from tyro.conf import Positional, Suppress
 
 from extract.config import DetectorSpec
+from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
 from fuse.config import ClassifierConfig, EvaluationConfig, FusionConfig, MergeMethod
 from fuse.defaults import IOU_THRESHOLD
 from fuse.scores import FusionMode, ScoreMode
@@ -22,7 +23,7 @@ FOLDED_MODES = ("cat", "calibrated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheConfig(EvaluationConfig, ClassifierConfig, FusionConfig):
+class CacheConfig(EvaluationConfig, ClassifierConfig, FusionConfig, MaskConfig):
     """What `fuse` and `fuse sweep` share: a val cache, a classifier, fusion and evaluation."""
 
     cache: str
@@ -36,7 +37,7 @@ class CacheConfig(EvaluationConfig, ClassifierConfig, FusionConfig):
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
-        for base in (FusionConfig, ClassifierConfig, EvaluationConfig):
+        for base in (FusionConfig, ClassifierConfig, EvaluationConfig, MaskConfig):
             base.__post_init__(self)
 
 
@@ -102,7 +103,7 @@ class EvaluateConfig(ResultsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig(ResultsConfig):
+class MergeConfig(ResultsConfig, MergeMaskConfig):
     """Merges the results of several detectors (Table 9), or of one detector with test-time augmentation (Table 10).
 
     Example: python -m fuse merge runs/a/detections.json runs/b/detections.json --annotations val.json
@@ -119,7 +120,7 @@ class MergeConfig(ResultsConfig):
     """Folder to write."""
 
     method: MergeMethod = "nms"
-    """Per-class NMS, or weighted box fusion, which needs tailcal[ensemble] and drops masks."""
+    """Per-class NMS, or weighted box fusion, which needs tailcal[ensemble] and makes new boxes without masks."""
 
     weights: tuple[float, ...] = ()
     """Weight of each file, relative to the largest; by default all are equal."""
@@ -133,6 +134,9 @@ class MergeConfig(ResultsConfig):
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
         super().__post_init__()
+        MergeMaskConfig.__post_init__(self)
+        if self.detector is not None and self.cache is None:
+            raise ValueError("detector is given without --cache: the masks that it paints are kept beside a cache")
         if len(self.detections) < 2:
             raise ValueError(f"detections is {len(self.detections)} file, expected at least 2 files")
         files = [path.resolve() for path in self.detections]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
+from extract.utils.distributed import is_main_process
 from fuse.commands.config import CacheConfig, Config, SweepConfig
 from fuse.commands.datasets import resolve_annotations
 from fuse.commands.inputs import (
@@ -19,6 +20,7 @@ from fuse.commands.inputs import (
     resolve_protocol,
 )
 from fuse.commands.manifest import new_manifest
+from fuse.commands.masks import painted_masks
 from fuse.commands.outputs import Comparison, evaluate_all, write_results, write_unevaluated
 from fuse.commands.paper_rows import BASELINE, paper_rows
 from fuse.config import FusionConfig
@@ -49,9 +51,13 @@ def sweep(config: SweepConfig) -> None:
 def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Comparison, *, save: bool = False) -> None:
     """Detects and evaluates all rows; with `save`, writes the candidate's detections."""
     cache, config = open_val_cache(config.cache), resolve_annotations(config)
+    painted = painted_masks(config, config.iou_types, cache, config.annotations)
+    if not is_main_process():
+        return painted.assist() if painted else None
     calibrated = load_classifier(config, cache)
     annotations, scope = load_annotations_of(config.annotations, cache, config.strict)
-    config = resolve_iou_types(config, "masks" in cache.fields, annotations)
+    has_masks = painted is not None or (config.masks == "auto" and "masks" in cache.fields)
+    config = resolve_iou_types(config, has_masks, annotations)
     annotated = bool(annotations["annotations"])
     if not (annotated or save):
         raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
@@ -61,7 +67,14 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     _warn_of_tail(config, cache.classes["instance_count"])
     if not annotated:
         fusions = {comparison.candidate: fusions[comparison.candidate]}
+    if painted and "segm" not in config.iou_types:
+        painted.dismiss()
+        painted = None
+    if painted:
+        painted.prepare()
     detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
+    if painted:
+        detections = painted.attach(detections)
     if not annotated:
         write_unevaluated(config, manifest, detections[comparison.candidate], scope)
         return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import msgspec
 
 from extract.utils.identity import refuse_changes
 from fuse.commands.config import CacheConfig, MergeConfig, PredictConfig
+from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
 
 MANIFEST_FILE = "run.json"
 
@@ -20,7 +21,9 @@ def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> byte
 
     Raises ValueError if the folder holds results of other options or inputs and `overwrite` is not set.
     """
-    file, current = config.out / MANIFEST_FILE, options_as_text(config, **fingerprints)
+    masks = MergeMaskConfig if isinstance(config, MergeConfig) else MaskConfig
+    left_out = [field.name for field in fields(masks)]  # the IoU types say whether masks are evaluated
+    file, current = config.out / MANIFEST_FILE, options_as_text(config, left_out=left_out, **fingerprints)
     if file.exists() and not config.overwrite:
         # Folders without a protocol are from the time when LVIS's was the only one.
         refuse_changes(config.out, {"protocol": "federated"} | _read(file), current)

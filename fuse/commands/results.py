@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from extract.utils.distributed import is_main_process
 from fuse.commands.config import EvaluateConfig, MergeConfig
 from fuse.commands.datasets import resolve_annotations
-from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
+from fuse.commands.inputs import load_classes, load_results, open_val_cache, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import files_fingerprint, new_manifest
+from fuse.commands.masks import PaintedMasks
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.merge import check_options, have_masks, merge_detections
 
+_LOG = logging.getLogger(__name__)
 MERGED = "merged"
 """Name of the row of the merged results."""
 
@@ -42,21 +48,58 @@ def merge_files(config: MergeConfig) -> None:
     }
     check_options(len(config.detections), max_detections=config.max_detections, **options)
     config = resolve_annotations(config)
+    painted = _painted_masks(config)
+    if not is_main_process():
+        return painted.assist() if painted else None
     classes = load_classes(config)
     annotations = with_categories(load_annotations(config.annotations, strict=config.strict), classes)
     results = load_results(config.detections, annotations)
-    config = resolve_iou_types(config, config.method == "nms" and have_masks(results), annotations)
+    if config.masks == "none":
+        results = {name: replace(one, rles=None) for name, one in results.items()}
+    config = resolve_iou_types(config, painted is not None or _have_masks(config, results), annotations)
+    if painted and "segm" not in config.iou_types:
+        painted.dismiss()
+        painted = None
     config = resolve_protocol(config, annotations)
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}
-    cap = None if config.fixed_ap else config.max_detections
-    merged = merge_detections(list(results.values()), sizes=sizes, max_detections=cap, progress=True, **options)
-    scope = _scope(annotations, merged)
+    options["max_detections"] = None if config.fixed_ap else config.max_detections
+    rows = _merged(results, painted, sizes=sizes, progress=True, **options)
+    scope = _scope(annotations, rows[MERGED])
     if not annotations["annotations"]:
-        write_unevaluated(config, manifest, merged, scope)
+        write_unevaluated(config, manifest, rows[MERGED], scope)
         return
-    tables = evaluate_all(config, annotations, {**results, MERGED: merged}, classes)
-    write_results(config, manifest, tables, scope, Comparison(next(iter(results)), MERGED), merged)
+    tables = evaluate_all(config, annotations, rows, classes)
+    write_results(config, manifest, tables, scope, Comparison(next(iter(results)), MERGED), rows[MERGED])
+
+
+def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **options: Any) -> dict[str, Detections]:
+    """Returns the results and, last, what `merge_detections` makes of them; paints the masks of those without."""
+    if painted and options["method"] == "nms":  # merged detections keep their masks
+        results = painted.attach(results)
+    rows = {**results, MERGED: merge_detections(list(results.values()), **options)}
+    if painted and options["method"] == "wbf":  # merged boxes are new
+        rows = painted.attach(rows)
+    return rows
+
+
+def _painted_masks(config: MergeConfig) -> PaintedMasks | None:
+    """Returns what paints the masks of results that have none; None if the options name no detector or want none."""
+    wanted = config.masks == "auto" and (not config.iou_types or "segm" in config.iou_types)
+    if config.detector is None or not wanted:
+        return None
+    return PaintedMasks(config.mask_config(), open_val_cache(str(config.cache)), config.annotations)
+
+
+def _have_masks(config: MergeConfig, results: Mapping[str, Detections]) -> bool:
+    """Returns whether the merged results will have the masks of their files; says how else to get some."""
+    if config.method == "nms" and have_masks(results):
+        return True
+    _LOG.info(
+        "no masks: boxes are evaluated; to paint masks, add --cache of a detector, --detector, --detector-weights, "
+        "--images and what else names it"
+    )
+    return False
 
 
 def _scope(annotations: EvaluationDataset, detections: Detections) -> str:

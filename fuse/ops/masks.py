@@ -1,4 +1,4 @@
-"""Pastes class-agnostic mask probabilities into the image and encodes them as COCO RLE, in one pass.
+"""Encodes masks as COCO RLE: class-agnostic mask probabilities, pasted in the same pass, and masks of the image's size.
 
 Pasting is that of detectron2 and mmdetection: a pixel is foreground if the probability at its centre, interpolated
 bilinearly over the box with zeros around it, is at least 0.5. Only pixels whose centre is in the box can be
@@ -42,9 +42,31 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
     if not np.isfinite(boxes).all():
         raise ValueError("boxes contain NaN or infinity")
     codes, ends = _encode(masks, boxes, height, width)
+    return _records(codes, ends, height, width)
+
+
+def encode_bitmaps(masks: np.ndarray) -> list[dict]:
+    """Returns masks of the image's size as compressed COCO RLE, as `pycocotools.mask.encode` does.
+
+    Args:
+        masks: (N, H, W) bool.
+
+    Returns:
+        N records `{"size": [H, W], "counts": str}`.
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    if masks.dtype != bool or masks.ndim != 3:
+        raise ValueError(f"masks are {masks.dtype} {masks.shape}, expected bool (N, H, W)")
+    codes, ends = _encode_bitmaps(np.ascontiguousarray(masks).view(np.uint8))
+    return _records(codes, ends, *masks.shape[1:])
+
+
+def _records(codes: np.ndarray, ends: np.ndarray, height: int, width: int) -> list[dict]:
+    """Returns the records of masks whose concatenated strings are `codes` uint8 and end at `ends` (N,) int64."""
     text = codes.tobytes().decode("ascii")
-    spans = pairwise([0, *ends.tolist()])
-    return [{"size": [height, width], "counts": text[start:end]} for start, end in spans]
+    return [{"size": [height, width], "counts": text[start:end]} for start, end in pairwise([0, *ends.tolist()])]
 
 
 @cached_njit
@@ -54,14 +76,68 @@ def _encode(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> tu
     text, length = np.empty(256 * len(masks), np.uint8), 0
     for i in range(len(masks)):
         count = _paste_runs(masks[i], boxes[i], height, width, runs)
-        if text.size < length + count * MAX_RUN_CHARS:
-            longer = np.empty(2 * (length + count * MAX_RUN_CHARS), np.uint8)
-            for j in range(length):  # a slice takes Numba seconds to compile
-                longer[j] = text[j]
-            text = longer
+        text = _with_room(text, length, count * MAX_RUN_CHARS)
         length += _compress(runs, count, text[length:])
         ends[i] = length
     return text[:length], ends
+
+
+@cached_njit
+def _encode_bitmaps(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `_encode` returns, of (N, H, W) uint8 masks of 0 and 1."""
+    height, width = masks.shape[1:]
+    runs, ends = np.empty(height * width + 2, np.int64), np.empty(len(masks), np.int64)
+    text, length = np.empty(256 * len(masks), np.uint8), 0
+    for i in range(len(masks)):
+        count = _bitmap_runs(masks[i], runs)
+        text = _with_room(text, length, count * MAX_RUN_CHARS)
+        length += _compress(runs, count, text[length:])
+        ends[i] = length
+    return text[:length], ends
+
+
+@numba.njit(nogil=True)
+def _with_room(text: np.ndarray, length: int, more: int) -> np.ndarray:
+    """Returns `text`, or a longer copy of its first `length` characters if it has no room for `more`."""
+    if text.size >= length + more:
+        return text
+    longer = np.empty(2 * (length + more), np.uint8)
+    for j in range(length):  # a slice takes Numba seconds to compile
+        longer[j] = text[j]
+    return longer
+
+
+@numba.njit(nogil=True)
+def _bitmap_runs(mask: np.ndarray, runs: np.ndarray) -> int:
+    """Writes the run lengths of a mask (H, W) uint8 to `runs`, as `_paste_runs` does. Returns their number."""
+    height, width = mask.shape
+    columns = np.zeros(width, np.uint8)
+    top, bottom = height, -1
+    for y in range(height):  # along the rows, which are contiguous, so that the slow pass below sees few pixels
+        row = np.uint8(0)
+        for x in range(width):
+            row |= mask[y, x]
+            columns[x] |= mask[y, x]
+        if row:
+            top, bottom = min(top, y), y
+    count, start, inside = 0, 0, False
+    for x in range(width):
+        if not columns[x]:
+            if inside:  # the column before was foreground to its last pixel
+                runs[count] = x * height - start
+                count, start, inside = count + 1, x * height, False
+            continue
+        for y in range(top if not inside else 0, bottom + 1):
+            if (mask[y, x] != 0) != inside:
+                runs[count] = x * height + y - start
+                count, start, inside = count + 1, x * height + y, not inside
+        if inside and bottom < height - 1:
+            runs[count] = x * height + bottom + 1 - start
+            count, start, inside = count + 1, x * height + bottom + 1, False
+    if start < height * width:
+        runs[count] = height * width - start
+        count += 1
+    return count
 
 
 @numba.njit(nogil=True)

@@ -108,11 +108,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "many classes": AGNOSTIC | {"MODEL.ROI_HEADS.NUM_CLASSES": 1230, "MODEL.MASK_ON": False},
 }
 """Kind of detector → its options besides `SMALL`."""
+SPECIFIC_MASKS = {"MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": False}
 TINY_KINDS = {
-    "cascade": {"MODEL.ROI_HEADS.NAME": "CascadeROIHeads"},
-    "sigmoid": {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True},
+    "cascade": KINDS["cascade"],
+    "cascade, class-specific masks": KINDS["cascade"] | SPECIFIC_MASKS,
+    "sigmoid": AGNOSTIC | {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True},
+    "class-specific": FPN,
+    "boxes without area": FPN | {"MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [0.5] * 4},
+    "c4, class-specific masks": KINDS["c4"] | SPECIFIC_MASKS,
 }
-"""Kind of detector for the tiny dataset → its options besides `SMALL` and `AGNOSTIC`."""
+"""Kind of detector for the tiny dataset → its options besides `SMALL`."""
 LAZY = """
 from pathlib import Path
 import detectron2
@@ -238,7 +243,7 @@ def write_reference(kind: str, folder: Path, **options: Any) -> Reference:
 def tiny_spec(kind: str, folder: Path, classes: int) -> DetectorSpec:
     """Writes weights and config of a detector that needs no project, for the tiny dataset's images."""
     size = {"INPUT.MIN_SIZE_TEST": 112, "INPUT.MAX_SIZE_TEST": 168}
-    options = SMALL | AGNOSTIC | TINY_KINDS[kind] | size | {"MODEL.ROI_HEADS.NUM_CLASSES": classes}
+    options = SMALL | TINY_KINDS[kind] | size | {"MODEL.ROI_HEADS.NUM_CLASSES": classes}
     cfg = get_cfg()
     cfg.merge_from_list([part for pair in options.items() for part in pair])
     weights = save_weights(lambda: build_model(cfg), folder)

@@ -75,12 +75,12 @@ def cascade(classes: int = CLASSES, agnostic: bool = True, **box_head: Any) -> C
     return _two_stage(roi_head, "CascadeRCNN", [_train_cfg(iou) for iou in (0.5, 0.6, 0.7)])
 
 
-def hybrid(classes: int = CLASSES, semantic: bool = True) -> Config:
+def hybrid(classes: int = CLASSES, semantic: bool = True, agnostic: bool = True) -> Config:
     """A config of Hybrid Task Cascade, with or without its semantic branch."""
-    config = cascade(classes)
+    config = cascade(classes, agnostic)
     roi_head = config["model"]["roi_head"]
     roi_head["type"], config["model"]["type"] = "HybridTaskCascadeRoIHead", "HybridTaskCascade"
-    roi_head["mask_head"] = [_mask_head(classes, type="HTCMaskHead", with_conv_res=bool(i)) for i in range(3)]
+    roi_head["mask_head"] = [_mask_head(classes, agnostic, type="HTCMaskHead", with_conv_res=bool(i)) for i in range(3)]
     if semantic:
         roi_head["semantic_roi_extractor"] = _roi_extractor(14, [8])
         roi_head["semantic_head"] = {

@@ -1,0 +1,227 @@
+"""Masks after detection: a detector paints each pair of a box and a class once, into a store beside the cache.
+
+With one mask per class, a cache would hold a thousand masks of each RoI, of which few are ever detected. So detections
+come first, from the cache; then the detector runs once more over the images and predicts the masks of the boxes and
+classes that were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from itertools import tee
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from extract.cache.mask_store import BoxClassPairs, MaskStore
+from extract.cache.reader import RoICache
+from extract.data.annotations import Annotations
+from extract.data.image_files import find_image
+from extract.data.images import SizedReader, flip_boxes
+from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of, select_no_proposals
+from extract.utils.distributed import Coordinator, is_main_process
+from extract.utils.prefetch import available_cpus, prefetch
+from fuse.detections import Detections, positions_by_image
+from fuse.ops.masks import encode_bitmaps
+
+PAIRS_AT_ONCE = 64
+"""Masks that the detector predicts at a time: at the image's size, and in torchvision as floats, they are large."""
+READERS, IMAGES_AHEAD = 4, 8
+"""Threads that read images, and images that they read ahead."""
+MAX_ENCODERS = 4
+"""Threads that encode masks. Each holds `PAIRS_AT_ONCE` masks."""
+SAME_BOX, SAME_SHARE = 2.0, 0.5
+"""The detector is the cache's if it proposes at least this share of the cache's boxes, each to within these pixels."""
+
+
+class PaintedBlock(NamedTuple):
+    """Pairs of the images of one block, and the counts of their masks in compressed COCO RLE."""
+
+    block: int
+    pairs: BoxClassPairs
+    counts: list[str]
+
+
+class _Job(NamedTuple):
+    """The pairs to paint in one image: `positions` among those of its block, whose counts `painted` collects."""
+
+    painted: PaintedBlock
+    positions: np.ndarray
+
+    @property
+    def image_id(self) -> int:
+        return int(self.painted.pairs.image_ids[self.positions[0]])
+
+
+class MaskPainter:
+    """A detector that paints masks in the images of a cache."""
+
+    def __init__(self, detector: Detector, cache: RoICache, annotations: Annotations, folder: Path) -> None:
+        """
+        Args:
+            detector: the one that made the cache.
+            cache: a val cache.
+            annotations: of the cache's images, for the names of their files.
+            folder: of the images.
+
+        Raises ValueError if the annotations lack an image of the cache.
+        """
+        self._detector, self._cache, self._folder = detector, cache, folder
+        self._read = SizedReader(reader_of(detector))
+        self._category_ids = cache.classes["category_id"].to_numpy(np.int64)
+        self._images = cache.images.set_index("image_id")
+        self._names = dict(zip(annotations.image_ids.tolist(), annotations.file_names, strict=True))
+        missing = set(self._images.index) - self._names.keys()
+        if missing:
+            raise ValueError(
+                f"{annotations.path}: lacks {len(missing)} images of {cache.url}, image {min(missing)} first"
+            )
+
+    def check(self) -> None:
+        """Runs the detector on one image of the cache.
+
+        Raises FileNotFoundError or ValueError if the image cannot be read, if the detector predicts no masks, or if it
+        does not propose the boxes in the cache, as with other weights, another input size or other images.
+        """
+        rois = self._cache.image_at(int(np.argmax(self._cache.images["roi_count"])), ())
+        output = self._detector.forward([self._load(rois.image_id)], "logits")
+        if self._predict(output, np.empty((0, 4), np.float32), np.empty(0, np.int64)) is None:
+            raise ValueError(f"detector {self._detector.description['name']} predicts no masks; use --masks none")
+        found = output.rois[0].proposals[:, 0]
+        found = flip_boxes(found, rois.width) if rois.flipped else found
+        distance = np.abs(rois.proposals[:, :1] - found).max(2).min(1, initial=np.inf)
+        share = (distance < SAME_BOX).mean() if len(rois) else 1.0
+        if share < SAME_SHARE:
+            raise ValueError(
+                f"{self._cache.url}: image {rois.image_id}: the detector proposes {share:.0%} of the boxes in the "
+                "cache, expected almost all: its weights, its options or the images are not those of the cache"
+            )
+
+    def paint(self, blocks: Iterable[tuple[int, BoxClassPairs]]) -> Iterator[PaintedBlock]:
+        """Yields each block with its masks; threads read images ahead and encode masks.
+
+        Args:
+            blocks: of `MaskStore.by_block`; consumed a few images ahead.
+
+        Raises FileNotFoundError or ValueError naming an image that cannot be read.
+        """
+        jobs, upcoming = tee(job for block in blocks for job in _jobs(*block))
+        encoders = min(available_cpus(), MAX_ENCODERS)
+        with (
+            closing(
+                prefetch(self._load, (j.image_id for j in upcoming), threads=READERS, depth=IMAGES_AHEAD)
+            ) as images,
+            closing(prefetch(_encode, self._chunks(jobs, images), threads=encoders, depth=encoders)) as encoded,
+        ):
+            for painted, index, counts in encoded:
+                for i, text in zip(index.tolist(), counts, strict=True):
+                    painted.counts[i] = text
+                if all(painted.counts):
+                    yield painted
+
+    def _chunks(
+        self, jobs: Iterator[_Job], images: Iterator[Image]
+    ) -> Iterator[tuple[PaintedBlock, np.ndarray, np.ndarray]]:
+        """Yields blocks, indices of some of their pairs, all of one image, and the masks (P, H, W) bool of these."""
+        for job, image in zip(jobs, images, strict=False):
+            output, flipped = (
+                self._detector.forward([image], "logits", select_no_proposals),
+                self._flipped(job.image_id),
+            )
+            by_class = job.positions[np.argsort(job.painted.pairs.category_ids[job.positions], kind="stable")]
+            for first in range(0, len(by_class), PAIRS_AT_ONCE):
+                index = by_class[first : first + PAIRS_AT_ONCE]  # of few classes, which is all that mask heads compute
+                pairs = job.painted.pairs.take(index)
+                boxes = flip_boxes(pairs.boxes, image.pixels.shape[1]) if flipped else pairs.boxes
+                masks = self._predict(output, boxes, np.searchsorted(self._category_ids, pairs.category_ids))
+                assert masks is not None, "check() refuses a detector without masks"
+                yield job.painted, index, masks[:, :, ::-1] if flipped else masks
+
+    def _predict(self, output: ForwardOutput, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Returns the framework's masks (P, H, W) bool of boxes (P, 4) and classes (P,), None without a mask head."""
+        numbers = np.arange(len(labels), dtype=np.float32)  # as scores: detectron2 leaves out boxes without area
+        (result,) = output.to_framework([ImageDetections(boxes.copy(), labels.astype(np.int64), numbers)])
+        found, masks = self._detector.to_arrays(result)
+        if masks is None or len(masks) == len(labels):
+            return masks
+        every = np.zeros((len(labels), *masks.shape[1:]), bool)
+        every[found.scores.astype(np.int64)] = masks
+        return every
+
+    def _load(self, image_id: int) -> Image:
+        """Reads an image, flipped if it is in the cache."""
+        height, width = self._images.loc[image_id, ["height", "width"]].astype(int)
+        pixels = self._read(find_image(self._folder, self._names[image_id]), (height, width))
+        return Image(image_id, pixels[:, ::-1] if self._flipped(image_id) else pixels)
+
+    def _flipped(self, image_id: int) -> bool:
+        return bool(self._images.at[image_id, "flipped"])
+
+
+def paint_pairs(store: MaskStore, pairs: BoxClassPairs, painter: MaskPainter, coordinator: Coordinator) -> None:
+    """Paints pairs and adds their masks to the store, block by block.
+
+    All processes that torchrun starts call it with the same pairs, and share the blocks. Rank 0 shows the progress.
+    """
+    images = len(np.unique(pairs.image_ids))
+    hidden = None if is_main_process() else True
+    with tqdm(total=images, desc="paint masks", unit="image", disable=hidden) as bar:
+        for painted in painter.paint(coordinator.work_queue(list(store.by_block(pairs)))):
+            store.write(*painted)
+            finished = coordinator.add_finished(len(np.unique(painted.pairs.image_ids)))
+            bar.update(finished - bar.n)
+    coordinator.barrier()
+    store.refresh()
+
+
+def distinct_pairs(detections: Iterable[Detections]) -> BoxClassPairs:
+    """Returns the pairs of all detections, each once, images by ascending id."""
+    none = BoxClassPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4), np.float32))
+    every = BoxClassPairs(*map(np.concatenate, zip(none, *map(_pairs, detections), strict=True)))
+    first: list[int] = []
+    for index in positions_by_image(every.image_ids):
+        backwards = index[::-1]  # of equal keys a dict keeps the last
+        first += sorted(dict(zip(every.take(backwards).keys(), backwards.tolist(), strict=True)).values())
+    return every.take(np.array(first, np.int64))
+
+
+def with_masks(store: MaskStore, detections: Mapping[str, Detections], pairs: BoxClassPairs) -> dict[str, Detections]:
+    """Returns rows of detections with the masks in the store; rows share equal masks.
+
+    Args:
+        store: with a mask of every pair.
+        detections: rows by name.
+        pairs: `distinct_pairs` of the rows.
+    """
+    rles = {name: np.empty(len(one), object) for name, one in detections.items()}
+    positions = {
+        name: {int(one.image_ids[index[0]]): index for index in positions_by_image(one.image_ids)}
+        for name, one in detections.items()
+    }
+    for block, part in store.by_block(pairs):
+        masks = store.read(block)
+        for image_id in np.unique(part.image_ids).tolist():
+            for name, one in detections.items():
+                index = positions[name].get(image_id, np.empty(0, np.int64))
+                rles[name][index] = [masks[image_id][key] for key in _pairs(one).take(index).keys()]
+    return {name: replace(one, rles=rles[name].tolist()) for name, one in detections.items()}
+
+
+def _pairs(detections: Detections) -> BoxClassPairs:
+    return BoxClassPairs(detections.image_ids, detections.category_ids, detections.boxes)
+
+
+def _jobs(block: int, pairs: BoxClassPairs) -> Iterator[_Job]:
+    """Yields the work of each image of a block."""
+    painted = PaintedBlock(block, pairs, [""] * len(pairs.image_ids))
+    return (_Job(painted, index) for index in positions_by_image(pairs.image_ids))
+
+
+def _encode(chunk: tuple[PaintedBlock, np.ndarray, np.ndarray]) -> tuple[PaintedBlock, np.ndarray, list[str]]:
+    """Replaces the masks of a chunk by their counts."""
+    painted, index, masks = chunk
+    return painted, index, [rle["counts"] for rle in encode_bitmaps(masks)]
