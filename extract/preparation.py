@@ -134,7 +134,9 @@ def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
     if config.split == "val" and train_annotations.sha256 == extractor.annotations.sha256:
         log.warning("training counts are taken from %s itself, the file evaluated on", train_annotations.path)
     if config.split == "val" and config.masks is None and not extractor.with_masks:
-        log.warning("no masks are kept: the detector has none that are class-agnostic; fuse paints masks with --detector, or evaluates boxes")
+        log.warning(
+            "no masks are kept: the detector has none that are class-agnostic; fuse paints masks with --detector, or evaluates boxes"
+        )
 
 
 def _log_kind(annotations: Annotations) -> None:

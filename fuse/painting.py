@@ -20,6 +20,7 @@ from tqdm import tqdm
 from extract.cache.mask_store import BoxClassPairs, MaskStore
 from extract.cache.reader import RoICache
 from extract.data.annotations import Annotations
+from extract.data.class_map import ClassMap
 from extract.data.image_files import find_image
 from extract.data.images import SizedReader, flip_boxes
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of, select_no_proposals
@@ -72,6 +73,8 @@ class MaskPainter:
         """
         self._detector, self._cache, self._folder = detector, cache, folder
         self._read = SizedReader(reader_of(detector))
+        class_map = ClassMap.from_description(cache.detector)
+        self._has_class = class_map.has_output if class_map else np.ones(cache.num_classes, bool)
         self._category_ids = cache.classes["category_id"].to_numpy(np.int64)
         self._images = cache.images.set_index("image_id")
         self._names = dict(zip(annotations.image_ids.tolist(), annotations.file_names, strict=True))
@@ -142,9 +145,13 @@ class MaskPainter:
                 yield job.painted, index, masks[:, :, ::-1] if flipped else masks
 
     def _predict(self, output: ForwardOutput, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Returns the framework's masks (P, H, W) bool of boxes (P, 4) and classes (P,), None without a mask head."""
-        numbers = np.arange(len(labels), dtype=np.float32)  # as scores: detectron2 leaves out boxes without area
-        (result,) = output.to_framework([ImageDetections(boxes.copy(), labels.astype(np.int64), numbers)])
+        """Returns the framework's masks (P, H, W) bool of boxes (P, 4) and classes (P,), None without a mask head.
+
+        Masks of classes that the detector does not have, which only an oracle detects, are empty.
+        """
+        known = np.flatnonzero(self._has_class[labels])
+        numbers = known.astype(np.float32)  # as scores, because detectron2 leaves out boxes without area
+        (result,) = output.to_framework([ImageDetections(boxes[known], labels[known].astype(np.int64), numbers)])
         found, masks = self._detector.to_arrays(result)
         if masks is None or len(masks) == len(labels):
             return masks
