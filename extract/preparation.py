@@ -135,7 +135,8 @@ def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
         log.warning("training counts are taken from %s itself, the file evaluated on", train_annotations.path)
     if config.split == "val" and config.masks is None and not extractor.with_masks:
         log.warning(
-            "no masks are kept: the detector has none that are class-agnostic; fuse paints masks with --detector, or evaluates boxes"
+            "no masks are kept: the detector has none that are class-agnostic; "
+            "fuse paints masks with --detector, or evaluates boxes"
         )
 
 
