@@ -17,6 +17,7 @@ import extract
 import fuse
 from benchmarks import mmcv_ext
 from extract.data.decoding import decode_unturned
+from extract.data.images import SizedReader
 from extract.detectors import load_detector
 from extract.detectors.base import Image, reader_of
 from tests.image_kinds import ORIENTATION, colours, write_kinds
@@ -60,6 +61,20 @@ def test_detectron2(kinds, detectron2_detector):
     read = reader_of(detectron2_detector)
     for name, path in kinds.items():
         np.testing.assert_array_equal(read(path), read_image(str(path), "BGR")[:, :, ::-1], name)
+
+
+def test_clipped_grey_is_reported_once(kinds, detectron2_detector, caplog):
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        SizedReader(image_reader({"type": "LoadImageFromFile"}))(kinds["deep.png"], None)
+    for name in ("bit.png", "colour.png"):
+        SizedReader(detectron2_detector.read_image)(kinds[name], None)
+    assert not caplog.records
+    for name, kind in (("deep.png", 100), ("deep.tif", 100), ("fractions.tif", 100)):
+        caplog.clear()
+        read = SizedReader(detectron2_detector.read_image)
+        read(kinds[name], None), read(kinds[name], None)
+        (record,) = caplog.records
+        assert f"{name}: {kind}% of the pixels are 0 or 255, because the reader of the detector's" in record.message
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)

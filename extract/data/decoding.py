@@ -81,6 +81,15 @@ def naming_image(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: not a readable image: {reason}") from None
 
 
+def is_deep(path: Path) -> bool:
+    """Returns whether a file that PIL can open has grey values of more than 8 bits: 16 bits, integers or floats."""
+    try:
+        with PILImage.open(path) as image:
+            return image.mode in ("I", "F") or image.mode.startswith("I;16")
+    except (OSError, ValueError):
+        return False
+
+
 def read_orientation(path: Path) -> Orientation:
     """Reads a file's EXIF orientation. Raises as `naming_image` does."""
     with naming_image(path), PILImage.open(path) as image:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.data.decoding import ImageReader, decode_image, read_orientation, turn
+from extract.data.decoding import ImageReader, decode_image, is_deep, read_orientation, turn
 from extract.data.image_files import find_image
 from extract.rois import RoIs
 
 log = logging.getLogger(__name__)
+MAX_CLIPPED = 0.9
+"""Share of the pixels."""
 
 
 class SizedReader:
@@ -23,12 +25,13 @@ class SizedReader:
 
     Annotations are made on turned or on unturned images, and their size tells which. Where an image of a framework's
     reader has height and width exchanged, and its file an EXIF orientation that does so, the image is turned as the
-    annotations have it. The first such image is logged.
+    annotations have it. The first such image is logged; so is a first image of deep grey of which the reader leaves
+    only black and white.
     """
 
     def __init__(self, reader: ImageReader = decode_image) -> None:
         self._reader = reader
-        self._count = itertools.count()  # threads share it
+        self._read, self._turned = itertools.count(), itertools.count()  # threads share them
 
     def __call__(self, path: Path, size: tuple[int, int] | None) -> np.ndarray:
         """Reads an image, (H, W, 3) uint8 RGB or as the reader returns it.
@@ -37,6 +40,8 @@ class SizedReader:
         or of another size.
         """
         pixels = self._reader(path)
+        if next(self._read) == 0:
+            _log_if_clipped(path, pixels)
         if size is None or pixels.shape[:2] == size:
             return pixels
         if pixels.shape[:2] == size[::-1]:
@@ -50,7 +55,7 @@ class SizedReader:
         )
 
     def _log_first(self, path: Path, size: tuple[int, int], orientation: int, back: bool) -> None:
-        if next(self._count) == 0:
+        if next(self._turned) == 0:
             log.warning(
                 "%s and images like it are %s by their EXIF orientation (%d), unlike the detector's framework reads "
                 "them: the annotations' size, %d×%d, is of the image %s",
@@ -61,6 +66,17 @@ class SizedReader:
                 size[0],
                 "as it is stored" if back else "turned upright",
             )
+
+
+def _log_if_clipped(path: Path, pixels: np.ndarray) -> None:
+    clipped = float(np.isin(pixels, (0, 255)).mean())
+    if clipped > MAX_CLIPPED and is_deep(path):
+        log.warning(
+            "%s: %.0f%% of the pixels are 0 or 255, because the reader of the detector's framework clips grey of more "
+            "than 8 bits",
+            path,
+            100 * clipped,
+        )
 
 
 def read_image(
