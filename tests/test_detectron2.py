@@ -460,7 +460,16 @@ def test_datasets_by_name(tiny, tiny_cascade, tmp_path):
             "--config-file",
         ]
         predicted += [tiny_cascade.spec.config_file, "--method", "norcal", "--fit-cache", tmp_path / "cache"]
-        predicted += ["--device", "cpu", "--out", tmp_path / "predicted", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.6"]
+        predicted += [
+            "--device",
+            "cpu",
+            "--max-detections",
+            "20",
+            "--out",
+            tmp_path / "predicted",
+            "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+            "0.6",
+        ]
         assert fuse.__main__.main(list(map(str, predicted))) == 0
         results = json.loads((tmp_path / "predicted" / "predictions.json").read_text())
         assert {r["image_id"] for r in results} <= set(read_annotations(tiny.data / "val.json").image_ids)
