@@ -83,3 +83,9 @@ def test_no_match(tmp_path):
         ValueError, match="a.json names none of the 1 images, such as other.jpg; it names such as x/1.jpg"
     ):
         match_annotations(find_images([folder], tmp_path), a)
+
+
+def test_a_name_that_may_be_of_several_images_is_none(tmp_path):
+    a = annotations(tmp_path, {"file_name": "x/1.jpg"}, {"file_name": "y/1.jpg"}, {"file_name": "2.jpg"})
+    folder = files(tmp_path / "images", "1.jpg", "2.jpg")
+    assert ids(match_annotations(find_images([folder], tmp_path), a)) == {"2.jpg": 3}
