@@ -22,6 +22,8 @@ from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector
 from extract.detectors.base import Image, ImageDetections
+from extract.detectors.mmdet_weights import convert_names
+from extract.detectors.weights import load_weights
 from extract.matching import GroundTruth, match
 from extract.verify import LOGIT_TOLERANCE, worst_logit_error
 from fuse import class_nms
@@ -40,6 +42,7 @@ with warnings.catch_warnings():
     pytest.importorskip("mmcv")
     mmcv_ext.install()
     pytest.importorskip("mmdet")
+    from mmcv.ops import ModulatedDeformConv2dPack
     from mmdet.models.layers import multiclass_nms
     from mmengine.structures import InstanceData
 
@@ -207,6 +210,20 @@ def test_checkpoints_of_training(specs, tmp_path, caplog):
         assert found["tensors_sha256"] == expected
     assert "not those under ema_state_dict" in caplog.text
     assert f"{len(twins)} of {len(state) + len(twins)} tensors are left out" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_offsets_of_deformable_convolutions_of_mmdetection_1(prefix, tmp_path):
+    model = nn.ModuleDict({"layer": nn.ModuleDict({"conv2": ModulatedDeformConv2dPack(4, 4, 3)})})
+    state = {key: torch.rand_like(value) for key, value in model.state_dict().items()}
+    old = {prefix + key.replace("conv2.conv_offset", "conv2_offset"): value for key, value in state.items()}
+    assert f"{prefix}layer.conv2_offset.weight" in old
+    for content in (old, {"meta": {}, "state_dict": old}):
+        torch.save(content, tmp_path / "old.pth")
+        load_weights(model, tmp_path / "old.pth", convert_names)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    torch.save(state, tmp_path / "new.pth")
+    load_weights(model, tmp_path / "new.pth", convert_names)
 
 
 def test_a_semantic_branch_that_the_config_lacks_is_left_out(specs, caplog):

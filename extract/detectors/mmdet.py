@@ -45,6 +45,7 @@ from extract.detectors.mmdet_images import swap_colours
 from extract.detectors.mmdet_output import MmdetOutput
 from extract.detectors.mmdet_roi_head import BatchFeatures
 from extract.detectors.mmdet_stages import layers_after_convolutions, run_stages, stage_fc_layers
+from extract.detectors.mmdet_weights import convert_names
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
 
@@ -64,7 +65,7 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
         detector = MmdetDetector(*build(config), name=spec.config_file.stem, config_sha256=config_sha256(config))
     except Exception as error:  # constructors may raise anything
         raise ValueError(f"{spec.config_file}: {one_line(error)}") from error
-    loaded = load_weights(detector.model, spec.weights)
+    loaded = load_weights(detector.model, spec.weights, convert_names)
     detector.description |= loaded.identity
     detector.dataset_meta = dataset_meta(loaded.meta)
     names = detector.dataset_meta, spec.weights, config, spec.config_file
