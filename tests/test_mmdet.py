@@ -506,7 +506,8 @@ def test_wrong_files_and_options(specs, tmp_path):
     assert_one_line(into_list, "bbox_head.x.y=1', expected KEY=VALUE of")
     assert_one_line(replace(spec, detector_options=("model.test_cfg.rcnn=3",)), str(spec.config_file), "'nms'")
     other = replace(spec, weights=specs("cascade").weights)
-    assert_one_line(other, str(other.weights), "weights of another model: has roi_head.bbox_head.0")
+    lacks, has = "weights of another model: lacks roi_head.bbox_head.fc_cls.weight", "; has roi_head.bbox_head.0"
+    assert_one_line(other, str(other.weights), lacks, has)
 
 
 def test_a_loss_whose_scores_do_not_sum_to_one_is_refused(tmp_path):
