@@ -67,7 +67,7 @@ def test_real_lvis():
         (lambda c: c["annotations"][0].update(category_id=99), "annotation 1: category_id 99 is not in the file"),
         (lambda c: c["annotations"][0].update(image_id=99), "annotation 1: image_id 99 is not in the file"),
         (lambda c: c["annotations"][0].update(bbox=[10, 5, 20]), r"bbox is \[10, 5, 20\], expected four numbers"),
-        (lambda c: c["annotations"].append(c["annotations"][0]), "annotations: id 1 occurs more than once"),
+        (lambda c: c["annotations"][1].update(id=1), "annotations: id 1 occurs more than once"),
         (lambda c: c["images"].append(c["images"][0]), "images: id 7 occurs more than once"),
         (lambda c: c["categories"][1].pop("name"), "category 4: missing required field `name`"),
         (lambda c: c["categories"][1].update(frequency="x"), "frequency 'x', expected 'r', 'c' or 'f'"),

@@ -250,6 +250,17 @@ def test_names_and_files_that_occur_twice(tmp_path, caplog):
     ]
 
 
+def test_an_annotation_that_is_there_twice_counts_once(tmp_path, caplog):
+    expected = read_annotations(write(tmp_path, GOOD)), load_annotations(tmp_path / "a.json")
+    content = copy.deepcopy(GOOD)
+    content["annotations"] += content["annotations"][:2]
+    path = write(tmp_path, content)
+    assert_same(read_annotations(path), expected[0])
+    assert load_annotations(path) == expected[1]
+    line = f"{path}: 2 of 5 annotations are the same again and are left out, such as annotation 1"
+    assert warnings_of(caplog) == [line, line]
+
+
 def test_files_without_annotations_are_read(tmp_path, caplog):
     for nothing in (..., None, []):
         content = {k: v for k, v in {**GOOD, "annotations": nothing}.items() if v is not ...}

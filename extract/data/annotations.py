@@ -23,6 +23,7 @@ from extract.data.records import (
     positions_of,
     read_bytes,
     unique_ids,
+    without_repeats,
 )
 from extract.data.repairs import AnnotationError, Repairs, totals_of
 
@@ -93,7 +94,8 @@ def read_annotations(path: str | Path, *, images: Path | None = None, strict: bo
     names = file_candidates(records)
     sizes = _sizes(records, names, images, repairs)
     _report_repeated_names(records, categories, names, repairs)
-    arrays = _annotation_arrays(content.annotations or [], image_ids, categories, sizes, repairs)
+    annotations = without_repeats(content.annotations or [], repairs)
+    arrays = _annotation_arrays(annotations, image_ids, categories, sizes, repairs)
     repairs.report(totals_of(len(records), len(categories), len(content.annotations or ())), strict)
     order = np.argsort(arrays["owner"], kind="stable")
     owner, labels = arrays["owner"][order], arrays["labels"][order]

@@ -139,6 +139,21 @@ def unique_ids(source: str, section: str, ids: list[int]) -> np.ndarray:
     return values
 
 
+def without_repeats(annotations: list[R], repairs: Repairs) -> list[R]:
+    """Returns the annotations without those that are the same again, id and all, and tells `repairs` of them."""
+    if len({a.id for a in annotations}) == len(annotations):
+        return annotations
+    first: dict[int, R] = {}
+    kept = []
+    for a in annotations:
+        # Texts are compared, since a missing area is NaN, which does not equal itself.
+        if first.setdefault(a.id, a) is not a and repr(first[a.id]) == repr(a):
+            repairs.add("annotations", "are the same again and are left out", f"annotation {a.id}")
+        else:
+            kept.append(a)
+    return kept
+
+
 def positions_of(source: str, annotations: Sequence[HasIds], field: str, known: np.ndarray) -> np.ndarray:
     """Returns (A,) int64, the positions of the annotations' ids in the ascending `known`.
 

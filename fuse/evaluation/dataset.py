@@ -20,6 +20,7 @@ from extract.data.records import (
     positions_of,
     read_bytes,
     unique_ids,
+    without_repeats,
 )
 from extract.data.repairs import AnnotationError, Repairs, totals_of
 from fuse.evaluation.segmentations import mask_area, usable_segmentation
@@ -99,7 +100,7 @@ def _load(source: str | os.PathLike | dict, sizes: Sizes, strict: bool) -> Evalu
     content = decode_records(
         source if isinstance(source, dict) else read_bytes(os.fspath(source)), AnnotationFile[ShapeRecord], repairs
     )
-    annotations = content.annotations or []
+    annotations = without_repeats(content.annotations or [], repairs)
     image_ids = unique_ids(name, "images", sorted(image.id for image in content.images))
     category_ids = unique_ids(name, "categories", sorted(category.id for category in content.categories))
     unique_ids(name, "annotations", sorted(annotation.id for annotation in annotations))
