@@ -65,7 +65,9 @@ class Extractor:
         self._lacking = class_map.missing if class_map else np.empty(0, np.int64)
         self.positions = np.arange(len(annotations.image_ids))
         if config.min_images_per_class is not None:
-            self.positions = class_balanced_images(annotations, config.min_images_per_class, config.seed)
+            unusable = np.isin(annotations.labels, self._lacking)
+            counted = replace(annotations, crowd=annotations.crowd | unusable)  # of which no class needs images
+            self.positions = class_balanced_images(counted, config.min_images_per_class, config.seed)
         if not len(self.positions):
             raise ValueError(f"{annotations.path}: no image has an annotation, so no class can be given images")
         self.num_blocks = num_blocks(len(self.positions))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,6 +113,21 @@ def test_the_same_command_finds_the_same_cache(setting, cache):
         extract.run(replace(setting.config, classes=None, class_order="id"))
 
 
+def shown_names(name: str, out: Path) -> list[str]:
+    """The names that torchvision and detectron2 show for the labels of an export, which has been loaded."""
+    if name == "torchvision":
+        model = importlib.import_module("fuse.plugins.torchvision").calibrated(
+            frameworks.torchvision_model(), out / "calibration.json"
+        )
+        return model.categories[1:]
+    from detectron2.config import get_cfg
+    from detectron2.data import MetadataCatalog
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(out / "model.yaml"))
+    return MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_an_export_detects_as_the_live_detector_in_the_detectors_own_order(setting, cache, fold, tmp_path):
     head, out = tmp_path / "head", tmp_path / "out"
@@ -137,7 +153,12 @@ def test_an_export_detects_as_the_live_detector_in_the_detectors_own_order(setti
     first = int(setting.name == "torchvision")
     assert [row["label"] for row in rows] == [*range(first, CLASSES + first)]
     assert [row["category_id"] for row in rows] == table["category_id"].iloc[list(CLASS_OF)].tolist()
-    assert [row["name"] for row in rows] == table["name"].iloc[list(CLASS_OF)].tolist()
+    names = table["name"].iloc[list(CLASS_OF)].tolist()
+    assert [row["name"] for row in rows] == names
+    if setting.name.startswith("mmdet"):
+        assert torch.load(out / "model.pth", weights_only=True)["meta"]["dataset_meta"]["classes"] == tuple(names)
+    elif not fold:
+        assert shown_names(setting.name, out) == names
 
 
 def test_a_program_takes_and_gives_the_detectors_own_order(setting, partial, tmp_path):
@@ -163,6 +184,10 @@ def test_classes_without_output_are_never_sampled_and_never_detected(setting, pa
     labels = partial.read("labels")
     assert not np.isin(labels, missing).any() and (labels[partial.read("is_gt")] == -1).any()
     assert np.isin(missing, calib.BiLevelSampler(partial).missing_classes).all()
+    annotations = read_annotations(setting.partial.annotations)
+    visited = np.isin(annotations.image_ids, partial.images["image_id"])
+    shown = [annotations.labels[annotations.image_slice(i)] for i in np.flatnonzero(visited)]
+    assert all(not np.isin(labels, missing).all() for labels in shown), "no image is visited for these classes alone"
     assert worst_logit_error(partial) < 5e-3
     rois = partial[0]
     assert not Original.from_description(partial.detector).scores(rois)[:, missing].any()
