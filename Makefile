@@ -41,12 +41,13 @@ tables:
 	$(MAKE) demo DETECTOR=rfs
 	$(MAKE) demo DETECTOR=cascade
 	$(MAKE) demo DETECTOR=htc
+	$(MAKE) demo DETECTOR=plain DATA=coco
 	$(EXTRACT) $(SPEC_plain) --split val --level logits --masks False \
 	    --train-annotations $(FOLDER)/train.json --annotations $(FOLDER)/val.json --images $(FOLDER)/val \
 	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.folding data/cascade
 	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
-	    htc=data/htc/sweep recall=data/plain/proposals.zarr
+	    htc=data/htc/sweep coco=data/plain-coco/sweep recall=data/plain/proposals.zarr
 
 # Time of live inference with and without calibration: a table of docs/results.md.
 live: $(VENV)/frameworks

@@ -49,6 +49,17 @@ def test_demo(data, tmp_path):
     assert seconds < 900, "five minutes on two idle cores; tests may run on busier ones"
 
 
+def test_demo_of_an_exhaustive_dataset(data, tmp_path):
+    metrics = run_demo("plain", tmp_path, "coco", DATA="coco", FOLDER=data)
+    plain, cat, oracle = (metrics.loc[name] for name in ("original@0.0", "rhead-cat", "props-gt"))
+    assert plain["AP(0,10)"] < 2 and oracle["AP(0,10)"] > 35
+    assert metrics.loc["original@0.05", "AP"] < plain["AP"] - 0.5
+    assert cat["AP(0,10)"] >= plain["AP(0,10)"] + 10
+    assert cat["AP"] >= plain["AP"] + 5
+    assert cat["AP[1000,-)"] > plain["AP[1000,-)"] - 0.5
+    assert {"APs", "APm", "AR@10"} <= set(metrics.columns)
+
+
 @pytest.mark.parametrize("detector", ["cascade", "htc"])
 def test_cascades(detector, data, tmp_path):
     """Tables 5 and 7: cascades of other frameworks, with tail bounds 10 and 100."""
