@@ -21,7 +21,7 @@ from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
 from extract.extractor import Extractor
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
-from extract.uses import describe_heads
+from extract.uses import describe_evaluation, describe_heads
 from extract.utils.identity import flatten, refuse_changes
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def prepare(config: Config) -> Job:
     _warn(extractor, train_annotations)
     _log_kind(annotations)
     log.info("%s", describe_heads(config.level, bool(detector.fc_layers(config.level)), detector.description))
+    if config.split == "train":  # of a val cache, `_warn` states it
+        log.info("%s", describe_evaluation(detector.has_masks))
     provenance = _provenance(config, annotations, train_annotations)
     header = Header(config.split, config.level, detector.stages, _description(detector, config.level), provenance)
     return Job(extractor, header, train_annotations.classes)

@@ -25,6 +25,13 @@ def trainable_head_types(level: str, has_fc_layers: bool) -> tuple[str, ...]:
     return ("linear",) if level == "embedding" else ()
 
 
+def describe_evaluation(has_masks: bool) -> str:
+    """Returns a line about the AP that a val cache gives; `has_masks` as of a `Detector`."""
+    if has_masks:
+        return "val caches of this detector hold masks: AP of boxes and masks"
+    return "val caches of this detector hold no masks: AP of boxes, and of masks if fuse paints them with the detector"
+
+
 def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any]) -> str:
     """Returns a line about the heads that a cache of a feature level trains, and what another level would.
 

@@ -133,6 +133,7 @@ def test_a_box_head_with_convolutions(tiny, tmp_path, caplog):
     cache = extract.run(config)
     stated = "feature level pooled behind the box head's convolutions trains --head-type 2fc_rand 3fc_rand linear 3fc"
     assert stated in caplog.text
+    assert "val caches of this detector hold no masks: AP of boxes, and of masks if fuse paints them" in caplog.text
     assert cache.fields["features"] == (1, 24, 7, 7) and cache.detector["pooled_after_convolutions"]
     assert 0 < worst_logit_error(cache) < 5e-3
     head = build_head(cache, "3fc_ft", 8, 0, {})

@@ -35,11 +35,14 @@ with warnings.catch_warnings():
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Default ``avg_non_ignore``:UserWarning"),  # of HTC's semantic branch
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),  # of a cascade's masks
 ]
 
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 CLASSES = 1230
+LOGIT_DEVIATION = 6.0
+"""So large that some of 1,231 scores are above 0.05, also where the logits of three stages are averaged."""
 DETECTORS = {
     "HTC X101-64x4d DCN, multi-scale": "htc/htc_x101-64x4d-dconv-c3-c5_fpn_ms-400-1400-16xb1-20e_coco.py",
     "cascade X101-32x4d DCN": "dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py",
@@ -72,7 +75,7 @@ def write_detector(name: str, folder: Path) -> DetectorSpec:
     """Writes random weights of a detector."""
     config = CONFIGS / DETECTORS[name]
     spec = DetectorSpec("mmdet", folder / "weights.pth", config, small_options(config), device="cpu")
-    write_weights(folder, init_model, str(config), cfg_options=parsed_options(spec))
+    write_weights(folder, init_model, str(config), cfg_options=parsed_options(spec), deviation=LOGIT_DEVIATION)
     return spec
 
 
@@ -121,7 +124,8 @@ def test_detectors_are_extracted_and_calibrated(name, lvis, tmp_path, caplog):
         caches[split] = extract.run(lvis.config(split, tmp_path / f"{split}.zarr", **options))
         assert caches[split].num_classes == CLASSES and worst_logit_error(caches[split]) < LOGIT_TOLERANCE
     assert "trains --head-type 2fc_rand 3fc_rand linear 3fc_ft" in caplog.text
-    head = calib.train_head(caches["train"], head_type="3fc_ft", steps=3, device="cpu")
+    # Random layers are no minimum: with a larger learning rate three steps lead far away.
+    head = calib.train_head(caches["train"], head_type="3fc_ft", steps=3, lr=1e-7, device="cpu")
     rois = caches["val"][0]
     own, calibrated = rois.logits.astype(np.float32), head.logits(rois)
     assert not np.array_equal(own, calibrated)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from benchmarks import mmcv_ext
 from extract.config import DetectorSpec
 from extract.detectors.base import Image
+from tests.exactness import make_images
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the frameworks about each other, at import
@@ -27,6 +29,7 @@ with warnings.catch_warnings():
     from mmengine.config import DictAction
 
     import extract.detectors.mmdet  # noqa: F401, imports more of mmdetection
+    from extract.detectors.mmdet_config import list_stages
 
 CLASSES, CHANNELS, STRIDES = 20, 32, [4, 8, 16]
 DELTAS = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4, "target_stds": [0.1, 0.1, 0.2, 0.2]}
@@ -174,8 +177,13 @@ def write_spec(folder: Path, config: Config) -> DetectorSpec:
     return DetectorSpec("mmdet", weights, path, device="cpu")
 
 
-def write_weights(folder: Path, build: Callable[..., nn.Module], *arguments: Any, **options: Any) -> Path:
-    """Writes random weights of the model that `build(…)` returns, whose scores and boxes differ from RoI to RoI."""
+def write_weights(
+    folder: Path, build: Callable[..., nn.Module], *arguments: Any, deviation: float | None = None, **options: Any
+) -> Path:
+    """Writes random weights of the model that `build(…)` returns, whose scores and boxes differ from RoI to RoI.
+
+    `deviation` scales the classifiers so that their logits have this standard deviation over the RoIs of an image.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = build(*arguments, **options)
@@ -189,8 +197,23 @@ def write_weights(folder: Path, build: Callable[..., nn.Module], *arguments: Any
                 nn.init.normal_(offsets, std=offsets[0].numel() ** -0.5)
             if hasattr(module, "conv_logits"):
                 nn.init.normal_(module.conv_logits.weight, std=0.3)
+    if deviation is not None:
+        for head in list_stages(model.roi_head.bbox_head):
+            head.fc_cls.register_forward_hook(functools.partial(_standardise, deviation=deviation))
+        infer(model, make_images((96, 144)))
     torch.save({"state_dict": model.state_dict()}, folder / "weights.pth")
     return folder / "weights.pth"
+
+
+@torch.no_grad()
+def _standardise(
+    layer: nn.Linear, inputs: tuple[torch.Tensor], outputs: torch.Tensor, deviation: float
+) -> torch.Tensor:
+    """Scales a layer so that its outputs have mean 0 and this standard deviation over the RoIs."""
+    scale = deviation / outputs.std(0).mean()
+    layer.bias.copy_((layer.bias - outputs.mean(0)) * scale)
+    layer.weight.mul_(scale)
+    return layer.forward(*inputs)
 
 
 def init_model(*args: Any, **options: Any) -> nn.Module:
