@@ -33,7 +33,7 @@ def cached_njit(function: Callable) -> Any:
     The folder is that of Numba's own cache: NUMBA_CACHE_DIR, `__pycache__` beside the module, or the user's cache
     folder, the first that can be written. Without any, each process compiles.
     """
-    dispatcher = numba.njit(nogil=True)(function)
+    dispatcher: Any = numba.njit(nogil=True)(function)
     try:
         dispatcher._cache = _KernelCache(function)
     except RuntimeError as error:
