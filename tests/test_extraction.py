@@ -360,6 +360,13 @@ def test_version_imports_no_framework():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def put_in_two_folders(content: dict) -> None:
+    """Gives the first two images one name in different folders."""
+    name = content["images"][0]["file_name"]
+    for i, image in enumerate(content["images"][:2]):
+        image["file_name"] = f"cam{i}/{name}"
+
+
 def change_json(tiny, tmp_path, change):
     content = json.loads((tiny.data / "val.json").read_text())
     change(content)
@@ -381,6 +388,14 @@ BAD_INPUT = {
         "no image has an annotation",
     ),
     "no images": (lambda t, p: {"images": p}, "has no "),
+    "a name in two folders": (
+        lambda t, p: change_json(t, p, put_in_two_folders),
+        r"has no cam0/(.*png); \1 may be of image \d+ or of image \d+ .cam1/\1.: give the folder",
+    ),
+    "anything to repair with --strict": (
+        lambda t, p: {**change_json(t, p, lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 9])), "strict": True},
+        "val.json: 1 of .* boxes have no area and are left out, such as annotation .*; --strict refuses this",
+    ),
     "no weights": (lambda t, p: {"weights": p / "no.pth"}, "no.pth: no such weights file"),
     "other classes": (
         lambda t, p: {"detector_options": ("num_classes=13",)},
