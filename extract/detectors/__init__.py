@@ -38,13 +38,15 @@ def registered_dataset(detector: str, name: str) -> tuple[Path, Path] | None:
 
 
 def catalog_dataset(path: Path, detector: str = "detectron2") -> tuple[Path, Path] | None:
-    """Returns `registered_dataset` of a path that is no file; None for a file, and without detectron2.
+    """Returns `registered_dataset` of a name that is no file; None for a path, and without detectron2.
+
+    detectron2 is imported only for what may be a name: one without folders and without suffix.
 
     Args:
         path: of an annotation file, or the name of a dataset in detectron2's catalog.
         detector: one of detectron2 has its project's datasets registered; others stand for detectron2 alone.
     """
-    if path.exists() or path.suffix == ".json":
+    if path.exists() or path.suffix or len(path.parts) > 1:
         return None
     try:
         return registered_dataset(detector if detector.split(":")[0] == "detectron2" else "detectron2", str(path))
