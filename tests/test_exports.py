@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import warnings
 from dataclasses import replace
 
@@ -44,36 +45,35 @@ def setting(request, tiny, tmp_path_factory):
 
 
 def loaded_by_the_framework(name: str, folder, spec):
-    """Detections as the framework's own entry point gives them, as a function of an RGB image."""
-    if name == "torchvision":
-        from fuse.plugins.torchvision import calibrated
-
-        model = calibrated(frameworks.torchvision_model(), folder / "calibration.json")
-        model.load_state_dict(torch.load(folder / "model.pth", weights_only=True))
-        return lambda pixels: model([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])[0]
-    if name.startswith("detectron2"):
-        from detectron2.config import get_cfg
-        from detectron2.engine import DefaultPredictor
-
-        import fuse.plugins.detectron2  # noqa: F401, the one import
-
-        cfg = get_cfg()
-        cfg.merge_from_file(str(folder / "model.yaml"))
-        cfg.MODEL.DEVICE = "cpu"
-        predictor = DefaultPredictor(cfg)
-        return lambda pixels: predictor(np.ascontiguousarray(pixels[..., ::-1]))
-    from mmdet.apis import inference_detector, init_detector
-
+    """Follows the lines that `export` prints; returns detections of an RGB image as the framework gives them."""
+    code = loading_code(name, folder, spec)
+    *loading, detection = code.strip().split("\n")
+    namespace = {}
     with warnings.catch_warnings(record=True):  # init_detector changes the filters, and warns of class names
-        model = init_detector(str(folder / "model.py"), str(folder / "model.pth"), device="cpu", palette="random")
-    return lambda pixels: inference_detector(model, np.ascontiguousarray(pixels[..., ::-1]))
+        exec("\n".join(loading), namespace)
+    result = next(variable for variable in ("detections", "outputs", "result") if variable in detection)
+
+    def detect(pixels):
+        bgr = np.ascontiguousarray(pixels[..., ::-1])
+        namespace["image"] = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 if name == "torchvision" else bgr
+        exec(detection, namespace)
+        return namespace[result]
+
+    return detect
+
+
+def loading_code(name: str, folder, spec) -> str:
+    plugin = importlib.import_module(f"fuse.plugins.{name.partition('-')[0]}")
+    return plugin.loading_code(spec, folder, "cpu")
 
 
 @pytest.mark.parametrize("kind", ["2fc_rand", "linear"])
-def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
+def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path, capsys):
     name, spec, heads, _ = setting
     out = tmp_path / "out"
     export(fuse.ExportConfig(**vars(spec), head=heads[kind], out=out, **OPTIONS))
+    printed = capsys.readouterr().out
+    assert loading_code(name, out, spec) in printed
     detector = load_detector(spec)
     live = CalibratedDetector(detector, heads[kind], **OPTIONS)
     detect = loaded_by_the_framework(name, out, spec)
@@ -84,9 +84,14 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path):
         assert (masks is None) == (own_masks is None)
         if masks is not None:
             assert (masks == own_masks).mean() > 0.999
-    program = torch.export.load(out / "scores.pt2").module()
     (rois,) = detector.forward([image], live.level).rois
-    scores = program(rois.features.float(), torch.from_numpy(rois.logits))
+    namespace = {"features": rois.features.float(), "logits": torch.from_numpy(rois.logits)}
+    exec(printed[printed.index("import torch\n") :], namespace)
+    scores, program = namespace["scores"], namespace["program"]
+    assert all(str(tuple(values.shape[1:]))[1:-1].strip(",") in printed for values in (rois.features, rois.logits))
+    for wrong in (torch.zeros(len(rois), 9, 9), torch.zeros(len(rois) + 1, *rois.logits.shape[1:])):
+        with pytest.raises(AssertionError, match=r"Guard failed: (features|logits).size\(\)"):
+            program(namespace["features"], wrong)
     np.testing.assert_allclose(scores[:, -1], live.fusion.original.scores(rois)[:, -1], atol=1e-5)
     assert scores.shape == (len(rois), CLASSES + 1)
 
@@ -207,8 +212,22 @@ def test_custom_imports_may_be_one_name(tmp_path):
 
 def test_plugins_name_wrong_files(tmp_path):
     calibrated = importlib.import_module("fuse.plugins.torchvision").calibrated
-    with pytest.raises(FileNotFoundError, match="no.json: no such file"):
-        calibrated(frameworks.torchvision_model(), tmp_path / "no.json")
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(ValueError, match="bad.json: not the description of a calibration"):
-        calibrated(frameworks.torchvision_model(), tmp_path / "bad.json")
+    with pytest.raises(FileNotFoundError, match=r"calibration.json: no such file; .* writes it"):
+        calibrated(frameworks.torchvision_model(), tmp_path)
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="model.pth: no such file"):
+        calibrated(frameworks.torchvision_model(), tmp_path)
+    torch.save({}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="calibration.json: not the description of a calibration"):
+        calibrated(frameworks.torchvision_model(), tmp_path)
+
+
+def test_torchvision_never_runs_on_weights_of_another_model(tmp_path):
+    calibrated = importlib.import_module("fuse.plugins.torchvision").calibrated
+    fusion = fuse.FusionConfig(iou_threshold=0.5, skip_empty=False)
+    calibration = Calibration((CLASSES + 1,), 1, "logits", "softmax", "scores", "scores", fusion)
+    (tmp_path / "calibration.json").write_text(json.dumps(vars(calibration.to_config())))
+    for content, message in ({}, "Missing key"), ({"calibration.scale": torch.zeros(3)}, "Missing key|size mismatch"):
+        torch.save(content, tmp_path / "model.pth")
+        with pytest.raises(ValueError, match=f"model.pth: not the weights of this model: .*({message})"):
+            calibrated(frameworks.torchvision_model(), tmp_path)

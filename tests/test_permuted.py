@@ -116,9 +116,7 @@ def test_the_same_command_finds_the_same_cache(setting, cache):
 def shown_names(name: str, out: Path) -> list[str]:
     """The names that torchvision and detectron2 show for the labels of an export, which has been loaded."""
     if name == "torchvision":
-        model = importlib.import_module("fuse.plugins.torchvision").calibrated(
-            frameworks.torchvision_model(), out / "calibration.json"
-        )
+        model = importlib.import_module("fuse.plugins.torchvision").calibrated(frameworks.torchvision_model(), out)
         return model.categories[1:]
     from detectron2.config import get_cfg
     from detectron2.data import MetadataCatalog

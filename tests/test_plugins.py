@@ -161,7 +161,8 @@ def test_a_lazy_config_that_cannot_be_written_is_refused_before_any_work(tmp_pat
 def test_torchvision_files_that_are_not_json(tmp_path):
     from fuse.plugins.torchvision import calibrated
 
+    (tmp_path / "model.pth").touch()
     for content, message in ((b"{", "not a JSON object"), (b"[]", "not a JSON object"), (b"{}", "not the description")):
-        (tmp_path / "bad.json").write_bytes(content)
-        with pytest.raises(ValueError, match=f"bad.json: {message}"):
-            calibrated(frameworks.torchvision_model(), tmp_path / "bad.json")
+        (tmp_path / "calibration.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"calibration.json: {message}"):
+            calibrated(frameworks.torchvision_model(), tmp_path)

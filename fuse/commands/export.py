@@ -24,12 +24,11 @@ from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
 from fuse.export.own_order import OwnOrderScores
 from fuse.export.program import save_program
-from fuse.plugins import Calibration
+from fuse.plugins import WEIGHTS_FILE, Calibration
 from fuse.scores import tail_classes
 
 _LOG = logging.getLogger(__name__)
 PROGRAM_FILE = "scores.pt2"
-WEIGHTS_FILE = "model.pth"
 CLASSES_FILE = "classes.json"
 """Label, category id and name of each class that an exported detector finds."""
 
@@ -71,7 +70,10 @@ def export(config: ExportConfig) -> None:
     model: nn.Module = detector.model  # type: ignore[attr-defined]  # adapters whose framework has a plugin have one
     _save({**model.state_dict(), **state}, detector, classes, weights)
     write_bytes(config_file, content)
-    _LOG.info("%s: %s", config.out, str(plugin.__doc__).strip().split("\n")[0])
+    print(f"{config.out} holds the calibrated detector. To load it:\n")
+    print(plugin.loading_code(config, config.out, str(detector.device)))
+    print(f"{program} is the classifier and the fusion alone, and needs torch only:\n")
+    print(_program_code(scorer, detector, program))
 
 
 def export_folded(
@@ -90,6 +92,18 @@ def export_folded(
 def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:
     """Returns D, the shape of one RoI's features; a method reads no features and takes any."""
     return scorer.info.feature_shape if isinstance(scorer, Head) else (1,)
+
+
+def _program_code(scorer: Head | Posthoc, detector: Detector, program: Path) -> str:
+    """Returns Python code that loads the program, with the shapes of its inputs."""
+    stages, outputs = len(detector.stages), detector.num_classes + 1
+    features = ", ".join(map(str, (stages, *_feature_shape(scorer))))
+    return f"""\
+import torch
+program = torch.export.load({str(program)!r}).module()
+# float32 (R, {features}) and (R, {stages}, {outputs}) -> (R, {outputs}), background last
+scores = program(features, logits)
+"""
 
 
 def _check_config(config: ExportConfig) -> None:

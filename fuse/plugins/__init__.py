@@ -26,6 +26,8 @@ from fuse.fusion import boxes_of
 from fuse.ops.nms import class_nms
 from fuse.scores import ScoreMode, mask_empty_boxes
 
+WEIGHTS_FILE = "model.pth"
+"""The checkpoint in the folder of an export."""
 FILE_MODES = {"calibrated": "new"}
 """Modes → their names in exported configs, where these differ."""
 

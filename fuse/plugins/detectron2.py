@@ -38,7 +38,7 @@ from extract.detectors.detectron2 import Detectron2Detector
 from extract.detectors.detectron2_config import project_function, read_yaml
 from fuse.config import FusionConfig
 from fuse.defaults import IOU_THRESHOLD
-from fuse.plugins import Calibration, CalibrationConfig
+from fuse.plugins import WEIGHTS_FILE, Calibration, CalibrationConfig
 from fuse.plugins.detectron2_lazy import plain_config, plain_values, to_yaml
 
 CONFIG = "model.yaml"
@@ -120,13 +120,43 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
         }
         target = f"{__name__}.{CalibratedRCNN.__name__}"
         config["model"] = {**config["model"], "_target_": target, "calibration": calibration}
-        return to_yaml({**config, "train": {"init_checkpoint": str(out / "model.pth")}})
+        return to_yaml({**config, "train": {"init_checkpoint": str(out / WEIGHTS_FILE)}})
     cfg = read_yaml(spec, project_function(spec.detector.partition(":")[2]))
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = CalibratedRCNN.__name__, str(out / "model.pth")
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.WEIGHTS = CalibratedRCNN.__name__, str(out / WEIGHTS_FILE)
     cfg.MODEL.CALIBRATION = _to_node(options.to_config())
     if options.class_names and not _has_names(cfg.DATASETS.TEST, options.class_names):
         cfg.DATASETS.TEST = (f"{out.name}-{hashlib.sha256(repr(options.class_names).encode()).hexdigest()[:8]}",)
     return cfg.dump().encode()
+
+
+def loading_code(spec: DetectorSpec, out: Path, device: str) -> str:
+    """Returns Python code that loads an export and detects in `image`.
+
+    A pixel array (H, W, 3) uint8 BGR; of a LazyConfig, the model's own input: a dict with the resized image.
+    """
+    module, _, function = spec.detector.partition(":")[2].partition(":")
+    if spec.config_file is not None and spec.config_file.suffix == ".py":
+        project = f"import {module}\n" if module else ""
+        return f"""\
+import fuse.plugins.detectron2
+{project}from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+cfg = LazyConfig.load({str(out / CONFIG)!r})
+model = instantiate(cfg.model).to({device!r})
+DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+(outputs,) = model([image])
+"""
+    project = f"from {module} import {function}\n{function}(cfg)\n" if module else ""
+    return f"""\
+import fuse.plugins.detectron2
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor
+cfg = get_cfg()
+{project}cfg.merge_from_file({str(out / CONFIG)!r})
+cfg.MODEL.DEVICE = {device!r}
+predictor = DefaultPredictor(cfg)
+outputs = predictor(image)
+"""
 
 
 def checkpoint(state: dict[str, Tensor], detector: Detector, class_names: tuple[str, ...]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from extract.detectors.base import Detector
 from extract.detectors.class_map import MappedDetector
 from extract.detectors.mmdet import MmdetDetector
 from extract.detectors.mmdet_config import read_config
-from fuse.plugins import Calibration
+from fuse.plugins import WEIGHTS_FILE, Calibration
 
 CONFIG = "model.py"
 FIRST_LABEL = 0
@@ -81,6 +81,15 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
     imports = [custom["imports"]] if isinstance(custom["imports"], str) else custom["imports"]
     config.custom_imports = {**custom, "imports": [*imports, __name__]}
     return config.pretty_text.encode()
+
+
+def loading_code(spec: DetectorSpec, out: Path, device: str) -> str:
+    """Returns Python code that loads an export and detects in `image`, a file or (H, W, 3) uint8 BGR."""
+    return f"""\
+from mmdet.apis import inference_detector, init_detector
+model = init_detector({str(out / CONFIG)!r}, {str(out / WEIGHTS_FILE)!r}, device={device!r})
+result = inference_detector(model, image)
+"""
 
 
 def checkpoint(state: dict[str, Tensor], detector: Detector, class_names: tuple[str, ...]) -> dict[str, Any]:

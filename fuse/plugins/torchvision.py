@@ -3,8 +3,7 @@
 To load an export in the folder `out`:
 
     from fuse.plugins.torchvision import calibrated
-    model = calibrated(my_models.build(), "out/calibration.json")
-    model.load_state_dict(torch.load("out/model.pth", weights_only=True))
+    model = calibrated(my_models.build(), "out")
     detections = model(images)
 """
 
@@ -17,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from extract.config import DetectorSpec
 from extract.detectors.base import Detector
+from extract.detectors.spec import parse_options
 from extract.detectors.torchvision import TorchvisionDetector
-from fuse.plugins import Calibration
+from fuse.plugins import WEIGHTS_FILE, Calibration
 
 CONFIG = "calibration.json"
 FIRST_LABEL = 1
+MAX_REASON = 300
+"""Characters of torch's error that a message repeats."""
 
 
 class CalibratedRCNN(GeneralizedRCNN):
@@ -70,18 +73,41 @@ def checkpoint(state: dict[str, Tensor], detector: Detector, class_names: tuple[
     return state
 
 
-def calibrated(model: GeneralizedRCNN, options: str | Path) -> CalibratedRCNN:
-    """Adds the calibration, without weights, that a JSON file of `python -m fuse export` describes.
+def loading_code(spec: DetectorSpec, out: Path, device: str) -> str:
+    """Returns Python code that loads an export and detects in `image`, (3, H, W) float, 0 to 1."""
+    module, _, builder = spec.detector.partition(":")[2].partition(":")
+    arguments = ", ".join(f"{name}={value!r}" for name, value in parse_options(spec.detector_options).items())
+    return f"""\
+from {module} import {builder}
+from fuse.plugins.torchvision import calibrated
+model = calibrated({builder}({arguments}), {str(out)!r}).to({device!r})
+(detections,) = model([image.to({device!r})])
+"""
+
+
+def calibrated(model: GeneralizedRCNN, folder: str | Path) -> CalibratedRCNN:
+    """Loads an export of `python -m fuse export`.
+
+    Args:
+        model: as the builder of the original returns it; gets the weights of the export.
+        folder: of the export.
 
     Raises FileNotFoundError, or ValueError naming the file.
     """
-    path = Path(options)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; `python -m fuse export` writes it")
+    path, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS_FILE
+    for file in (path, weights):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; `python -m fuse export` writes it")
     try:
         calibration = Calibration.from_config(msgspec.json.decode(path.read_bytes(), type=dict))
     except msgspec.DecodeError as error:
         raise ValueError(f"{path}: not a JSON object: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return CalibratedRCNN(model, calibration)
+    loaded = CalibratedRCNN(model, calibration)
+    try:
+        loaded.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # of many types: a damaged file, a model of another builder
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{weights}: not the weights of this model: {reason[:MAX_REASON]}") from None
+    return loaded
