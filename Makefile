@@ -69,10 +69,10 @@ bench: $(VENV)/frameworks
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
-# Under a minute on two cores: without the frameworks, without tests that start processes and without long ones.
+# Under a minute: without the frameworks, without tests that start processes and without long ones.
 FAST = not framework and not process and not long and not slow
 test-fast: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(FAST)"
 
 test-slow: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow

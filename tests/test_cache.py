@@ -301,6 +301,7 @@ def test_hdf5_faults(tmp_path):
     assert not (tmp_path / "d.zarr").exists(), "nothing half-written stays"
 
 
+@pytest.mark.long
 def test_xarray_opens_it(tmp_path):
     import xarray
 

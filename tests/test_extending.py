@@ -97,6 +97,7 @@ def test_head_type(tmp_path, monkeypatch):
     assert head.info.frozen_layers == 0 and head.scores(cache[0]).shape == (30, CLASSES + 1)
 
 
+@pytest.mark.long
 def test_mode(tmp_path, monkeypatch):
     names = add("the names of modes in fuse/scores.py", {"Literal": Literal})["ScoreMode"]
     assert get_args(names)[:-1] == fuse.scores.SCORE_MODES

@@ -139,6 +139,7 @@ def test_detections_share_masks(cache, store):
     assert all(found["few"].rles[i] is found["all"].rles[j] for i, j in enumerate([7, 2, 2, 40]))
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(arrays(bool, st.tuples(*map(st.integers, (1, 1, 1), (3, 9, 9)))))
 def test_bitmaps_are_encoded_as_by_coco(masks):

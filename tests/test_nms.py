@@ -106,6 +106,7 @@ def test_a_box_is_compared_with_all_that_are_kept(kept):
     assert class_nms(boxes[:, None], scores)[0].tolist() == list(range(kept))
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 2, 500]), st.sampled_from([0, 1, 2**20, 2**32 - 1]))
 def test_the_order_of_scores_equals_both_references(seed, count, largest):

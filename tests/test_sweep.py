@@ -82,6 +82,7 @@ def test_a_row_of_the_sweep_is_the_main_command_and_its_file_evaluates_the_same(
     np.testing.assert_allclose(frame.loc["segm"], table.loc["cat"].drop("iou_type").astype(float), atol=1e-9)
 
 
+@pytest.mark.long
 def test_evaluate_takes_counts_from_training_annotations(files, tmp_path, arguments, capsys):
     _, annotation_file, *_ = files
     assert main([*arguments, "--out", str(tmp_path / "o")]) == 0
