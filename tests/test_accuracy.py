@@ -23,6 +23,7 @@ def with_logits(rois: RoIs, shift: int, *, gt: bool = True) -> RoIs:
     return replace(rois, logits=logits, is_gt=rois.is_gt if gt else np.zeros_like(rois.is_gt))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gt", [True, False])
 @pytest.mark.parametrize("shift", [0, 1])
 def test_accuracy_is_that_of_ground_truth_boxes_or_matches(tmp_path, shift, gt):

@@ -111,6 +111,7 @@ def in_lvis_format(content: dict, classes: pd.DataFrame, seed: int = 2) -> dict:
     return changed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("options", [{}, {"max_detections": 3}, {"max_detections": 1}, {"fixed_ap": True}])
 def test_exhaustive_evaluation_equals_pycocotools(content, classes, detections, iou_type, options):
