@@ -16,7 +16,6 @@ import pandas as pd
 from extract.class_names import match_names
 from extract.config import Config
 from extract.data.annotations import Annotations
-from extract.data.categories import read_categories
 from extract.data.class_map import ClassMap
 from extract.detectors.base import NO_CLASS, Detector, OwnClasses, named_classes
 
@@ -73,12 +72,13 @@ def _outputs_without_names(detector: Detector, annotations: Annotations, order: 
             f"{_name(detector)} has {k} classes besides background, {annotations.path} has {len(ids)} categories, and "
             f"nothing says which is which: {_REMEDY}"
         )
-    listed = _listed_classes(annotations) if order == "file" else None
-    if listed is not None:
-        return np.argsort(listed)
+    if order == "file":
+        return np.argsort(annotations.listed)
     if order is None:
         ascending = "nothing names the classes of %s: its outputs are taken as categories by ascending id; %s"
-        risky = detector.description.get("framework") == NUMBERED_BY_LISTING and _is_unsorted(annotations)
+        risky = detector.description.get("framework") == NUMBERED_BY_LISTING and bool(
+            (np.diff(annotations.listed) < 0).any()
+        )
         log.log(logging.WARNING if risky else logging.INFO, ascending, _name(detector), _REMEDY)
     return np.arange(k)
 
@@ -90,8 +90,7 @@ def _refuse_other_listing(detector: Detector, own: OwnClasses, outputs: np.ndarr
     """
     if detector.description.get("framework") != NUMBERED_BY_LISTING or (outputs >= 0).sum() < detector.num_classes:
         return
-    listed = _listed_classes(annotations)
-    listed = listed[outputs[listed] >= 0]
+    listed = annotations.listed[outputs[annotations.listed] >= 0]
     differing = np.flatnonzero(outputs[listed] != np.arange(len(listed)))
     if len(differing):
         first = int(differing[0])
@@ -117,17 +116,6 @@ def _refuse_other_ids(own: OwnClasses, outputs: np.ndarray, annotations: Annotat
                 f"{own.source}: category {category_id} is {own.names[by_id[category_id]]!r} there and "
                 f"{annotations.classes['name'].iloc[c]!r} in {annotations.path}: give --class-order name or id"
             )
-
-
-def _listed_classes(annotations: Annotations) -> np.ndarray:
-    """Returns the classes (K,) int64 in the order in which the file lists them."""
-    ids = annotations.classes["category_id"].to_numpy()
-    listed = np.array([one.id for one in read_categories(annotations.path)], np.int64)
-    return np.searchsorted(ids, listed[np.isin(listed, ids)])
-
-
-def _is_unsorted(annotations: Annotations) -> bool:
-    return bool((np.diff(_listed_classes(annotations)) < 0).any())
 
 
 def _read_names(path: Path, detector: Detector) -> tuple[str, ...]:

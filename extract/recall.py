@@ -11,6 +11,7 @@ from extract.cache.reader import RoICache, open_cache
 from extract.config import RecallConfig
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.bins import BINS, bin_index, bin_names, edges
+from extract.data.subset import with_classes
 from extract.detectors import catalog_dataset
 
 LIMITS = (100, 300, 1000)
@@ -55,14 +56,13 @@ def proposal_recall(
     if not np.isin(ids, annotations.image_ids).all():
         missing = ids[~np.isin(ids, annotations.image_ids)][0]
         raise ValueError(f"{cache.url}: image {missing} is not in {annotations.path}")
-    category_ids = annotations.classes["category_id"].to_numpy()  # a file of a part of the data may list fewer
-    if not np.isin(category_ids, cache.classes["category_id"]).all():
+    if not annotations.classes["category_id"].isin(cache.classes["category_id"]).all():
         raise ValueError(f"{cache.url}: has other categories than {annotations.path}")
+    annotations = with_classes(annotations, cache.classes)  # a file of a part of the data may list fewer
     objects = np.concatenate([np.r_[annotations.image_slice(p)] for p in position])
     objects = objects[~annotations.crowd[objects]]
     proposals = _coco_results(cache, max(limits))
-    counts = cache.classes.set_index("category_id")["instance_count"].loc[category_ids]
-    index = bin_index(counts.to_numpy(), bins)[annotations.labels[objects]]
+    index = bin_index(cache.classes["instance_count"], bins)[annotations.labels[objects]]
     groups = {name: objects[index == i] for i, name in enumerate(bin_names(bins))} | {"all": objects}
     rows = {name: _recall(annotations, ids, group, proposals, limits) for name, group in groups.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["objects", *(f"AR@{n}" for n in limits)])

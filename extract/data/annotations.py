@@ -48,6 +48,7 @@ class Annotations:
         crowd: (A,) bool, regions of many objects, which no proposal matches.
         exhaustive: (N,) bool, whether the image has no class that is annotated only in part.
         offsets: (N+1,) int64; image i owns annotations `offsets[i]:offsets[i+1]`.
+        listed: (K,) int64, the classes in the order in which the file lists them.
         federated: whether classes are annotated in some images only, as in LVIS: any image of the file has
             `neg_category_ids` or `not_exhaustive_category_ids`.
     """
@@ -65,6 +66,7 @@ class Annotations:
     crowd: np.ndarray
     exhaustive: np.ndarray
     offsets: np.ndarray
+    listed: np.ndarray
     federated: bool
 
     def image_slice(self, position: int) -> slice:
@@ -113,6 +115,7 @@ def read_annotations(path: str | Path, *, images: Path | None = None, strict: bo
         crowd=arrays["crowd"][order],
         exhaustive=np.array([not image.not_exhaustive_category_ids for image in records], bool),
         offsets=np.searchsorted(owner, np.arange(len(records) + 1)),
+        listed=np.searchsorted([c.id for c in categories], [c.id for c in content.categories]),
         federated=any(image.is_federated for image in records),
     )
 

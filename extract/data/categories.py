@@ -28,7 +28,7 @@ class _File(msgspec.Struct):
 
 
 def read_categories(path: str | Path) -> list[Category]:
-    """Returns the categories in the order of the file, which `Annotations` does not keep.
+    """Returns the categories in the order of the file, without its images and annotations.
 
     Raises FileNotFoundError, or AnnotationError naming the file.
     """

@@ -6,6 +6,7 @@ channels. Background is last on both sides.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,8 +36,8 @@ class ClassMap:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an output that does not exist or occurs twice."""
-        used = [output for output in self.outputs if output != -1]
-        bad = [output for output in used if not 0 <= output < self.num_outputs or used.count(output) > 1]
+        uses = Counter(output for output in self.outputs if output != -1)
+        bad = [output for output, count in uses.items() if not 0 <= output < self.num_outputs or count > 1]
         if bad:
             raise ValueError(f"{OUTPUTS_KEY} has {bad[0]}, expected each of 0…{self.num_outputs - 1} at most once")
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image as PILImage
 
+from extract.utils.errors import one_line
+
 ImageReader = Callable[[Path], np.ndarray]
 """Path of a file → (H, W, 3) uint8 RGB, or pixels of the kind that the config of the detector asks for.
 
@@ -77,8 +79,7 @@ def naming_image(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything when a file is damaged
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path}: not a readable image: {reason}") from None
+        raise ValueError(f"{path}: not a readable image: {one_line(error)}") from None
 
 
 def is_deep(path: Path) -> bool:

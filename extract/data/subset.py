@@ -26,4 +26,5 @@ def with_classes(annotations: Annotations, classes: pd.DataFrame) -> Annotations
     for column in ("image_count", "instance_count"):
         table[column] = 0
         table.loc[positions, column] = own[column].to_numpy()
-    return replace(annotations, labels=positions[annotations.labels].astype(np.int32), classes=table)
+    labels, listed = positions[annotations.labels].astype(np.int32), positions[annotations.listed]
+    return replace(annotations, labels=labels, listed=listed, classes=table)

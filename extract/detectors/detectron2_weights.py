@@ -11,6 +11,8 @@ import torch
 from detectron2.checkpoint import c2_model_loading
 from torch import Tensor, nn
 
+from extract.utils.errors import one_line
+
 
 def convert_names(model: nn.Module, checkpoint: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """Returns the checkpoint with detectron2's names, as `DetectionCheckpointer` would load it.
@@ -36,8 +38,7 @@ def convert_names(model: nn.Module, checkpoint: Mapping[Any, Any]) -> Mapping[An
     try:
         renamed = c2_model_loading.align_and_update_state_dicts(model.state_dict(), tensors, c2_conversion=caffe2)
     except Exception as error:  # it asserts and indexes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"detectron2 cannot convert the names of its weights: {reason}") from error
+        raise ValueError(f"detectron2 cannot convert the names of its weights: {one_line(error)}") from error
     finally:
         log.setLevel(level)
     return {"model": renamed}

@@ -11,6 +11,7 @@ from extract.detectors.base import OwnClasses
 from extract.detectors.spec import import_function, parse_options
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
+from extract.utils.errors import one_line
 
 INFERENCE_METHODS = ("forward", "postprocess_detections")
 """Methods that the adapter replaces. RoI heads must not override them; methods for training they may."""
@@ -30,8 +31,7 @@ def build(target: str, spec: DetectorSpec) -> tuple[GeneralizedRCNN, dict[str, s
     try:
         model = builder(**options)
     except Exception as error:  # builders are code of any kind
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"detector builder {target!r} failed with options {options}: {reason}") from error
+        raise ValueError(f"detector builder {target!r} failed with options {options}: {one_line(error)}") from error
     if not isinstance(model, GeneralizedRCNN):
         raise ValueError(f"detector builder {target!r} returned a {type(model).__name__}, expected a GeneralizedRCNN")
     identity = load_weights(model, spec.weights).identity

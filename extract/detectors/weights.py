@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from extract.detectors.checkpoint_files import read_checkpoint
 from extract.detectors.state_dicts import FoundState, find_state_dict
+from extract.utils.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def _load(model: nn.Module, found: FoundState) -> list[str]:
         model.load_state_dict(found.state, strict=False)
     except RuntimeError as error:  # for shapes; its first line names the model's class
         lines = [" ".join(line.split()) for line in str(error).split("\n\t")[1:]]
-        lines = lines or [" ".join(str(error).split())]
+        lines = lines or [one_line(error)]
         misfits = [SIZE_MISMATCH.sub(r"\1 has shape (\2), the model's (\3)", line) for line in lines]
     finally:
         handle.remove()

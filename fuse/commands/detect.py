@@ -67,9 +67,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     _warn_of_tail(config, cache.classes["instance_count"])
     if not annotated:
         fusions = {comparison.candidate: fusions[comparison.candidate]}
-    if painted and "segm" not in config.iou_types:
-        painted.dismiss()
-        painted = None
+    painted = painted and painted.if_wanted(config.iou_types)
     if painted:
         painted.prepare()
     detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)

@@ -76,9 +76,12 @@ class PaintedMasks:
             self._store.remove_request(request)
         return {**detections, **with_masks(self._store, without, pairs)}
 
-    def dismiss(self) -> None:
-        """Lets the other processes go, where nothing is painted after all."""
+    def if_wanted(self, iou_types: tuple[str, ...]) -> PaintedMasks | None:
+        """Returns itself; None if masks are not evaluated after all, and then lets the other processes go."""
+        if "segm" in iou_types:
+            return self
         self._coordinator.broadcast(None)
+        return None
 
     def assist(self) -> None:
         """Paints what rank 0 asks for, in the other processes of torchrun."""

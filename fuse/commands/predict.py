@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from fuse.commands.manifest import files_fingerprint, options_as_text
 from fuse.commands.predictions import LINES_FILE, PredictionLines
 from fuse.drawing import draw_detections, side_by_side
 from fuse.live import CalibratedDetector
+from fuse.ops.masks import encode_bitmaps
 
 _LOG = logging.getLogger(__name__)
 PREDICTIONS_FILE = "predictions.json"
@@ -182,10 +183,7 @@ def _records(
             boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True
         )
     ]
-    if masks is not None and len(masks):
-        from hotcoco import mask as rle
-
-        encoded: Any = rle.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
-        for record, one in zip(records, encoded, strict=True):
-            record["segmentation"] = {"size": list(one["size"]), "counts": one["counts"].decode()}
+    if masks is not None:
+        for record, rle in zip(records, encode_bitmaps(masks), strict=True):
+            record["segmentation"] = rle
     return records

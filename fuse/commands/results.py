@@ -57,9 +57,7 @@ def merge_files(config: MergeConfig) -> None:
     if config.masks == "none":
         results = {name: replace(one, rles=None) for name, one in results.items()}
     config = resolve_iou_types(config, painted is not None or _have_masks(config, results), annotations)
-    if painted and "segm" not in config.iou_types:
-        painted.dismiss()
-        painted = None
+    painted = painted and painted.if_wanted(config.iou_types)
     config = resolve_protocol(config, annotations)
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}

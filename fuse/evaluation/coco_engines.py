@@ -16,7 +16,7 @@ import numpy as np
 from extract.utils.optional import require
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.engines import PrecisionRecall, detection_areas, result_records
+from fuse.evaluation.engines import PrecisionRecall, detection_areas, hotcoco_inputs, result_records
 
 RECALL_CAPS = (1, 10)
 """COCO reports AR at these caps, besides the cap of the evaluation."""
@@ -28,11 +28,8 @@ def hotcoco_coco_engine(
     """Runs hotcoco's `COCOeval`: the results of pycocotools, many times faster."""
     import hotcoco
 
-    gt = hotcoco.COCO({**dataset})
-    columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
-    rles: Any = detections.rles if iou_type == "segm" else None
-    results = gt.load_res(np.column_stack(columns), segmentation=rles)
-    if rles:  # it has set the areas of the boxes, which pycocotools does not do for results without boxes
+    gt, results = hotcoco_inputs(dataset, detections, iou_type)
+    if iou_type == "segm" and detections.rles:  # pycocotools takes the areas of results without boxes from the masks
         ids = np.arange(1, len(detections) + 1)
         results.update_anns(ids=ids, area=detection_areas(detections, iou_type).astype(np.float64))
     evaluation = hotcoco.COCOeval(gt, results, iou_type)

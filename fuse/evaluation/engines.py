@@ -43,11 +43,7 @@ def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type:
 
     detections = detections.take(_has_annotated_class(dataset, detections))
     detections = detections.take(detection_areas(detections, iou_type) > 0)  # as the official code, after the cap
-    gt = hotcoco.COCO({**dataset})
-    # Columns are faster than a record per detection. They set the box's area, which only size bins use.
-    columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
-    rles: Any = detections.rles if iou_type == "segm" else None
-    results = gt.load_res(np.column_stack(columns), segmentation=rles)
+    gt, results = hotcoco_inputs(dataset, detections, iou_type)
     evaluation = hotcoco.LVISeval(gt, results.cap_detections_per_image(None), iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -133,6 +129,17 @@ def _has_annotated_class(dataset: EvaluationDataset, detections: Detections) -> 
     pairs += [(image["id"], category) for image in dataset["images"] for category in image["neg_category_ids"]]
     annotated = pair_index(*np.array(pairs, np.int64).reshape(-1, 2).T)
     return np.isin(pair_index(detections.image_ids, detections.category_ids), annotated)
+
+
+def hotcoco_inputs(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> tuple[Any, Any]:
+    """Returns annotations and results as hotcoco's; the areas of the results are those of the boxes, masks or not."""
+    import hotcoco
+
+    gt = hotcoco.COCO({**dataset})
+    # Columns are faster than a record per detection.
+    columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
+    rles: Any = detections.rles if iou_type == "segm" else None
+    return gt, gt.load_res(np.column_stack(columns), segmentation=rles)
 
 
 def detection_areas(detections: Detections, iou_type: str) -> np.ndarray:

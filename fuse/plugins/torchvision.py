@@ -24,6 +24,7 @@ from extract.config import DetectorSpec
 from extract.detectors.base import Detector
 from extract.detectors.spec import parse_options
 from extract.detectors.torchvision import TorchvisionDetector
+from extract.utils.errors import one_line
 from fuse.plugins import WEIGHTS_FILE, Calibration
 
 CONFIG = "calibration.json"
@@ -108,6 +109,5 @@ def calibrated(model: GeneralizedRCNN, folder: str | Path) -> CalibratedRCNN:
     try:
         loaded.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:  # of many types: a damaged file, a model of another builder
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{weights}: not the weights of this model: {reason[:MAX_REASON]}") from None
+        raise ValueError(f"{weights}: not the weights of this model: {one_line(error)[:MAX_REASON]}") from None
     return loaded

@@ -64,3 +64,12 @@ SPECS: dict[str, Callable[[Path], DetectorSpec]] = {
     "mmdet-hybrid": mmdet_spec("hybrid"),
 }
 """Detector → function that writes its files into a folder; for tests that treat all frameworks alike."""
+
+
+@torch.no_grad()
+def standardise(layer: nn.Linear, inputs: tuple[torch.Tensor], outputs: torch.Tensor, deviation: float) -> torch.Tensor:
+    """Scales and shifts a layer so that its outputs have mean 0 and this standard deviation over the RoIs; a hook."""
+    scale = deviation / outputs.std(0).mean()
+    layer.bias.copy_((layer.bias - outputs.mean(0)) * scale)
+    layer.weight.mul_(scale)
+    return layer.forward(*inputs)

@@ -22,6 +22,7 @@ from torchvision.ops import deform_conv2d
 from extract.config import DetectorSpec
 from extract.detectors.base import Image, ImageDetections
 from tests.exactness import make_images
+from tests.frameworks import standardise
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # detectron2 scripts at import
@@ -264,18 +265,8 @@ def save_weights(build: Callable[[], nn.Module], folder: Path) -> Path:
             if name.rsplit(".")[-1] in deviations:
                 nn.init.normal_(module.weight)
                 deviation = deviations[name.rsplit(".")[-1]]
-                module.register_forward_hook(functools.partial(_standardise, deviation=deviation))
+                module.register_forward_hook(functools.partial(standardise, deviation=deviation))
         pixels = torch.from_numpy(make_images(SIZE)[0].pixels.transpose(2, 0, 1).astype(np.float32))
         model([{"image": pixels}])
     DetectionCheckpointer(model, str(folder)).save("model")
     return folder / "model.pth"
-
-
-def _standardise(
-    layer: nn.Linear, inputs: tuple[torch.Tensor], outputs: torch.Tensor, deviation: float
-) -> torch.Tensor:
-    """Scales and shifts a layer so that its outputs have mean 0 and this standard deviation over the RoIs."""
-    scale = deviation / outputs.std(0).mean()
-    layer.bias.copy_((layer.bias - outputs.mean(0)) * scale)
-    layer.weight.mul_(scale)
-    return layer.forward(*inputs)

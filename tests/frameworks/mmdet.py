@@ -18,6 +18,7 @@ from benchmarks import mmcv_ext
 from extract.config import DetectorSpec
 from extract.detectors.base import Image
 from tests.exactness import make_images
+from tests.frameworks import standardise
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the frameworks about each other, at import
@@ -199,21 +200,10 @@ def write_weights(
                 nn.init.normal_(module.conv_logits.weight, std=0.3)
     if deviation is not None:
         for head in list_stages(model.roi_head.bbox_head):
-            head.fc_cls.register_forward_hook(functools.partial(_standardise, deviation=deviation))
+            head.fc_cls.register_forward_hook(functools.partial(standardise, deviation=deviation))
         infer(model, make_images((96, 144)))
     torch.save({"state_dict": model.state_dict()}, folder / "weights.pth")
     return folder / "weights.pth"
-
-
-@torch.no_grad()
-def _standardise(
-    layer: nn.Linear, inputs: tuple[torch.Tensor], outputs: torch.Tensor, deviation: float
-) -> torch.Tensor:
-    """Scales a layer so that its outputs have mean 0 and this standard deviation over the RoIs."""
-    scale = deviation / outputs.std(0).mean()
-    layer.bias.copy_((layer.bias - outputs.mean(0)) * scale)
-    layer.weight.mul_(scale)
-    return layer.forward(*inputs)
 
 
 def init_model(*args: Any, **options: Any) -> nn.Module:
