@@ -42,6 +42,10 @@ class Config:
     images_per_class: int = 1
     """Images drawn per class and step."""
 
+    rois_per_class: int | None = None
+    """At most so many foreground RoIs per class and image, ground truth first, and as much background; by default
+    all, as in the paper. Most of them are near copies of one object."""
+
     steps: int = 12_000
     """Number of training steps; the paper's epoch is 1,000 steps."""
 
@@ -77,6 +81,7 @@ class Config:
         self._expect("head_type", self.head_type in HEAD_TYPES, f"one of {', '.join(HEAD_TYPES)}")
         for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
+        self._expect("rois_per_class", self.rois_per_class is None or self.rois_per_class >= 1, "at least 1")
         self._expect("lr", self.lr > 0, "more than 0")
         self._expect("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
         self._expect("weight_decay", self.weight_decay >= 0, "at least 0")

@@ -43,6 +43,10 @@ class BiLevelSampler:
     class, ground-truth boxes included, and as many background RoIs, drawn from all images of the step together. An
     image drawn for two classes gives the RoIs of both.
 
+    With `rois_per_class`, a class takes at most so many foreground RoIs of an image: ground-truth boxes first, then a
+    uniform draw of the others. Most of the RoIs of a class and image are near copies of one object. The paper takes
+    all.
+
     The background of a stage are RoIs labelled as background in that stage whose largest IoU with a ground-truth box
     is in [0.1, m), where m is the stage's matching IoU: 0.5 for a single stage, up to 0.7 in a cascade, whose last
     stage must learn to reject a RoI of IoU 0.6.
@@ -65,24 +69,28 @@ class BiLevelSampler:
         classes_per_step: int = Config.classes_per_step,
         images_per_class: int = Config.images_per_class,
         seed: int = Config.seed,
+        rois_per_class: int | None = Config.rois_per_class,
     ) -> None:
         """Reads the cache's labels and IoUs.
 
         Raises:
             ValueError: a parameter below 1, a label outside -1…K, or a stage without foreground RoIs.
         """
-        for name, value in (("classes_per_step", classes_per_step), ("images_per_class", images_per_class)):
-            if value < 1:
+        limits = {"classes_per_step": classes_per_step, "images_per_class": images_per_class}
+        for name, value in (limits | {"rois_per_class": rois_per_class}).items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         self.classes_per_step = classes_per_step
         self.images_per_class = images_per_class
+        self.rois_per_class = rois_per_class
         self.seed = seed
         self.num_classes = cache.num_classes
         labels, ious = cache.read("labels"), cache.read("ious")
         if labels.size and not (labels.min() >= -1 and labels.max() <= cache.num_classes):
             raise ValueError(f"{cache.url}: labels span {labels.min()}…{labels.max()}, expected -1…{cache.num_classes}")
+        is_gt = np.zeros(len(labels), bool) if rois_per_class is None else cache.read("is_gt")
         self._stages = [
-            _StageIndex(labels[:, stage], ious[:, stage], cache.offsets, cache.num_classes, matching_iou)
+            _StageIndex(labels[:, stage], ious[:, stage], is_gt, cache.offsets, cache.num_classes, matching_iou)
             for stage, matching_iou in enumerate(cache.stages)
         ]
         for stage, index in enumerate(self._stages):
@@ -96,7 +104,7 @@ class BiLevelSampler:
     def step(self, index: int, stage: int = 0) -> Step:
         """Returns step number `index` (from 0) of a stage."""
         rng = np.random.default_rng((self.seed, index))
-        return self._stages[stage].draw(rng, self.classes_per_step, self.images_per_class)
+        return self._stages[stage].draw(rng, self.classes_per_step, self.images_per_class, self.rois_per_class)
 
     def steps(self, start: int = 0, stage: int = 0) -> Iterator[Step]:
         """Yields steps `start`, `start + 1`, … of a stage, without end."""
@@ -114,11 +122,17 @@ class _StageIndex:
     """
 
     def __init__(
-        self, labels: np.ndarray, ious: np.ndarray, offsets: np.ndarray, num_classes: int, matching_iou: float
+        self,
+        labels: np.ndarray,
+        ious: np.ndarray,
+        is_gt: np.ndarray,
+        offsets: np.ndarray,
+        num_classes: int,
+        matching_iou: float,
     ) -> None:
         num_images = len(offsets) - 1
         image = np.repeat(np.arange(num_images), np.diff(offsets))
-        self._labels = labels.astype(np.int32)
+        self._labels, self._is_gt = labels.astype(np.int32), is_gt
 
         foreground = np.flatnonzero((labels >= 0) & (labels < num_classes))
         pair = labels[foreground].astype(np.int64) * num_images + image[foreground]
@@ -133,12 +147,16 @@ class _StageIndex:
         self._background_count = np.bincount(image[self._background], minlength=num_images)
         self._background_start = np.cumsum(self._background_count) - self._background_count
 
-    def draw(self, rng: np.random.Generator, classes_per_step: int, images_per_class: int) -> Step:
+    def draw(
+        self, rng: np.random.Generator, classes_per_step: int, images_per_class: int, rois_per_class: int | None
+    ) -> Step:
         """Returns one step."""
         amount = min(classes_per_step, len(self.classes))
         drawn = rng.choice(len(self.classes), amount, replace=False)
         pairs = _subsets(rng, self._pair_start[drawn], self._pair_count[drawn], images_per_class)
         foreground = self._rows[_ranges(self._row_start[pairs], self._row_count[pairs])]
+        if rois_per_class is not None:
+            foreground = self._thin(rng, foreground, self._row_count[pairs], rois_per_class)
 
         images = np.unique(self._image[pairs])
         pool = _ranges(self._background_start[images], self._background_count[images])
@@ -146,6 +164,13 @@ class _StageIndex:
         rows = np.concatenate([foreground, self._background[chosen]])
         # Labels are looked up by row, so that they cannot get out of step with the rows.
         return Step(rows, self._labels[rows])
+
+    def _thin(self, rng: np.random.Generator, rows: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+        """Returns at most `size` rows of each pair, ground truth first, then a uniform draw; pairs lie in a row."""
+        pair = np.repeat(np.arange(len(counts)), counts)
+        key = rng.random(len(rows)) - self._is_gt[rows]  # below 0 for ground truth
+        rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return rows[np.lexsort((key, pair))[rank < size]]
 
 
 def _warn_missing(cache: RoICache, missing: np.ndarray) -> None:

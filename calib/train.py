@@ -88,7 +88,9 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
 
     # What can fail comes first: --overwrite keeps the old head until training begins.
     head = build_head(cache, config.head_type, config.hidden, config.seed, identity).to(device)
-    sampler = BiLevelSampler(cache, config.classes_per_step, config.images_per_class, config.seed)
+    sampler = BiLevelSampler(
+        cache, config.classes_per_step, config.images_per_class, config.seed, config.rois_per_class
+    )
     features = Features(cache, device)
     writes_files = bool(config.out) and is_main_process()
     if writes_files:

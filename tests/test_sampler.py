@@ -14,6 +14,13 @@ from hypothesis import strategies as st
 
 from calib import BiLevelSampler
 
+# fmt: off
+OLD_STEP = [
+    764, 765, 769, 783, 788, 793, 794, 796, 806, 810, 1867, 1869, 1879, 1883, 625, 626, 627, 630,
+    799, 771, 602, 775, 1878, 791, 804, 1880, 636, 807, 803, 1872, 790, 608, 601, 619, 603, 786,
+]  # of version 1: a head trained with the same seed must stay the same
+# fmt: on
+
 
 @dataclass
 class Labels:
@@ -28,10 +35,11 @@ class Labels:
     classes: pd.DataFrame = field(init=False)
 
     def __post_init__(self):
+        self.is_gt = np.random.default_rng(1).random(len(self.labels)) < 0.1
         self.classes = pd.DataFrame({"name": [f"class {c}" for c in range(self.num_classes)]})
 
     def read(self, name):
-        return {"labels": self.labels, "ious": self.ious}[name]
+        return {"labels": self.labels, "ious": self.ious, "is_gt": self.is_gt}[name]
 
 
 def make(num_classes=40, images=200, stages=(0.5,), seed=0, long_tail=1.0):
@@ -48,7 +56,7 @@ def make(num_classes=40, images=200, stages=(0.5,), seed=0, long_tail=1.0):
     return Labels(labels, ious, np.concatenate([[0], np.cumsum(counts)]), num_classes, stages)
 
 
-def check(step, cache, stage, classes_per_step, images_per_class):
+def check(step, cache, stage, classes_per_step, images_per_class, rois_per_class=None):
     """Asserts that a step has the classes, images and RoIs that the method prescribes."""
     labels, ious = cache.labels[:, stage], cache.ious[:, stage]
     image = np.repeat(np.arange(len(cache.offsets) - 1), np.diff(cache.offsets))
@@ -64,7 +72,12 @@ def check(step, cache, stage, classes_per_step, images_per_class):
         rows = step.rows[step.labels == c]
         own = {int(image[r]) for r in rows}
         assert len(own) == min(images_per_class, len({int(i) for i in image[labels == c]}))
-        assert sorted(rows) == [r for r in range(len(labels)) if labels[r] == c and image[r] in own]
+        for i in own:
+            every = [r for r in range(len(labels)) if labels[r] == c and image[r] == i]
+            taken = [r for r in rows if image[r] == i]
+            limit = len(every) if rois_per_class is None else rois_per_class
+            assert set(taken) <= set(every) and len(taken) == min(limit, len(every))
+            assert sum(cache.is_gt[r] for r in taken) == min(limit, sum(cache.is_gt[r] for r in every))
         images |= own
     pool = [
         r
@@ -79,11 +92,12 @@ def check(step, cache, stage, classes_per_step, images_per_class):
 @pytest.mark.long
 @pytest.mark.parametrize(("classes_per_step", "images_per_class"), [(16, 1), (5, 3), (100, 1)])
 @pytest.mark.parametrize("stage", [0, 2])
-def test_steps_are_those_of_the_slow_reference(classes_per_step, images_per_class, stage):
+@pytest.mark.parametrize("rois_per_class", [None, 1, 4])
+def test_steps_are_those_of_the_slow_reference(classes_per_step, images_per_class, stage, rois_per_class):
     cache = make(stages=(0.5, 0.6, 0.7))
-    sampler = BiLevelSampler(cache, classes_per_step, images_per_class, seed=3)
+    sampler = BiLevelSampler(cache, classes_per_step, images_per_class, 3, rois_per_class)
     for index in range(10):
-        check(sampler.step(index, stage), cache, stage, classes_per_step, images_per_class)
+        check(sampler.step(index, stage), cache, stage, classes_per_step, images_per_class, rois_per_class)
 
 
 @given(
@@ -92,17 +106,18 @@ def test_steps_are_those_of_the_slow_reference(classes_per_step, images_per_clas
     images=st.integers(1, 8),
     classes_per_step=st.integers(1, 8),
     images_per_class=st.integers(1, 4),
+    rois_per_class=st.none() | st.integers(1, 5),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_any_cache(seed, num_classes, images, classes_per_step, images_per_class):
+def test_any_cache(seed, num_classes, images, classes_per_step, images_per_class, rois_per_class):
     cache = make(num_classes, images, seed=seed)
     if not ((cache.labels >= 0) & (cache.labels < num_classes)).any():
         with pytest.raises(ValueError, match="no foreground RoIs in stage 0"):
             BiLevelSampler(cache)
         return
-    sampler = BiLevelSampler(cache, classes_per_step, images_per_class, seed)
+    sampler = BiLevelSampler(cache, classes_per_step, images_per_class, seed, rois_per_class)
     for index in range(3):
-        check(sampler.step(index), cache, 0, classes_per_step, images_per_class)
+        check(sampler.step(index), cache, 0, classes_per_step, images_per_class, rois_per_class)
 
 
 def _chi_square(counts):
@@ -135,6 +150,21 @@ def test_images_of_a_class_are_drawn_uniformly(images_per_class):
     drawn = np.concatenate([np.unique(image[sampler.step(i).rows]) for i in range(2000)])
     assert len(drawn) == 2000 * images_per_class
     assert _chi_square(np.bincount(drawn, minlength=20)) < 20 + 3 * np.sqrt(40)
+
+
+def test_thinned_rois_are_drawn_uniformly_after_ground_truth():
+    # One class in one image: rows 3 and 8 are ground truth, two of the other ten are drawn beside them.
+    cache = Labels(np.zeros((12, 1), np.int32), np.ones((12, 1), np.float32), np.array([0, 12]), 1)
+    cache.is_gt = np.isin(np.arange(12), [3, 8])
+    steps = islice(BiLevelSampler(cache, rois_per_class=4), 1000)
+    counts = np.bincount(np.concatenate([s.rows for s in steps]), minlength=12)
+    assert counts[3] == counts[8] == 1000 and counts.sum() == 4000
+    assert _chi_square(np.delete(counts, [3, 8])) < 10 + 3 * np.sqrt(20)
+
+
+def test_the_papers_own_sampling_is_unchanged():
+    step = BiLevelSampler(make(num_classes=12, images=60, seed=4), classes_per_step=3, seed=11).step(5)
+    assert step.rows.tolist() == OLD_STEP
 
 
 def test_background_is_drawn_uniformly_from_all_images():
@@ -200,6 +230,8 @@ def test_bad_input_is_named():
     cache = make()
     with pytest.raises(ValueError, match="classes_per_step is 0, expected at least 1"):
         BiLevelSampler(cache, classes_per_step=0)
+    with pytest.raises(ValueError, match="rois_per_class is 0, expected at least 1"):
+        BiLevelSampler(cache, rois_per_class=0)
     cache.labels[5] = 41
     with pytest.raises(ValueError, match=r"memory: labels span -1…41, expected -1…40"):
         BiLevelSampler(cache)
