@@ -469,6 +469,22 @@ def test_rois_that_do_not_fit(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"provenance": {"config": {"scale": [1.0, float("nan")]}}}, r"provenance: config: scale\[1\] is nan"),
+        ({"detector": {"threshold": float("-inf")}}, "detector: threshold is -inf, expected a finite number"),
+        ({"detector": {"mean": np.zeros(3)}}, "detector: mean is of type ndarray, expected a value that JSON has"),
+        ({"stages": (float("nan"),)}, r"stages\[0\] is nan"),
+    ],
+)
+def test_header_values_that_json_lacks(tmp_path, header, message):
+    """Python writes NaN as a bare word, with which zarr.json is unreadable for tensorstore and for zarrita.js."""
+    with pytest.raises(CacheError, match=f"c.zarr: {message}"):
+        write_cache(tmp_path / "c.zarr", [make_rois(5, 4)], CLASSES, split="val", level="pooled", **header)
+    assert not (tmp_path / "c.zarr").exists(), "nothing half-written stays"
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"labels": np.zeros((3, 2), np.int32)}, r"image 5: labels has shape \(3, 2\), expected \(4, 1\)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -102,6 +103,26 @@ class Header:
         """Returns the header in the attributes of a cache's group."""
         values = {field.name: attributes[field.name] for field in fields(cls)}
         return cls(**{**values, "stages": tuple(values["stages"])})
+
+    def check_json(self, url: str) -> None:
+        """Raises CacheError naming `url` and the field whose value JSON does not have.
+
+        Python writes NaN and infinities as bare words, with which other readers of Zarr reject the whole cache.
+        """
+        _check_json(asdict(self), url)
+
+
+def _check_json(value: object, field: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_json(inner, f"{field}: {key}")
+    elif isinstance(value, (list, tuple)):
+        for position, inner in enumerate(value):
+            _check_json(inner, f"{field}[{position}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise CacheError(f"{field} is {value}, expected a finite number (JSON has no other)")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise CacheError(f"{field} is of type {type(value).__name__}, expected a value that JSON has")
 
 
 def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group:

@@ -69,7 +69,8 @@ def write_cache(
         provenance: what else the content depends on.
         overwrite: replace an existing cache.
 
-    Raises CacheError naming the image and the field for shapes that differ and values that are not finite.
+    Raises CacheError naming the image and the field for shapes that differ and values that are not finite, and naming
+    the field of `detector` or `provenance` whose value JSON does not have.
     """
     import pandas as pd
 
@@ -113,8 +114,10 @@ def create_cache(
         fc_layers: the detector's fully connected layers, per stage.
         overwrite: replace an existing cache.
 
-    Raises CacheError if something is at `url`, or if class table, stages or feature level do not fit the RoIs.
+    Raises CacheError if something is at `url`, if class table, stages or feature level do not fit the RoIs, or if the
+    header has values that JSON does not, such as NaN.
     """
+    header.check_json(url)
     classes = check_classes(classes, url)
     _check_template(url, template, header, classes, images)
     replace = may_be_replaced(url, overwrite)
