@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from extract import RoICache
 
-Level = Literal["pooled", "embedding", "logits"]
+Level = Literal["pooled", "hidden", "embedding", "logits"]
 """Feature level of a cache or a scorer; "logits" stands for no features at all."""
 Average = Literal["scores", "logits"]
 """What a detector with several stages averages: scores (detectron2) or logits (mmdetection)."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from extract.config import Config, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
+from extract.config import Config, ConvertConfig, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
 from extract.utils.cli import Command, run
 
 COMMANDS = {
     "": Command(Config, "extract.extraction:command"),
     "inspect": Command(InspectConfig, "extract.commands:inspect"),
+    "convert": Command(ConvertConfig, "extract.convert:command"),
     "verify": Command(VerifyConfig, "extract.commands:verify"),
     "recall": Command(RecallConfig, "extract.recall:report"),
     "export": Command(ExportConfig, "extract.commands:export_file"),

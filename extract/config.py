@@ -55,10 +55,18 @@ class Config(DetectorSpec):
     """A train cache keeps ground-truth boxes, the proposals that match them and a sample of background; a val
     cache keeps the top proposals, and masks."""
 
-    level: Literal["pooled", "embedding", "logits"] = "pooled"
+    level: Literal["pooled", "hidden", "embedding", "logits"] = "pooled"
     """Feature level, what is kept of each RoI: pooled maps (for any head), after the box head's convolutions if it
-    has some, the embedding before the classifier (for linear heads) or the logits alone (for methods that need no
-    training)."""
+    has some; the first fully connected layer's output before its ReLU, and a projection of the pooled maps (for heads
+    whose first layer is frozen or corrected in low rank); the embedding before the classifier (for linear heads); or
+    the logits alone (for methods that need no training)."""
+
+    projection: int = 256
+    """Number of principal directions that level hidden keeps the coordinates of pooled maps along; 0 for none. They are
+    fitted on training RoIs."""
+
+    projection_from: str | None = None
+    """Cache of level hidden whose directions are taken over: a val cache's from its train cache."""
 
     train_annotations: Path | None = None
     """Annotations of the training set, from which its instances are counted; required for val, by default
@@ -111,10 +119,26 @@ class Config(DetectorSpec):
                 raise ValueError(f"{name} is {value}, expected at least {bound}")
         if self.split == "val" and self.train_annotations is None:
             raise ValueError("a val cache needs --train-annotations, for the training counts of its classes")
+        check_projection(self.level, self.projection, self.projection_from)
+        if self.level == "hidden" and self.split == "val" and self.projection and self.projection_from is None:
+            raise ValueError(
+                "a val cache of level hidden needs --projection-from with its train cache, whose directions it takes "
+                "over; --projection 0 for none"
+            )
         if self.classes is not None and self.class_order is not None:
             raise ValueError(f"class_order is {self.class_order}: --classes gives the order already")
         if self.flip is not None and not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}, expected a probability in [0, 1]")
+
+
+def check_projection(level: str, projection: int, projection_from: str | None) -> None:
+    """Raises ValueError, naming the option, if the options of the projection do not fit the feature level."""
+    if projection < 0:
+        raise ValueError(f"projection is {projection}, expected at least 0")
+    if level != "hidden" and (projection != Config.projection or projection_from is not None):
+        raise ValueError(f"level is {level}: only feature level hidden has a projection")
+    if projection_from is not None and projection == 0:
+        raise ValueError(f"projection is 0: --projection-from {projection_from} gives directions")
 
 
 @dataclass(frozen=True)
@@ -126,6 +150,40 @@ class InspectConfig:
 
     cache: Positional[str]
     """Path or fsspec URL."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Writes a cache of a later feature level from the features of a cache. The same command again resumes.
+
+    Example: python -m extract convert train.zarr hidden_train.zarr
+    Example: python -m extract convert val.zarr hidden_val.zarr --projection-from hidden_train.zarr
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL of a finished cache."""
+
+    out: Positional[str]
+    """Path or fsspec URL of the cache to write."""
+
+    level: Literal["hidden", "embedding", "logits"] = "hidden"
+    """Feature level of the new cache, later than that of the old one: pooled, hidden, embedding, logits."""
+
+    projection: int = Config.projection
+    """As for extraction."""
+
+    projection_from: str | None = None
+    """As for extraction."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one, else the CPU."""
+
+    overwrite: bool = False
+    """Replace an existing cache."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option, its value and its bound."""
+        check_projection(self.level, self.projection, self.projection_from)
 
 
 @dataclass(frozen=True)

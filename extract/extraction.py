@@ -18,6 +18,7 @@ from extract.cache.writer import CacheWriter, create_cache, resume_cache
 from extract.config import Config
 from extract.extractor import BlockOutput, Extractor
 from extract.preparation import Job, find_existing, prepare
+from extract.projection import blank_projections, fit_on_images
 from extract.rois import RoIs
 from extract.utils.distributed import Coordinator, is_main_process, world_size
 from extract.utils.prefetch import BackgroundWorker
@@ -43,6 +44,8 @@ def run(config: Config) -> RoICache | None:
         return open_cache(config.out)
     if config.estimate and not (pending and is_main_process()):
         return None
+    if config.level == "hidden":
+        writer = _set_projections(config, job, writer, coordinator)
     # Rank 0 takes the first block in any case: the shapes of its RoIs are those of the cache, which rank 0 creates.
     blocks = chain(pending[:1] if is_main_process() else [], coordinator.work_queue(pending[1:]))
     with BackgroundWorker() as worker, closing(job.extractor.forward_blocks(blocks, worker.raise_if_failed)) as outputs:
@@ -60,6 +63,30 @@ def run(config: Config) -> RoICache | None:
     coordinator.barrier()
     with coordinator.main_process_first():
         return writer.finish() if is_main_process() else open_cache(config.out)
+
+
+def _set_projections(
+    config: Config, job: Job, writer: CacheWriter | None, coordinator: Coordinator
+) -> CacheWriter | None:
+    """Sets the extractor's projections: taken over, of a cache that was begun, or fitted on a sample of images.
+
+    Rank 0 creates the cache with the projections that it has fitted, from where the other processes take them.
+    """
+    extractor = job.extractor
+    if job.projections or not config.projection:
+        extractor.set_projections(job.projections)
+    elif config.estimate:
+        extractor.set_projections(blank_projections(extractor.fc_layers, config.projection))
+    else:
+        with coordinator.main_process_first():
+            if writer is None and is_main_process():
+                projections, template = fit_on_images(extractor, config)
+                extractor.set_projections(projections)
+                writer = _create(config, job, template)
+            elif writer is None:
+                writer = resume_cache(config.out)
+        extractor.set_projections(writer.projections)
+    return writer
 
 
 def command(config: Config) -> None:
@@ -102,9 +129,16 @@ def _create(config: Config, job: Job, template: RoIs) -> CacheWriter:
             "flipped": extractor.flipped,
         }
     )
-    fc_layers, capacity = extractor.detector.fc_layers(config.level), extractor.max_rois_per_image
     return create_cache(
-        config.out, template, job.header, job.classes, images, capacity, fc_layers, overwrite=config.overwrite
+        config.out,
+        template,
+        job.header,
+        job.classes,
+        images,
+        extractor.max_rois_per_image,
+        extractor.fc_layers,
+        config.overwrite,
+        extractor.projections,
     )
 
 

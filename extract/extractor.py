@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import copy
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice, tee
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
-from extract.cache.format import block_slice, num_blocks
+from extract.cache.format import Layers, Projection, block_slice, num_blocks
 from extract.config import Config
 from extract.data.annotations import Annotations
 from extract.data.class_map import ClassMap
 from extract.data.image_files import find_image
 from extract.data.images import SizedReader, batches_of_one_size, flip_boxes, unflip_rois
-from extract.detectors.base import Detector, Image, reader_of
+from extract.detectors.base import Detector, ForwardOutput, Image, SelectProposals, reader_of
+from extract.hidden import HiddenForward
 from extract.image_selection import class_balanced_images
 from extract.matching import GroundTruth, assign_targets, select_training_samples
 from extract.rois import RoIs
@@ -52,11 +54,13 @@ class Extractor:
         positions: (N,) int64, positions in `annotations` of the images to visit, in the order of the cache.
         flipped: (N,) bool, whether an image is flipped.
         num_blocks: number of blocks.
+        fc_layers: the detector's fully connected layers that belong to features of this level, per stage.
+        projections: per stage, of feature level "hidden", before the first forward pass; [] for none.
         with_masks: whether masks are kept.
     """
 
     def __init__(self, config: Config, annotations: Annotations, detector: Detector) -> None:
-        """Raises ValueError if there is no image to visit."""
+        """Raises ValueError if there is no image to visit, or the detector has no features of the level."""
         assert config.images is not None, "resolve_files sets it"
         self.config, self.annotations, self.detector = config, annotations, detector
         self._folder, self._read = config.images, SizedReader(reader_of(detector))
@@ -75,6 +79,27 @@ class Extractor:
         probability = config.flip if config.flip is not None else 0.5 * (config.split == "train")
         draws = [self._rng(i, FLIP_STREAM).random() for i in range(len(self.positions))]
         self.flipped = np.array(draws) < probability
+        self.fc_layers: list[Layers] = detector.fc_layers("pooled" if config.level == "hidden" else config.level)
+        self.projections: Sequence[Projection] = []
+        self._forward_detector = self._make_forward(config.level)
+
+    def set_projections(self, projections: Sequence[Projection]) -> None:
+        """Sets each stage's projection of feature level "hidden"."""
+        self.projections = projections
+        self._forward_detector = self._make_forward(self.config.level)
+
+    def pooled_sample(self, indices: np.ndarray) -> Extractor:
+        """Returns an extractor of pooled features for some of the images, indices of `positions`, without masks."""
+        other = copy.copy(self)
+        other.positions, other.flipped = self.positions[indices], self.flipped[indices]
+        other.num_blocks, other.with_masks = num_blocks(len(indices)), False
+        other._forward_detector = self._make_forward("pooled")
+        return other
+
+    def _make_forward(self, level: str) -> Callable[[Sequence[Image], SelectProposals], ForwardOutput]:
+        if level == "hidden":
+            return HiddenForward(self.detector, self.projections)
+        return lambda images, select: self.detector.forward(images, level, select)
 
     @property
     def max_rois_per_image(self) -> int:
@@ -136,9 +161,7 @@ class Extractor:
     def _forward(self, batch: list[int], images: list[Image]) -> Iterator[RoIs]:
         """Yields each image's RoIs from one forward pass, features in half precision."""
         gt = [self._ground_truth(i) for i in batch]
-        output = self.detector.forward(
-            images, self.config.level, lambda i, proposals: self._select_proposals(batch[i], gt[i], proposals)
-        )
+        output = self._forward_detector(images, lambda i, proposals: self._select_proposals(batch[i], gt[i], proposals))
         masks = output.masks() if self.with_masks else [None] * len(images)
         for rois, image_masks in zip(output.rois, masks, strict=True):
             features = cast("Tensor | None", rois.features)

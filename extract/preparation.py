@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from extract.cache.format import CacheError, Header, open_group
+from extract.cache.format import CacheError, Header, Projection, open_group
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, resume_cache
 from extract.class_order import find_class_map
@@ -20,6 +20,7 @@ from extract.detectors import load_detector, registered_dataset
 from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
 from extract.extractor import Extractor
+from extract.projection import projection_sha256, projections_of
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
 from extract.uses import describe_evaluation, describe_heads
 from extract.utils.identity import flatten, refuse_changes
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
-RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order"}
+RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order", "projection_from"}
 """Options that do not change the cache's content, or whose files are recorded by their sha256, or whose effect is in
 the detector's description."""
 
@@ -41,11 +42,13 @@ class Job(NamedTuple):
         extractor: images and detector.
         header: of the cache.
         classes: class table with the counts of the training set.
+        projections: those of `Config.projection_from`, [] if none are taken over.
     """
 
     extractor: Extractor
     header: Header
     classes: pd.DataFrame
+    projections: list[Projection]
 
 
 def prepare(config: Config) -> Job:
@@ -72,12 +75,13 @@ def prepare(config: Config) -> Job:
     check_namesakes(config.images, annotations.image_ids, annotations.file_names, extractor.positions)
     _warn(extractor, train_annotations)
     _log_kind(annotations)
-    log.info("%s", describe_heads(config.level, bool(detector.fc_layers(config.level)), detector.description))
+    projections = _taken_projections(config, extractor)
+    log.info("%s", describe_heads(config.level, bool(extractor.fc_layers), detector.description))
     if config.split == "train":  # of a val cache, `_warn` states it
         log.info("%s", describe_evaluation(detector.has_masks))
-    provenance = _provenance(config, annotations, train_annotations)
+    provenance = _provenance(config, annotations, train_annotations, projections)
     header = Header(config.split, config.level, detector.stages, _description(detector, config.level), provenance)
-    return Job(extractor, header, train_annotations.classes)
+    return Job(extractor, header, train_annotations.classes, projections)
 
 
 def find_existing(url: str, header: Header) -> RoICache | CacheWriter | None:
@@ -151,15 +155,30 @@ def _log_kind(annotations: Annotations) -> None:
 
 def _description(detector: Detector, level: str) -> dict[str, Any]:
     """Returns the detector's description without what does not concern this feature level."""
-    unrelated = () if level == "pooled" else (POOLED_AFTER_CONVOLUTIONS,)
+    unrelated = () if level in ("pooled", "hidden") else (POOLED_AFTER_CONVOLUTIONS,)
     return {key: value for key, value in detector.description.items() if key not in unrelated}
 
 
-def _provenance(config: Config, annotations: Annotations, train_annotations: Annotations) -> dict[str, Any]:
+def _taken_projections(config: Config, extractor: Extractor) -> list[Projection]:
+    """Returns the projections of `projection_from`. Raises ValueError unless they are of the same detector."""
+    if config.projection_from is None:
+        return []
+    return projections_of(
+        config.projection_from, extractor.detector.description, extractor.fc_layers, config.projection
+    )
+
+
+def _provenance(
+    config: Config, annotations: Annotations, train_annotations: Annotations, projections: list[Projection]
+) -> dict[str, Any]:
     content = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in RUNTIME_FIELDS}
     content |= {"detector_options": list(config.detector_options)}
     # The key of caches that exist, so that their extraction resumes.
     content["images_per_class"] = content.pop("min_images_per_class")
+    if config.level != "hidden":
+        del content["projection"]
+    if projections:
+        content |= {"projection": len(projections[0].directions), "projection_sha256": projection_sha256(projections)}
     return {
         "config": content,
         "annotations_sha256": annotations.sha256,

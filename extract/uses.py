@@ -40,6 +40,8 @@ def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any])
     if level == "logits":
         return "feature level logits trains no head and serves methods without training; embedding trains linear heads"
     types = " ".join(trainable_head_types(level, has_fc_layers))
+    if level == "hidden":
+        return "feature level hidden trains heads whose first layer is the detector's; pooled trains all head types"
     if level == "embedding":
         return f"feature level embedding trains --head-type {types}; pooled trains the other head types"
     if not has_fc_layers:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from extract.cache.format import CacheError, Layers
 from extract.cache.reader import RoICache
 from extract.cache.values import all_finite, check_values
+from extract.rois import RoIs
 
 LOGIT_TOLERANCE = 2e-2
 """Largest rounding error of fp16 features and logits, relative to an image's largest logit."""
@@ -35,7 +36,7 @@ def worst_logit_error(cache: RoICache) -> float | None:
         for stage, layers in enumerate(stages):
             if layers and len(rois):
                 stored = rois.logits[:, stage, columns].astype(np.float32)
-                recomputed = forward(layers, rois.features[:, stage])[:, columns]
+                recomputed = forward(layers, layer_inputs(cache, rois, stage))[:, columns]
                 difference = np.abs(recomputed - stored).max() / np.abs(stored).max()
                 worst = max(worst or 0.0, float(difference))
                 if difference > LOGIT_TOLERANCE:
@@ -60,7 +61,18 @@ def recomputable_columns(cache: RoICache) -> np.ndarray:
 def feature_layers(cache: RoICache, stage: int) -> Layers:
     """Returns those of the detector's fully connected layers that apply to the stored features; [] if none does."""
     layers = cache.fc_layers(stage)
-    return layers if cache.level == "pooled" else layers[-1:] if cache.level == "embedding" else []
+    return layers[
+        {"pooled": slice(None), "hidden": slice(1, None), "embedding": slice(-1, None)}.get(cache.level, slice(0))
+    ]
+
+
+def layer_inputs(cache: RoICache, rois: RoIs, stage: int) -> np.ndarray:
+    """Returns the input (R, …) of the first of `feature_layers`; of hidden features the ReLU of the pre-activations."""
+    assert isinstance(rois.features, np.ndarray), "of a cache"
+    features = rois.features[:, stage]
+    return (
+        np.maximum(features[:, : features.shape[1] - cache.num_directions], 0) if cache.level == "hidden" else features
+    )
 
 
 def forward(layers: Layers, features: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ FRAMEWORK_MODULES = {
     "test_distributed_extraction.py",
     "test_exports.py",
     "test_extraction.py",
+    "test_hidden.py",
     "test_live.py",
     "test_mmdet.py",
     "test_own_classes.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from extract import RoICache, RoIs, write_cache
-from extract.cache.format import Layers
+from extract.cache.format import Layers, Projection
 
 CLASSES, CHANNELS, HIDDEN = 12, 3, 16
 
@@ -40,6 +41,24 @@ def toy_layers(rng: np.random.Generator, stages: int) -> list[Layers]:
     ]
 
 
+def toy_projection(size: int, seed: int) -> Projection:
+    """Random orthonormal directions, and a random center."""
+    rng = np.random.default_rng(seed)
+    directions = np.linalg.qr(rng.normal(size=(CHANNELS * 49, size)))[0].T
+    return Projection(directions.astype(np.float32), rng.normal(size=CHANNELS * 49).astype(np.float32))
+
+
+def with_hidden_features(rois: RoIs, layers: list[Layers], projections: list[Projection]) -> RoIs:
+    """RoIs with hidden features in place of pooled ones: the reference of `extract.hidden`."""
+    features = []
+    for stage, ((weight, bias), *_) in enumerate(layers):
+        x = rois.features[:, stage].reshape(len(rois), -1).astype(np.float32)
+        parts = [x @ weight.T + bias]
+        parts += [(x - p.center) @ p.directions.T for p in projections[stage : stage + 1]]
+        features.append(np.concatenate(parts, 1).astype(np.float16))
+    return replace(rois, features=np.stack(features, 1))
+
+
 def forward(layers: Layers, features: np.ndarray) -> np.ndarray:
     """The reference of a head: fully connected layers in float32 with ReLU between them."""
     out = features.reshape(len(features), -1).astype(np.float32)
@@ -59,12 +78,19 @@ def toy_cache(
     seed: int = 0,
     split: str = "train",
     classes: pd.DataFrame | None = None,
+    projection: int = 0,
 ) -> RoICache:
-    """A cache with 30 RoIs per image: three ground-truth boxes, and of the others about half are foreground."""
+    """A cache with 30 RoIs per image: three ground-truth boxes, and of the others about half are foreground.
+
+    At level "hidden" with random orthonormal directions, `projection` of them per stage.
+    """
     rng = np.random.default_rng(seed)
     layers = toy_layers(rng, len(stages))
     prototypes = rng.normal(size=(CLASSES + 1, CHANNELS, 7, 7))
     rois = [_toy_image(rng, 100 + 7 * i, level, stages, layers, prototypes) for i in range(images)]
+    projections = [toy_projection(projection, 50 + stage) for stage in range(len(stages))] if projection else []
+    if level == "hidden":
+        rois = [with_hidden_features(one, layers, projections) for one in rois]
     detector = {"name": "toy", "stage_average": average}
     return write_cache(
         url,
@@ -73,7 +99,8 @@ def toy_cache(
         split=split,
         level=level,
         stages=stages,
-        fc_layers=layers if fc_layers else [],
+        fc_layers=layers if fc_layers or level == "hidden" else [],
+        projections=projections,
         detector=detector,
         overwrite=True,
     )
@@ -96,6 +123,7 @@ def _toy_image(
     logits = np.stack([forward(own, pooled[:, s]) for s, own in enumerate(layers)], axis=1)
     embedding = [np.maximum(forward(own[:-1], pooled[:, s]), 0) for s, own in enumerate(layers)]
     features = {"pooled": pooled, "embedding": np.stack(embedding, axis=1).astype(np.float16), "logits": None}
+    features["hidden"] = pooled
     boxes = np.tile(np.array([0, 0, 10, 10], np.float32), (size, 1))
     return RoIs(
         image_id=image_id,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import zarr
@@ -21,13 +21,26 @@ if TYPE_CHECKING:
 
 FORMAT = "tailcal-roi-cache"
 VERSION = 1
-LEVELS = {"pooled": 5, "embedding": 3, "logits": None}
-"""Feature level → number of axes of `features`, (R, S, C, P, P) or (R, S, C); None where they are not stored."""
+LEVELS = {"pooled": 5, "hidden": 3, "embedding": 3, "logits": None}
+"""Feature level → number of axes of `features`, (R, S, C, P, P) or (R, S, C); None where they are not stored. Features
+of a level follow from those of every level before it."""
 SPLITS = ("train", "val")
 IMAGES_PER_BLOCK = 16
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]
 """Fully connected layers as (weight (out, in), bias (out,)) float32, ReLU between them, the classifier last."""
+
+
+class Projection(NamedTuple):
+    """The projection of one stage's flattened pooled features x: `directions @ (x - center)`.
+
+    Attributes:
+        directions: (Q, D) float32, orthonormal rows.
+        center: (D,) float32.
+    """
+
+    directions: np.ndarray
+    center: np.ndarray
 
 
 class CacheError(ValueError):
@@ -79,7 +92,7 @@ class Header:
 
     Attributes:
         split: "train" (ground truth, its matches and a sample of background) or "val" (the top proposals).
-        level: feature level, "pooled", "embedding" or "logits".
+        level: feature level, one of `LEVELS`.
         stages: matching IoU of each stage of the box head.
         detector: the detector's description (name, framework, weights_sha256, stage_average …), JSON values.
         provenance: what else the content depends on: configuration, sha256 of the annotations, library versions.

@@ -24,6 +24,7 @@ from extract.cache.format import (
     CacheError,
     Header,
     Layers,
+    Projection,
 )
 from extract.cache.reader import RoICache
 from extract.cache.writer import write_cache
@@ -76,11 +77,14 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
         try:
             header = msgspec.json.decode(file.attrs["header"], type=Header)
             rois, classes, fc_layers = _Hdf5Images(file), _import_classes(file), _import_layers(file)
+            projections = _import_projections(file)
         except KeyError as error:
             raise CacheError(f"{path}: {error.args[0]}") from None
         except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
             raise CacheError(f"{path}: {error}") from None
-        return write_cache(url, rois, classes, fc_layers=fc_layers, overwrite=overwrite, **vars(header))
+        return write_cache(
+            url, rois, classes, fc_layers=fc_layers, projections=projections, overwrite=overwrite, **vars(header)
+        )
 
 
 class _Hdf5Images(Sequence[RoIs]):
@@ -118,6 +122,9 @@ def _export_tables(cache: RoICache, file: h5py.File) -> None:
         for depth, (weight, bias) in enumerate(cache.fc_layers(stage)):
             file[f"detector/stage_{stage}/weight_{depth}"] = weight
             file[f"detector/stage_{stage}/bias_{depth}"] = bias
+    for stage, projection in enumerate(cache.projections):
+        for name, values in projection._asdict().items():
+            file[f"detector/stage_{stage}/{name}"] = values
 
 
 def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5py.File) -> None:
@@ -141,5 +148,16 @@ def _import_classes(file: h5py.File) -> pd.DataFrame:
 
 def _import_layers(file: h5py.File) -> list[Layers]:
     """Reads each stage's fully connected layers; [] if the file has none."""
-    groups = [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]
-    return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(len(g) // 2)] for g in groups]
+    depths = [sum(name.startswith("weight_") for name in group) for group in _stage_groups(file)]
+    pairs = zip(_stage_groups(file), depths, strict=True)
+    return [[(g[f"weight_{d}"][:], g[f"bias_{d}"][:]) for d in range(depth)] for g, depth in pairs]
+
+
+def _import_projections(file: h5py.File) -> list[Projection]:
+    """Reads each stage's projection; [] if the file has none."""
+    groups = [group for group in _stage_groups(file) if "directions" in group]
+    return [Projection(*(group[name][:] for name in Projection._fields)) for group in groups]
+
+
+def _stage_groups(file: h5py.File) -> list[h5py.Group]:
+    return [file[f"detector/stage_{s}"] for s in range(len(file.get("detector", ())))]

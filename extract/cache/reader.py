@@ -19,10 +19,12 @@ from extract.cache.format import (
     CacheError,
     Header,
     Layers,
+    Projection,
     block_slice,
     fingerprint,
     open_group,
 )
+from extract.cache.projections import describe_features, num_directions, read_projections
 from extract.cache.tables import read_array, read_class_map, read_classes, read_fc_layers
 from extract.cache.values import from_stored
 from extract.rois import RoIs
@@ -58,7 +60,7 @@ class RoICache(Sequence[RoIs]):
         url: path or fsspec URL.
         header: the metadata; its fields are also split, level, stages, detector and provenance of the cache.
         split: "train" or "val".
-        level: feature level, "pooled", "embedding" or "logits".
+        level: feature level, one of `extract.cache.format.LEVELS`.
         stages: matching IoU of each stage, length S.
         detector: the detector's description, JSON values.
         provenance: what else the content depends on, JSON values.
@@ -67,6 +69,7 @@ class RoICache(Sequence[RoIs]):
             the counts of the training set.
         images: DataFrame in stored order: image_id, height, width, flipped, roi_count.
         offsets: (N+1,) int64; image i owns the packed rows `offsets[i]:offsets[i+1]` of `read` and `take`.
+        num_directions: Q; so many features of level "hidden" are coordinates, the last ones.
         columns: the stored arrays, by their field in `RoIs`.
     """
 
@@ -84,6 +87,7 @@ class RoICache(Sequence[RoIs]):
         missing = COLUMNS.keys() - self.columns.keys() - OPTIONAL
         if missing:
             raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
+        self.num_directions = num_directions(group)
         self.classes: pd.DataFrame = read_classes(group, url)
         self.class_map = read_class_map(self.detector, len(self.classes), url)
         self._image_table = {name: read_array(group, f"images/{name}", url) for name in IMAGE_COLUMNS}
@@ -185,6 +189,11 @@ class RoICache(Sequence[RoIs]):
         """Returns the detector's fully connected layers of a stage; [] if the cache has none."""
         return read_fc_layers(self._group, stage, self.url)
 
+    @cached_property
+    def projections(self) -> list[Projection]:
+        """Each stage's projection of pooled features, [] if there are none."""
+        return read_projections(self._group, self.url)
+
     def stored_bytes(self) -> int:
         """Returns the size of the RoI arrays in their store."""
         return sum(column.stored_bytes() for column in self.columns.values())
@@ -194,13 +203,12 @@ class RoICache(Sequence[RoIs]):
         labels = self.read("labels")[:, 0]
         foreground = (labels >= 0) & (labels < self.num_classes)
         present = np.count_nonzero(np.bincount(labels[foreground]))
-        features = self.fields.get("features")
         return [
             ("RoI cache", f"{self.url} ({self.split})"),
             ("images", f"{len(self):,} ({int(self.images['flipped'].sum()):,} flipped)"),
             ("RoIs", f"{len(labels):,} ({int(foreground.sum()):,} foreground, {len(self.stages)} stage(s))"),
             ("classes", f"{self.num_classes:,} ({present:,} of them in it)"),
-            ("level", f"{self.level}" + (f", features {features[1:]} float16" if features else "")),
+            ("level", self.level + describe_features(self.fields.get("features"), self.num_directions)),
             ("detector", f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})"),
             *([("outputs", str(self.class_map))] if self.class_map else []),
             ("columns", ", ".join(self.fields)),

@@ -27,11 +27,13 @@ from extract.cache.format import (
     CacheError,
     Header,
     Layers,
+    Projection,
     block_slice,
     num_blocks,
     open_group,
 )
 from extract.cache.location import may_be_replaced, remove_cache
+from extract.cache.projections import check_hidden, read_projections, write_projections
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.tables import write_array, write_classes, write_fc_layers, write_images
 from extract.cache.values import check_values, image_digest, to_stored
@@ -51,6 +53,7 @@ def write_cache(
     level: str,
     stages: Sequence[float] = (0.5,),
     fc_layers: Sequence[Layers] = (),
+    projections: Sequence[Projection] = (),
     detector: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -62,9 +65,11 @@ def write_cache(
         rois: one `RoIs` per image; iterated twice, so the sequence may load images on access.
         classes: DataFrame with category_id, name, frequency, image_count, instance_count, ascending by id.
         split: "train" (for training heads) or "val" (for detection and evaluation, without ground-truth boxes).
-        level: feature level, "pooled" (R, S, C, P, P), "embedding" (R, S, C) or "logits" (None).
+        level: feature level, "pooled" (R, S, C, P, P), "hidden" (R, S, H + Q), "embedding" (R, S, C) or "logits"
+            (None). Level "hidden" needs `fc_layers`, and its features are those of `extract.hidden.hidden_features`.
         stages: matching IoU per stage.
         fc_layers: per stage the detector's fully connected layers, (weight (out, in), bias (out,)), background last.
+        projections: per stage the projection that gave the last Q features of level "hidden"; () if Q is 0.
         detector: the detector's description; `stage_average` is "scores" (default) or "logits".
         provenance: what else the content depends on.
         overwrite: replace an existing cache.
@@ -81,7 +86,7 @@ def write_cache(
     images = pd.DataFrame(rows, columns=list(IMAGE_COLUMNS))
     header = Header(split, level, tuple(stages), dict(detector or {}), dict(provenance or {}))
     capacity = max(int(images["roi_count"].max()), 1)
-    writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, overwrite)
+    writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, overwrite, projections)
     try:
         for block in writer.pending():
             writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
@@ -101,6 +106,7 @@ def create_cache(
     capacity: int,
     fc_layers: Sequence[Layers] = (),
     overwrite: bool = False,
+    projections: Sequence[Projection] = (),
 ) -> CacheWriter:
     """Creates an empty cache and returns its writer.
 
@@ -113,6 +119,7 @@ def create_cache(
         capacity: upper bound of the RoIs of one image.
         fc_layers: the detector's fully connected layers, per stage.
         overwrite: replace an existing cache.
+        projections: see `write_cache`.
 
     Raises CacheError if something is at `url`, if class table, stages or feature level do not fit the RoIs, or if the
     header has values that JSON does not, such as NaN.
@@ -120,6 +127,8 @@ def create_cache(
     header.check_json(url)
     classes = check_classes(classes, url)
     _check_template(url, template, header, classes, images)
+    width = 0 if template.features is None else template.features.shape[-1]
+    check_hidden(url, header.level, width, fc_layers, projections, len(header.stages))
     replace = may_be_replaced(url, overwrite)
     # The mark distinguishes an interrupted creation from somebody's folder.
     group = zarr.create_group(url, overwrite=replace, attributes={"creating": True})
@@ -128,6 +137,7 @@ def create_cache(
     write_classes(group, classes)
     write_images(group, images)
     write_fc_layers(group, fc_layers)
+    write_projections(group, projections)
     sizes = {"rows_per_block": rows_per_block, "images_per_block": IMAGES_PER_BLOCK}
     group.attrs.put({"format": FORMAT, "version": VERSION, "complete": False, **sizes, **asdict(header)})
     return CacheWriter(group, url)
@@ -157,6 +167,11 @@ class CacheWriter:
                 f"{url}: is written in blocks of {attributes['images_per_block']} images, "
                 f"this library writes blocks of {IMAGES_PER_BLOCK}; --overwrite starts anew"
             )
+
+    @property
+    def projections(self) -> list[Projection]:
+        """See `RoICache.projections`."""
+        return read_projections(self._group, self.url)
 
     def pending(self) -> list[int]:
         """Returns the blocks not written yet, ascending."""

@@ -1,0 +1,154 @@
+"""`python -m extract convert`: a cache → a cache of a later feature level, without the detector."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from tqdm import tqdm
+
+from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice
+from extract.cache.reader import RoICache, open_cache
+from extract.cache.writer import CacheWriter, create_cache
+from extract.config import ConvertConfig
+from extract.hidden import Layer, check_layers, hidden_layer, hidden_layers
+from extract.preparation import find_existing
+from extract.projection import fit_projections, projection_sha256, projections_of, sample_images, sample_rois
+from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
+from extract.utils.devices import resolve_device
+from extract.utils.prefetch import prefetch
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConvertConfig) -> RoICache:
+    """Converts, or resumes what was begun at `config.out`; returns the cache.
+
+    Raises ValueError or FileNotFoundError naming the cache and what it lacks.
+    """
+    source, order = open_cache(config.cache), list(LEVELS)
+    if order.index(config.level) <= order.index(source.level):
+        raise CacheError(f"{source.url}: level {source.level!r} does not give level {config.level!r}")
+    stages = [source.fc_layers(stage) for stage in range(len(source.stages))] if config.level != "logits" else []
+    if config.level == "hidden":
+        check_layers(source.url, stages)
+    elif stages and not all(stages):
+        raise CacheError(f"{source.url}: has no fully connected layers, which level {config.level!r} follows by")
+    taken = []
+    if config.projection_from is not None:
+        taken = projections_of(config.projection_from, source.detector, stages, config.projection)
+    header = _header(source, config, taken)
+    existing = None if config.overwrite else find_existing(config.out, header)
+    if isinstance(existing, RoICache):
+        log.info("%s is finished already", existing.url)
+        return existing
+    projections = existing.projections if existing else taken
+    if config.level == "hidden" and config.projection and not projections:
+        projections = _fit(source, config.projection)
+    feature = _conversion(source, config.level, stages, projections, resolve_device(config.device))
+    writer = existing or _create(source, config, header, feature, stages, projections)
+    _write(source, writer, feature)
+    return writer.finish()
+
+
+def _header(source: RoICache, config: ConvertConfig, taken: list[Projection]) -> Header:
+    options: dict[str, Any] = {**source.provenance.get("config", {}), "level": config.level}
+    if config.level == "hidden":
+        options["projection"] = len(taken[0].directions) if taken else config.projection
+    if taken:
+        options["projection_sha256"] = projection_sha256(taken)
+    provenance = {**source.provenance, "config": options, "converted_from": source.fingerprint}
+    unrelated = () if config.level == "hidden" else (POOLED_AFTER_CONVOLUTIONS,)
+    detector = {key: value for key, value in source.detector.items() if key not in unrelated}
+    return Header(source.split, config.level, source.stages, detector, provenance)
+
+
+def _fit(source: RoICache, size: int) -> list[Projection]:
+    """Fits projections on the RoIs that an extraction would fit them on. Raises ValueError for a val cache."""
+    if source.split == "val":
+        raise CacheError(
+            f"{source.url}: a val cache needs --projection-from with its train cache, whose directions it takes over; "
+            "--projection 0 for none"
+        )
+    seed = int(source.provenance.get("config", {}).get("seed", 0))
+    images = sample_images(len(source), seed)
+
+    def sample(position: int) -> np.ndarray:
+        image_id, rois = (int(source.images[name].iloc[position]) for name in ("image_id", "roi_count"))
+        rows = sample_rois(image_id, rois, len(images), seed)
+        return source.take("features", source.offsets[position] + rows)
+
+    return fit_projections(map(sample, tqdm(images, desc="fit", unit="image", disable=None)), size, seed)
+
+
+def _conversion(
+    source: RoICache, level: str, stages: list[Layers], projections: list[Projection], device: torch.device
+) -> Callable[[RoIs], RoIs]:
+    """Returns the function from an image's RoIs to its RoIs of another feature level."""
+    if level == "logits":
+        return lambda rois: replace(rois, features=None)
+    networks = _networks(source.level, level, stages, projections, device)
+
+    def convert(rois: RoIs) -> RoIs:
+        features = torch.as_tensor(rois.features, device=device).float()
+        if source.level == "hidden":
+            features = features[..., : features.shape[-1] - source.num_directions].relu()
+        outputs = [_forward(network, features[:, s].flatten(1), level) for s, network in enumerate(networks)]
+        return replace(rois, features=torch.stack(outputs, 1).cpu().numpy())
+
+    return convert
+
+
+def _networks(
+    source_level: str, level: str, stages: list[Layers], projections: list[Projection], device: torch.device
+) -> list[list[Layer]]:
+    """Returns each stage's linear layers from the source's features to those of the level, ReLU between them."""
+    if level == "hidden":
+        networks = [[layer] for layer in hidden_layers(stages, projections)]
+    else:
+        networks = [[hidden_layer(layer) for layer in layers[source_level == "hidden" : -1]] for layers in stages]
+    return [[(weight.to(device), bias.to(device)) for weight, bias in network] for network in networks]
+
+
+def _forward(network: list[Layer], x: Tensor, level: str) -> Tensor:
+    for depth, layer in enumerate(network):
+        x = linear(x.relu() if depth else x, *layer)
+    return x if level == "hidden" else x.relu()
+
+
+def _create(
+    source: RoICache,
+    config: ConvertConfig,
+    header: Header,
+    convert: Callable[[RoIs], RoIs],
+    stages: list[Layers],
+    projections: list[Projection],
+) -> CacheWriter:
+    images = source.images.drop(columns="roi_count")
+    capacity = max(int(source.images["roi_count"].max()), 1)
+    template = convert(source[0])
+    return create_cache(
+        config.out, template, header, source.classes, images, capacity, stages, config.overwrite, projections
+    )
+
+
+def _write(source: RoICache, writer: CacheWriter, convert: Callable[[RoIs], RoIs]) -> None:
+    """Converts the blocks that are not written yet; a thread reads the next one meanwhile."""
+    pending = writer.pending()
+    with closing(prefetch(lambda block: source[block_slice(block)], pending, threads=1, depth=1)) as blocks:
+        for block, images in zip(
+            pending, tqdm(blocks, "convert", len(pending), unit="block", disable=None), strict=True
+        ):
+            writer.write_block(block, [convert(rois) for rois in images])
+
+
+def command(config: ConvertConfig) -> None:
+    """Converts and prints what the new cache holds."""
+    print(run(config))
