@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-HeadType = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft"]
+HeadType = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft", "3fc_lowrank"]
 Precision = Literal["fp32", "bf16", "fp16"]
 HEAD_TYPES: tuple[str, ...] = get_args(HeadType)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -31,10 +31,15 @@ class Config:
 
     head_type: HeadType = "3fc_ft"
     """linear: a new classifier on the detector's own embedding; 2fc_rand, 3fc_rand: new fully connected
-    layers; 3fc_ft: all of the detector's own layers, fine-tuned."""
+    layers; 3fc_ft: all of the detector's own layers, fine-tuned, on hidden features without the first, which stays;
+    3fc_lowrank: on hidden features, with the first layer corrected in low rank."""
 
     hidden: int = 1024
     """Width of the new hidden layers of 2fc_rand and 3fc_rand."""
+
+    freeze_layers: int = 0
+    """Number of the detector's own layers, from the first on, that are not trained; on hidden features the first
+    never is, except for 3fc_lowrank."""
 
     classes_per_step: int = 16
     """Classes drawn per step."""
@@ -82,6 +87,7 @@ class Config:
         for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         self._expect("rois_per_class", self.rois_per_class is None or self.rois_per_class >= 1, "at least 1")
+        self._expect("freeze_layers", self.freeze_layers >= 0, "at least 0")
         self._expect("lr", self.lr > 0, "more than 0")
         self._expect("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
         self._expect("weight_decay", self.weight_decay >= 0, "at least 0")
@@ -100,7 +106,8 @@ class Config:
         A run resumes only if this is unchanged. Heads and checkpoints store it, the head type as "head".
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _IDENTITY_EXCLUDES}
-        return {"cache": fingerprint, "head": values.pop("head_type"), **values, "milestones": list(self.milestones)}
+        values |= {"freeze_layers": self.freeze_layers or None, "milestones": list(self.milestones)}
+        return {"cache": fingerprint, "head": values.pop("head_type"), **values}
 
     def _expect(self, name: str, is_valid: bool, expected: str) -> None:
         if not is_valid:

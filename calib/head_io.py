@@ -68,7 +68,7 @@ def load_info(path: str | Path) -> HeadInfo:
         if raw.get("version") != VERSION:
             raise ValueError(f"version is {raw.get('version')!r}, this library reads {VERSION}")
         info = msgspec.convert(raw, HeadInfo)
-        ends = (math.prod(info.feature_shape), len(info.category_ids) + 1)
+        ends = (math.prod(info.feature_shape) - info.rank, len(info.category_ids) + 1)
         if len(info.widths) < 2 or (info.widths[0], info.widths[-1]) != ends:
             raise ValueError(f"widths are {info.widths}, expected to lead from {ends[0]} to {ends[1]}")
         for field in ("names", "instance_counts"):

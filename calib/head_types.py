@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from calib.config import HEAD_TYPES, HeadType
-from calib.heads import Head, HeadInfo, linear_layers
+from calib.heads import Head, HeadInfo, hidden_input, linear_layers
+from calib.hidden_input import HiddenInput
 from calib.scoring import Level, check_average, instance_counts_of
 from extract.data.class_map import MIN_LOGIT
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
 
 if TYPE_CHECKING:
     from extract import RoICache
-    from extract.cache.format import Layers
+    from extract.cache.format import Layers, Projection
 
 
 class Recipe(NamedTuple):
@@ -27,9 +28,10 @@ class Recipe(NamedTuple):
         head_type: name of the type.
         level: feature level of the cache.
         reuse: which of the detector's own fully connected layers come first: none, the hidden ones, or all, classifier
-            included; with all there is no new classifier.
+            included; with all there is no new classifier. At level hidden the first layer is in the features.
         freeze: whether reused layers are not trained.
         new_hidden: number of new hidden layers.
+        low_rank: whether the first layer, which the features of level hidden come from, is corrected in low rank.
     """
 
     head_type: HeadType
@@ -37,19 +39,25 @@ class Recipe(NamedTuple):
     reuse: Literal["none", "hidden", "all"]
     freeze: bool
     new_hidden: int
+    low_rank: bool = False
 
 
 RECIPES = (
     Recipe("linear", "pooled", reuse="hidden", freeze=True, new_hidden=0),
     Recipe("linear", "embedding", reuse="none", freeze=False, new_hidden=0),
+    Recipe("linear", "hidden", reuse="hidden", freeze=True, new_hidden=0),
     Recipe("2fc_rand", "pooled", reuse="none", freeze=False, new_hidden=1),
     Recipe("3fc_rand", "pooled", reuse="none", freeze=False, new_hidden=2),
     Recipe("3fc_ft", "pooled", reuse="all", freeze=False, new_hidden=0),
+    Recipe("3fc_ft", "hidden", reuse="all", freeze=False, new_hidden=0),
+    Recipe("3fc_lowrank", "hidden", reuse="all", freeze=False, new_hidden=0, low_rank=True),
 )
 _REUSED = {"none": slice(0), "hidden": slice(-1), "all": slice(None)}
 
 
-def build_head(cache: RoICache, head_type: str, hidden: int, seed: int, config: dict[str, Any]) -> Head:
+def build_head(
+    cache: RoICache, head_type: str, hidden: int, seed: int, config: dict[str, Any], freeze_layers: int = 0
+) -> Head:
     """Builds an untrained head for the features of a cache.
 
     New hidden layers are initialised as in Glorot and Bengio (2010), new classifiers from a normal distribution with
@@ -61,25 +69,32 @@ def build_head(cache: RoICache, head_type: str, hidden: int, seed: int, config: 
         hidden: width of new hidden layers.
         seed: of the initialisation.
         config: the training configuration to store with the head.
+        freeze_layers: how many of the detector's own layers, from the first on, are not trained; see `calib.Config`.
 
     Raises:
-        ValueError: unknown type, a cache of a feature level that the type does not support, or a cache that lacks the
-            detector's layers.
+        ValueError: unknown type, a cache of a feature level that the type does not support, a cache that lacks the
+            detector's layers or directions, or more layers to freeze than the head can do without.
     """
     recipe = _find_recipe(cache, head_type)
+    if recipe.low_rank and not cache.projections:
+        raise ValueError(
+            f"{cache.url}: head {head_type!r} needs a projection, which the cache lacks; --head-type 3fc_ft needs none"
+        )
     reused = _reused_layers(cache, recipe)
-    widths = [math.prod(cache.fields["features"][1:]), *(len(bias) for _, bias in reused[0])]
+    widths = [_input_width(cache), *(len(bias) for _, bias in reused[0])]
     if recipe.reuse != "all":
         widths += [hidden] * recipe.new_hidden + [cache.num_classes + 1]
     if widths[-1] != cache.num_classes + 1:
         raise ValueError(f"{cache.url}: its classifier has {widths[-1]} outputs, {cache.num_classes + 1} needed")
-    frozen_layers = len(reused[0]) if recipe.freeze else 0
+    frozen_layers = _frozen_layers(cache, recipe, len(reused[0]), freeze_layers)
     head = Head(_describe(cache, recipe, tuple(widths), frozen_layers, config))
     generator = torch.Generator().manual_seed(seed)
     for stage, layers in enumerate(reused):
         linears = linear_layers(head.stages[stage])
         _copy_layers(linears[: len(layers)], layers, f"{cache.url}: detector/stage_{stage}")
         _initialise(linears[len(layers) :], generator)
+        if recipe.low_rank:
+            _copy_projection(hidden_input(head.stages[stage]), cache.projections[stage])
     if cache.class_map:
         _silence(head, cache.class_map.missing)
     return head
@@ -109,16 +124,43 @@ def _reused_layers(cache: RoICache, recipe: Recipe) -> list[Layers]:
             f"{cache.url}: head {recipe.head_type!r} needs the detector's own layers, which the cache lacks; "
             f"{others} need none"
         )
-    return [layers[_REUSED[recipe.reuse]] for layers in stages]
+    below = 1 if recipe.level == "hidden" else 0
+    return [layers[below:][_REUSED[recipe.reuse]] for layers in stages]
+
+
+def _input_width(cache: RoICache) -> int:
+    """Returns the inputs of the first fully connected layer of a head."""
+    if cache.level == "hidden":
+        return len(cache.fc_layers(0)[0][1])
+    return math.prod(cache.fields["features"][1:])
+
+
+def _frozen_layers(cache: RoICache, recipe: Recipe, reused: int, freeze_layers: int) -> int:
+    """Returns how many layers of the head are frozen, the one below the features of level hidden not counted.
+
+    Raises:
+        ValueError: `freeze_layers` is more than there are layers of the detector, or leaves nothing to train, or
+            freezes a layer that the recipe corrects.
+    """
+    below = 1 if recipe.level == "hidden" else 0
+    limit = 0 if recipe.low_rank else below + reused - (recipe.reuse == "all")
+    if freeze_layers > limit:
+        raise ValueError(
+            f"{cache.url}: freeze_layers is {freeze_layers}, expected at most {limit} for head {recipe.head_type!r} on "
+            f"{recipe.level} features"
+        )
+    return reused if recipe.freeze else max(freeze_layers - below, 0)
 
 
 def _describe(
     cache: RoICache, recipe: Recipe, widths: tuple[int, ...], frozen_layers: int, config: dict[str, Any]
 ) -> HeadInfo:
+    feature_shape = tuple(cache.fields["features"][1:])
+    rank = feature_shape[0] - widths[0] if recipe.low_rank else 0
     return HeadInfo(
         kind=recipe.head_type,
         level=recipe.level,
-        feature_shape=tuple(cache.fields["features"][1:]),
+        feature_shape=(widths[0] + rank,) if recipe.level == "hidden" else feature_shape,
         widths=widths,
         frozen_layers=frozen_layers,
         category_ids=tuple(cache.classes["category_id"].tolist()),
@@ -135,6 +177,8 @@ def _describe(
         class_outputs=cache.class_map.outputs if cache.class_map else (),
         num_outputs=cache.class_map.num_outputs if cache.class_map else 0,
         pooled_after_convolutions=bool(cache.detector.get(POOLED_AFTER_CONVOLUTIONS, False)),
+        rank=rank,
+        pooled_size=cache.projections[0].directions.shape[1] if recipe.low_rank else 0,
     )
 
 
@@ -147,6 +191,12 @@ def _copy_layers(linears: list[nn.Linear], layers: Layers, source: str) -> None:
             if parameter.shape != values.shape:
                 raise ValueError(f"{source}/{name}_{depth} is {values.shape}, expected {tuple(parameter.shape)}")
             parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
+
+
+@torch.no_grad()
+def _copy_projection(first: HiddenInput, projection: Projection) -> None:
+    for name, values in projection._asdict().items():
+        first.get_buffer(name).copy_(torch.from_numpy(np.array(values)))
 
 
 @torch.no_grad()

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from calib.scoring import Average, Level, check_average, instance_counts_of, stage_scores
+from calib.head_info import HeadInfo
+from calib.hidden_input import HiddenInput
+from calib.scoring import Level, check_average, instance_counts_of, stage_scores
+from extract.cache.format import Projection
 from extract.data.class_map import ClassMap
 from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector
@@ -26,68 +29,20 @@ if TYPE_CHECKING:
     from extract.detectors.base import Detector
 
 
-@dataclass(frozen=True)
-class HeadInfo:
-    """Description of a head, stored beside its weights.
-
-    Attributes:
-        kind: head type, one of `calib.config.HEAD_TYPES`.
-        level: feature level of its input, "pooled" or "embedding".
-        feature_shape: shape of one RoI's features, (C, 7, 7) or (C,).
-        widths: layer sizes, from the flattened feature to K+1.
-        frozen_layers: number of layers at the bottom that are the detector's own and not trained.
-        category_ids: category ids of the classes 0…K-1 in the annotation file.
-        names: names of these classes.
-        instance_counts: training instances of these classes; they decide which columns a fusion replaces.
-        stages: matching IoU of each stage.
-        stage_average: what is averaged over stages, "scores" or "logits".
-        detector: name of the detector that the features come from.
-        weights_sha256: sha256 of that detector's weights file; empty if unknown.
-        tensors_sha256: sha256 of that detector's tensors; empty if unknown.
-        settings: that detector's input size, normalisation and options; empty if unknown.
-        cache_fingerprint: fingerprint of the cache that the head was trained on.
-        config: configuration of the training.
-        class_outputs: the detector's output of each class, -1 where it has none; empty if output i is class i.
-        num_outputs: number of the detector's outputs besides background, where `class_outputs` is not empty.
-        pooled_after_convolutions: whether pooled features are the output of the box head's convolutions, as in the
-            detector's description; False in heads of versions whose pooled features always were the box head's input.
-    """
-
-    kind: str
-    level: Level
-    feature_shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    frozen_layers: int
-    category_ids: tuple[int, ...]
-    names: tuple[str, ...]
-    instance_counts: tuple[int, ...]
-    stages: tuple[float, ...]
-    stage_average: Average = "scores"
-    detector: str = ""
-    weights_sha256: str = ""
-    tensors_sha256: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    cache_fingerprint: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    class_outputs: tuple[int, ...] = ()
-    num_outputs: int = 0
-    pooled_after_convolutions: bool = False
-
-
 class Head(nn.Module):
     """One network per stage; a scorer.
 
     Attributes:
         info: description of the head.
         name: head type, the scorer's name.
-        stages: ModuleList of S Sequentials of Linear and ReLU.
+        stages: ModuleList of S Sequentials of Linear and ReLU; at level hidden a `HiddenInput` comes first.
     """
 
     def __init__(self, info: HeadInfo) -> None:
         super().__init__()
         self.info = info
         self.name = info.kind
-        self.stages = nn.ModuleList(_build_mlp(info.widths) for _ in info.stages)
+        self.stages = nn.ModuleList(_build_network(info) for _ in info.stages)
         for stage in self.stages:
             for layer in linear_layers(stage)[: info.frozen_layers]:
                 layer.requires_grad_(False)
@@ -122,6 +77,14 @@ class Head(nn.Module):
         """The detector's outputs in the order of the classes; None if output i is class i."""
         return ClassMap(self.info.class_outputs, self.info.num_outputs) if self.info.class_outputs else None
 
+    @property
+    def projections(self) -> list[Projection]:
+        """Each stage's projection that gives the last Q numbers of its features; [] if it needs none."""
+        if not self.info.rank:
+            return []
+        inputs = [hidden_input(stage) for stage in self.stages]
+        return [Projection(one.directions.cpu().numpy(), one.center.cpu().numpy()) for one in inputs]
+
     def averaged(self, average: str) -> Head:
         """Returns a head with the same networks that averages its stages by "scores" or "logits"."""
         other = copy.copy(self)
@@ -155,7 +118,10 @@ class Head(nn.Module):
         url, info = cache.url, self.info
         self._check_origin(url, cache.detector)
         _check_same(url, "level", info.level, cache.level)
-        _check_same(url, "feature shape", info.feature_shape, tuple(cache.fields.get("features", (0,))[1:]))
+        shape = tuple(cache.fields.get("features", (0,))[1:])
+        if not info.accepts(shape):
+            _check_same(url, "feature shape", info.feature_shape, shape)
+        self._check_projections(cache)
         _check_same(url, "stages", info.stages, tuple(cache.stages))
         _check_same(url, "number of classes", self.num_classes, cache.num_classes)
         _check_same(url, "category ids", info.category_ids, tuple(cache.classes["category_id"].tolist()))
@@ -188,10 +154,20 @@ class Head(nn.Module):
             )
             _check_same(source, "pooled features", own, other)
 
+    def _check_projections(self, cache: RoICache) -> None:
+        """Raises ValueError if the cache's coordinates are along other directions than those of the head."""
+        for stage, pair in enumerate(zip(self.projections, cache.projections if self.info.rank else [], strict=True)):
+            if not all(map(np.array_equal, *pair)):
+                raise ValueError(
+                    f"{cache.url}: the projection of stage {stage} has other directions than the head's train cache; "
+                    "extract the cache with --projection-from and that train cache"
+                )
+
     def _checked_features(self, rois: RoIs) -> np.ndarray | torch.Tensor:
         expected = (len(self.stages), *self.info.feature_shape)
-        if rois.features is None or tuple(rois.features.shape[1:]) != expected:
-            found = "none" if rois.features is None else tuple(rois.features.shape[1:])
+        shape = () if rois.features is None else tuple(rois.features.shape[1:])
+        if rois.features is None or shape[0] != expected[0] or not self.info.accepts(shape[1:]):
+            found = shape or "none"
             raise ValueError(
                 f"image {rois.image_id}: head {self.name!r} expects {self.info.level} features "
                 f"{expected} per RoI, the RoIs have {found}"
@@ -202,6 +178,18 @@ class Head(nn.Module):
 def linear_layers(stage: nn.Module) -> list[nn.Linear]:
     """Returns the fully connected layers of one stage's network, in order."""
     return [layer for layer in stage.children() if isinstance(layer, nn.Linear)]
+
+
+def hidden_input(stage: nn.Module) -> HiddenInput:
+    """Returns what one stage's network on hidden features begins with."""
+    return cast("HiddenInput", next(stage.children()))
+
+
+def _build_network(info: HeadInfo) -> nn.Sequential:
+    mlp = _build_mlp(info.widths)
+    return (
+        nn.Sequential(HiddenInput(info.widths[0], info.rank, info.pooled_size), *mlp) if info.level == "hidden" else mlp
+    )
 
 
 def _build_mlp(widths: Sequence[int]) -> nn.Sequential:

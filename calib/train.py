@@ -87,7 +87,7 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
         return load_head(out, device)
 
     # What can fail comes first: --overwrite keeps the old head until training begins.
-    head = build_head(cache, config.head_type, config.hidden, config.seed, identity).to(device)
+    head = build_head(cache, config.head_type, config.hidden, config.seed, identity, config.freeze_layers).to(device)
     sampler = BiLevelSampler(
         cache, config.classes_per_step, config.images_per_class, config.seed, config.rois_per_class
     )

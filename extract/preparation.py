@@ -76,7 +76,7 @@ def prepare(config: Config) -> Job:
     _warn(extractor, train_annotations)
     _log_kind(annotations)
     projections = _taken_projections(config, extractor)
-    log.info("%s", describe_heads(config.level, bool(extractor.fc_layers), detector.description))
+    log.info("%s", describe_heads(config.level, bool(extractor.fc_layers), detector.description, config.projection))
     if config.split == "train":  # of a val cache, `_warn` states it
         log.info("%s", describe_evaluation(detector.has_masks))
     provenance = _provenance(config, annotations, train_annotations, projections)

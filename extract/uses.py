@@ -10,16 +10,21 @@ from extract.rois import POOLED_AFTER_CONVOLUTIONS
 NEW_LAYERS = ("2fc_rand", "3fc_rand")
 """Head types of `calib.train` that need nothing but pooled features."""
 OWN_LAYERS = ("linear", "3fc_ft")
-"""Head types that begin with the detector's own layers, from pooled features on."""
+"""Head types that begin with the detector's own layers, from pooled or hidden features on."""
+PROJECTED = ("3fc_lowrank",)
+"""Head types that correct the first layer of hidden features along their directions."""
 
 
-def trainable_head_types(level: str, has_fc_layers: bool) -> tuple[str, ...]:
+def trainable_head_types(level: str, has_fc_layers: bool, directions: int = 0) -> tuple[str, ...]:
     """Returns the head types that features of a level train.
 
     Args:
         level: feature level.
         has_fc_layers: whether the detector has fully connected layers from these features to the logits.
+        directions: number of directions of the projection at level hidden.
     """
+    if level == "hidden":
+        return (*OWN_LAYERS, *PROJECTED) if directions else OWN_LAYERS
     if level == "pooled":
         return (*NEW_LAYERS, *OWN_LAYERS) if has_fc_layers else NEW_LAYERS
     return ("linear",) if level == "embedding" else ()
@@ -32,16 +37,16 @@ def describe_evaluation(has_masks: bool) -> str:
     return "val caches of this detector hold no masks: AP of boxes, and of masks if fuse paints them with the detector"
 
 
-def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any]) -> str:
+def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any], directions: int = 0) -> str:
     """Returns a line about the heads that a cache of a feature level trains, and what another level would.
 
     Arguments are those of `trainable_head_types`, and the detector's description.
     """
     if level == "logits":
         return "feature level logits trains no head and serves methods without training; embedding trains linear heads"
-    types = " ".join(trainable_head_types(level, has_fc_layers))
+    types = " ".join(trainable_head_types(level, has_fc_layers, directions))
     if level == "hidden":
-        return "feature level hidden trains heads whose first layer is the detector's; pooled trains all head types"
+        return f"feature level hidden trains --head-type {types}; pooled trains new layers as well"
     if level == "embedding":
         return f"feature level embedding trains --head-type {types}; pooled trains the other head types"
     if not has_fc_layers:

@@ -14,7 +14,10 @@ import torch
 import calib
 import extract
 import fuse
+from calib.deployment import on_pooled_features
 from calib.heads import Head
+from extract.config import ConvertConfig
+from extract.convert import run as convert
 from extract.detectors import load_detector
 from extract.detectors.base import Image
 from fuse.commands.export import export
@@ -94,6 +97,27 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path, cap
             program(namespace["features"], wrong)
     np.testing.assert_allclose(scores[:, -1], live.fusion.original.scores(rois)[:, -1], atol=1e-5)
     assert scores.shape == (len(rois), CLASSES + 1)
+
+
+def test_a_head_on_hidden_features_is_exported_with_its_first_layer(setting, tmp_path):
+    name, spec, _, cache = setting
+    detector = load_detector(spec)
+    config = ConvertConfig(cache.url, str(tmp_path / "hidden.zarr"), projection=5, device="cpu")
+    if not cache.fc_layers():
+        with pytest.raises(ValueError, match="feature level hidden needs a box head"):
+            convert(config)
+        return
+    hidden = convert(config)
+    head = calib.train_head(hidden, head_type="3fc_lowrank", steps=20, lr=0.05, out=str(tmp_path / "head"))
+    out = tmp_path / "out"
+    export(fuse.ExportConfig(**vars(spec), head=tmp_path / "head", out=out, **OPTIONS))
+    layers = [stage[0] for stage in detector.fc_layers("pooled")]
+    shape = cache.fields["features"][1:]
+    live = CalibratedDetector(detector, on_pooled_features(head, layers, shape), **OPTIONS)
+    detect = loaded_by_the_framework(name, out, spec)
+    image = make_images((96, 144))[0]
+    ((expected, _),) = live.predict(image.pixels)
+    assert_same_detections(detector.to_arrays(detect(image.pixels))[0], expected)
 
 
 def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calib.deployment import on_pooled_features
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from extract.detectors import import_adapter, load_detector
@@ -55,6 +56,7 @@ def export(config: ExportConfig) -> None:
         return
     if isinstance(scorer, Head):
         scorer.check_detector(detector)
+        scorer = _on_pooled_features(scorer, detector)
     plugin = _plugin(detector)
     config_file = config.out / plugin.CONFIG
     if config_file.exists():
@@ -87,6 +89,14 @@ def export_folded(
     detector = map_detector(detector, calibrated.class_map)
     state = detector.state_dict_with_classifiers(folded_classifiers(detector, calibrated, tail_mask))
     _save(state, detector, output_classes(detector, calibrated), Path(path))
+
+
+def _on_pooled_features(head: Head, detector: Detector) -> Head:
+    """Returns the head with the detector's first layer in it, corrected as the head does, if its level is hidden."""
+    if head.level != "hidden":
+        return head
+    first_layers = [layers[0] for layers in detector.fc_layers("pooled")]
+    return on_pooled_features(head, first_layers, first_layers[0][0].shape[1:])
 
 
 def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:

@@ -1,0 +1,71 @@
+"""The description of a head, which is stored beside its weights.
+
+Letters in shapes: `H` outputs of the detector's first fully connected layer, `Q` directions, `D` numbers of a pooled
+feature, `K` classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from calib.scoring import Average, Level
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """Description of a head, stored beside its weights.
+
+    Attributes:
+        kind: head type, one of `calib.config.HEAD_TYPES`.
+        level: feature level of its input, "pooled", "hidden" or "embedding".
+        feature_shape: shape of one RoI's features, (C, 7, 7), (H+Q,) or (C,).
+        widths: layer sizes, from the flattened feature to K+1; at level hidden from H, without the first layer.
+        frozen_layers: number of layers at the bottom that are the detector's own and not trained; at level hidden
+            without the first layer.
+        category_ids: category ids of the classes 0…K-1 in the annotation file.
+        names: names of these classes.
+        instance_counts: training instances of these classes; they decide which columns a fusion replaces.
+        stages: matching IoU of each stage.
+        stage_average: what is averaged over stages, "scores" or "logits".
+        detector: name of the detector that the features come from.
+        weights_sha256: sha256 of that detector's weights file; empty if unknown.
+        tensors_sha256: sha256 of that detector's tensors; empty if unknown.
+        settings: that detector's input size, normalisation and options; empty if unknown.
+        cache_fingerprint: fingerprint of the cache that the head was trained on.
+        config: configuration of the training.
+        class_outputs: the detector's output of each class, -1 where it has none; empty if output i is class i.
+        num_outputs: number of the detector's outputs besides background, where `class_outputs` is not empty.
+        pooled_after_convolutions: whether pooled features are the output of the box head's convolutions, as in the
+            detector's description; False in heads of versions whose pooled features always were the box head's input.
+        rank: Q of a head that corrects the first layer in low rank, else 0.
+        pooled_size: D, numbers of a flattened pooled feature; 0 unless `rank` is given.
+    """
+
+    kind: str
+    level: Level
+    feature_shape: tuple[int, ...]
+    widths: tuple[int, ...]
+    frozen_layers: int
+    category_ids: tuple[int, ...]
+    names: tuple[str, ...]
+    instance_counts: tuple[int, ...]
+    stages: tuple[float, ...]
+    stage_average: Average = "scores"
+    detector: str = ""
+    weights_sha256: str = ""
+    tensors_sha256: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    cache_fingerprint: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    class_outputs: tuple[int, ...] = ()
+    num_outputs: int = 0
+    pooled_after_convolutions: bool = False
+    rank: int = 0
+    pooled_size: int = 0
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether RoIs with features of this shape can be scored: a head without correction ignores Q."""
+        if self.level == "hidden" and not self.rank:
+            return len(shape) == 1 and shape[0] >= self.feature_shape[0]
+        return shape == self.feature_shape
