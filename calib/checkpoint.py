@@ -63,8 +63,18 @@ def save_checkpoint(
     for name, parameter in head.named_parameters():
         if parameter.requires_grad:
             tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    state = {"step": step, "config": head.info.config, "scaler": scaler.state_dict()}
+    state = {"step": step, "config": head.info.config, "choice": head.info.choice, "scaler": scaler.state_dict()}
     write_bytes(out / CHECKPOINT_FILE, save(tensors, {"state": msgspec.json.encode(state).decode()}))
+
+
+def read_choice(out: Path) -> dict[str, Any]:
+    """Returns the head type's choice in the folder's checkpoint; empty if there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = out / CHECKPOINT_FILE
+    return _read_state(file).get("choice", {}) if file.exists() else {}
 
 
 def load_checkpoint(out: Path, head: Head, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:

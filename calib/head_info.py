@@ -40,6 +40,7 @@ class HeadInfo:
             detector's description; False in heads of versions whose pooled features always were the box head's input.
         rank: Q of a head that corrects the first layer in low rank, else 0.
         pooled_size: D, numbers of a flattened pooled feature; 0 unless `rank` is given.
+        choice: the head type that auto chose, and the figures: a `calib.choice.Choice` as a dict; empty otherwise.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class HeadInfo:
     pooled_after_convolutions: bool = False
     rank: int = 0
     pooled_size: int = 0
+    choice: dict[str, Any] = field(default_factory=dict)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Returns whether RoIs with features of this shape can be scored: a head without correction ignores Q."""

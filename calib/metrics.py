@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import msgspec
 import torch
@@ -113,6 +113,11 @@ class MetricsLog:
             step = values.pop("step")
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def write_choice(self, choice: dict[str, Any]) -> None:
+        """Appends the choice of the head type, as of step 0, to the file."""
+        if self._file is not None:
+            self._file.write(msgspec.json.encode({"step": 0, "choice": choice}) + b"\n")
 
     def close(self) -> None:
         """Closes the file and the TensorBoard writer."""

@@ -70,8 +70,12 @@ class BiLevelSampler:
         images_per_class: int = Config.images_per_class,
         seed: int = Config.seed,
         rois_per_class: int | None = Config.rois_per_class,
+        images: np.ndarray | None = None,
     ) -> None:
         """Reads the cache's labels and IoUs.
+
+        `images` (N,) bool restricts the draws to a part of the cache's images; the first arguments are those of
+        `calib.Config`.
 
         Raises:
             ValueError: a parameter below 1, a label outside -1…K, or a stage without foreground RoIs.
@@ -88,6 +92,8 @@ class BiLevelSampler:
         labels, ious = cache.read("labels"), cache.read("ious")
         if labels.size and not (labels.min() >= -1 and labels.max() <= cache.num_classes):
             raise ValueError(f"{cache.url}: labels span {labels.min()}…{labels.max()}, expected -1…{cache.num_classes}")
+        if images is not None:
+            labels = np.where(np.repeat(images, np.diff(cache.offsets))[:, None], labels, -1)
         is_gt = np.zeros(len(labels), bool) if rois_per_class is None else cache.read("is_gt")
         self._stages = [
             _StageIndex(labels[:, stage], ious[:, stage], is_gt, cache.offsets, cache.num_classes, matching_iou)
@@ -98,7 +104,7 @@ class BiLevelSampler:
                 raise ValueError(f"{cache.url}: no foreground RoIs in stage {stage}, nothing to sample")
         present = np.stack([np.isin(np.arange(cache.num_classes), index.classes) for index in self._stages])
         self.missing_classes = np.flatnonzero(~present.all(axis=0))
-        if len(self.missing_classes):
+        if len(self.missing_classes) and images is None:
             _warn_missing(cache, self.missing_classes)
 
     def step(self, index: int, stage: int = 0) -> Step:

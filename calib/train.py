@@ -26,25 +26,27 @@ if __name__ == "__main__":  # before the imports below, so that --help does not 
 import logging
 import math
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from calib.checkpoint import is_finished, prepare_folder, remove_checkpoint
+from calib.choice import choose_head_type, resolve_auto, stored_choice
 from calib.config import Config
 from calib.features import Features
 from calib.head_io import load_head, save_head
 from calib.head_types import build_head
 from calib.heads import Head
 from calib.interrupt import deferred_interrupt
-from calib.loader import Batch, batches
+from calib.loader import batches
 from calib.metrics import MetricsLog, Tally
 from calib.not_finite import raise_not_finite
 from calib.sampler import BiLevelSampler
 from calib.train_state import TrainState
+from calib.train_step import train_step
 from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size
 
@@ -57,7 +59,6 @@ LOG_EVERY = 50
 STOP_EVERY = 10
 """Steps from one synchronisation of the interrupt flag to the next under torchrun, which waits 30 s for its
 processes."""
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(cache: RoICache, config: Config) -> Head:
@@ -81,17 +82,26 @@ def train(cache: RoICache, config: Config) -> Head:
 
 
 def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
+    config = resolve_auto(config, cache)
     out, identity = Path(config.out), config.identity(cache.fingerprint)
     if config.out and not config.overwrite and is_finished(out, identity):
         logger.info("%s: is finished already", out)
         return load_head(out, device)
 
     # What can fail comes first: --overwrite keeps the old head until training begins.
-    head = build_head(cache, config.head_type, config.hidden, config.seed, identity, config.freeze_layers).to(device)
+    features: Features | None = None
+    head_type, choice = config.head_type, None
+    if head_type == "auto":
+        features = Features(cache, device)
+        choice = None if config.overwrite else stored_choice(out)
+        choice = choice or choose_head_type(cache, config, features)
+        head_type = choice.head_type
+    head = build_head(cache, head_type, config.hidden, config.seed, identity, config.freeze_layers).to(device)
+    head.info = replace(head.info, choice=asdict(choice) if choice else {})
     sampler = BiLevelSampler(
         cache, config.classes_per_step, config.images_per_class, config.seed, config.rois_per_class
     )
-    features = Features(cache, device)
+    features = features or Features(cache, device)
     writes_files = bool(config.out) and is_main_process()
     if writes_files:
         prepare_folder(out, config.overwrite)
@@ -119,10 +129,12 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
             total=config.steps,
             initial=state.step,
             unit="step",
-            desc=f"train {config.head_type}",
+            desc=f"train {state.head.name}",
             disable=None if is_main else True,
         ) as bar,
     ):
+        if state.step == 0 and state.head.info.choice:
+            log.write_choice(state.head.info.choice)
         for batch in loader:
             train_step(state, batch, config, tally)
             bar.update()
@@ -142,27 +154,6 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
                     command = "the same command" + " without --overwrite" * config.overwrite
                     bar.write(f"{out}: stopped after step {state.step}; {command} resumes", file=sys.stderr)
                 raise KeyboardInterrupt
-
-
-def train_step(state: TrainState, batch: list[Batch], config: Config, tally: Tally) -> None:
-    """Trains on one step's RoIs, one batch per stage, and adds losses and correct RoIs to the tally."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.lr_at(state.step)
-    device = batch[0].inputs.device.type
-    with torch.autocast(device, AUTOCAST.get(config.precision), config.precision in AUTOCAST):
-        logits = state.network([stage.inputs for stage in batch])
-    # DDP averages gradients over processes; with this factor the average is the gradient of the mean over all RoIs.
-    losses = [
-        cross_entropy(z.float(), stage.targets, reduction="sum") / (stage.num_rois / world_size())
-        for z, stage in zip(logits, batch, strict=True)
-    ]
-    state.scaler.scale(sum(losses[1:], losses[0])).backward()
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad()
-    for loss, z, stage in zip(losses, logits, batch, strict=True):
-        tally.add(loss, z, stage.targets)
-    state.step += 1
 
 
 class _Due(NamedTuple):

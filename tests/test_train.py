@@ -72,7 +72,7 @@ def test_schedule_is_the_papers_and_scales():
         ("lr", -1.0, "lr is -1.0, expected more than 0"),
         ("momentum", 1.0, r"momentum is 1.0, expected a number in \[0, 1\)"),
         ("milestones", (0.5, -1), r"milestones is \(0.5, -1\), expected numbers above 0"),
-        ("head_type", "4fc", "head_type is '4fc', expected one of linear, 2fc_rand"),
+        ("head_type", "4fc", "head_type is '4fc', expected one of auto, linear, 2fc_rand"),
         ("precision", "fp8", "precision is 'fp8', expected one of fp32, bf16, fp16"),
     ],
 )

@@ -1,0 +1,144 @@
+"""AP and training time of the paper's recipe and of the default on hidden features, for several detectors and seeds.
+
+    python -m benchmarks.recipes data/plain data/rfs data/cascade data/htc
+    python -m benchmarks.recipes data/plain --seeds 0
+
+The arguments are folders with `train.zarr` and `val.zarr` of level pooled, as `make demo` leaves them. The train cache
+is converted to level hidden, in a temporary folder. For every seed this trains
+
+* `paper`: head type 3fc_ft on pooled features, all foreground RoIs, 4,000 steps;
+* `3fc_ft` and `3fc_lowrank` on hidden features: 4 foreground RoIs per class and image, 1,500 steps. The one that head
+  type auto chooses on held-out training images is the default; its time includes the choice.
+
+Heads on hidden features are evaluated as they are deployed, with the first layer folded in. Results are appended to
+`benchmarks/results/recipes.csv`; what is there already is not computed again. Seconds are processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+import calib
+from benchmarks.provenance import provenance
+from calib.config import Config
+from calib.deployment import on_pooled_features
+from calib.heads import Head
+from extract import RoICache, open_cache
+from extract.config import ConvertConfig
+from extract.convert import run as convert
+from fuse.config import FusionConfig
+from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.metrics import evaluate_rows
+from fuse.fusion import Fusion
+from fuse.inference import detect_many
+from fuse.scores import FusionMode
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
+ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
+PAPER_STEPS, STEPS = 4000, 1500
+MODES: tuple[FusionMode, ...] = ("calibrated", "avg", "cat")
+CANDIDATES = ("3fc_ft", "3fc_lowrank")
+
+
+class Trained(NamedTuple):
+    """A head on pooled features, its training's processor time, and whether auto chose its type."""
+
+    head: Head
+    seconds: float
+    chosen: bool
+
+
+def main(folders: Sequence[Path], seeds: Sequence[int]) -> None:
+    """Adds the missing rows of every folder's detector."""
+    for folder in folders:
+        train, val = (open_cache(str(folder / f"{split}.zarr")) for split in ("train", "val"))
+        missing = [seed for seed in seeds if (folder.name, seed) not in measured()]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            hidden = convert(ConvertConfig(train.url, f"{scratch}/hidden.zarr", device="cpu"))
+            for seed in missing:
+                heads = {"paper": train_paper(train, seed), **train_on_hidden(hidden, val, seed)}
+                append(evaluate(folder.name, seed, heads, val))
+
+
+def train_paper(cache: RoICache, seed: int) -> Trained:
+    """Trains the paper's recipe."""
+    return timed(cache, head_type="3fc_ft", steps=PAPER_STEPS, seed=seed)
+
+
+def train_on_hidden(hidden: RoICache, val: RoICache, seed: int) -> dict[str, Trained]:
+    """Trains both candidates on hidden features, one of them by head type auto."""
+    default = timed(hidden, steps=STEPS, seed=seed)
+    (other,) = (name for name in CANDIDATES if name != default.head.name)
+    rois_per_class = default.head.info.config["rois_per_class"]
+    trained = {default.head.name: default._replace(chosen=True)}
+    trained[other] = timed(hidden, steps=STEPS, seed=seed, head_type=other, rois_per_class=rois_per_class)
+    layers = [hidden.fc_layers(stage)[0] for stage in range(len(hidden.stages))]
+    shape = val.fields["features"][1:]
+    return {name: one._replace(head=on_pooled_features(one.head, layers, shape)) for name, one in trained.items()}
+
+
+def timed(cache: RoICache, **options: Any) -> Trained:
+    """Trains a head; `options` are fields of `calib.Config`."""
+    started = time.process_time()
+    head = calib.train_head(cache, device="cpu", **options)
+    return Trained(head, time.process_time() - started, False)
+
+
+def evaluate(detector: str, seed: int, heads: dict[str, Trained], val: RoICache) -> pd.DataFrame:
+    """Returns AP of boxes and masks of every recipe and mode."""
+    names = {(recipe, mode): f"{recipe} {mode}" for recipe in heads for mode in MODES}
+    fusions = {
+        names[recipe, mode]: Fusion.for_cache(val, FusionConfig(mode=mode, score_threshold=0.0), heads[recipe].head)
+        for recipe, mode in names
+    }
+    annotations = load_annotations(ANNOTATIONS, val.images["image_id"])
+    iou_types = ("bbox", "segm") if "masks" in val.fields else ("bbox",)
+    summary, _ = evaluate_rows(annotations, detect_many(val, fusions), val.classes, iou_types=iou_types)
+    rows = [
+        {
+            "detector": detector,
+            "seed": seed,
+            "recipe": recipe,
+            "chosen": heads[recipe].chosen,
+            "seconds": round(heads[recipe].seconds, 1),
+            "iou_type": iou_type,
+            "mode": mode,
+            **summary.loc[iou_type].loc[name].iloc[:6].round(3).to_dict(),
+        }
+        for iou_type in iou_types
+        for (recipe, mode), name in names.items()
+    ]
+    return pd.DataFrame(rows).assign(**provenance())
+
+
+def measured() -> set[tuple[str, int]]:
+    """Returns detectors and seeds with results."""
+    if not RESULTS.exists():
+        return set()
+    table = pd.read_csv(RESULTS)
+    return set(zip(table["detector"], table["seed"], strict=True))
+
+
+def append(rows: pd.DataFrame) -> None:
+    """Adds rows to the results."""
+    old = [pd.read_csv(RESULTS)] if RESULTS.exists() else []
+    pd.concat([*old, rows]).to_csv(RESULTS, index=False)
+    print(rows.to_string())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[Config.seed, Config.seed + 1, Config.seed + 2])
+    arguments = parser.parse_args()
+    main(arguments.folders, arguments.seeds)
