@@ -60,6 +60,7 @@ def run(config: Config) -> RoICache | None:
                 writer = _create(config, job, first[0].rois[0]) if is_main_process() else resume_cache(config.out)
         with _progress_bar(job.extractor, pending) as bar:
             _store(job.extractor, writer, _consume(first, outputs), worker, coordinator, bar)
+    job.extractor.log_turned()
     coordinator.barrier()
     with coordinator.main_process_first():
         return writer.finish() if is_main_process() else open_cache(config.out)

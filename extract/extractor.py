@@ -141,6 +141,10 @@ class Extractor:
         (output,) = self.forward_blocks([block])
         return self.finish_block(output)
 
+    def log_turned(self) -> None:
+        """Logs how many of the images that this process has read were turned by their EXIF orientation, if any were."""
+        self._read.log_turned()
+
     def _batches(self, block: int) -> Iterator[list[int]]:
         """Yields a block's images in batches of one size."""
         images = self.block_images(block)

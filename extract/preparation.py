@@ -196,11 +196,13 @@ def _identity(header: Header) -> dict[str, object]:
 def _comparable(current: dict[str, object], stored: dict[str, object]) -> dict[str, object]:
     """Returns `current` without what caches of older versions do not record.
 
-    Weights files of the same tensors are the same detector, so the stored sha256 of the file is kept.
+    Weights files of the same tensors are the same detector, so the stored sha256 of the file is kept. Configs of the
+    same content are the same as well, so the stored name, which is that of the file, is kept.
     """
     newer = ("detector.tensors_sha256", "detector.settings.")
     comparable = {name: value for name, value in current.items() if name in stored or not name.startswith(newer)}
-    tensors, file = "detector.tensors_sha256", "detector.weights_sha256"
-    if file in stored and tensors in stored and stored[tensors] == current.get(tensors):
-        comparable[file] = stored[file]
+    for content, file in (("tensors_sha256", "weights_sha256"), ("config_sha256", "name")):
+        content, file = f"detector.{content}", f"detector.{file}"
+        if file in stored and stored.get(content) and stored[content] == current.get(content):
+            comparable[file] = stored[file]
     return comparable

@@ -61,16 +61,19 @@ def proposal_recall(
     annotations = with_classes(annotations, cache.classes)  # a file of a part of the data may list fewer
     objects = np.concatenate([np.r_[annotations.image_slice(p)] for p in position])
     objects = objects[~annotations.crowd[objects]]
-    proposals = _coco_results(cache, max(limits))
+    proposals = _coco_results(cache, position, max(limits))
     index = bin_index(cache.classes["instance_count"], bins)[annotations.labels[objects]]
     groups = {name: objects[index == i] for i, name in enumerate(bin_names(bins))} | {"all": objects}
-    rows = {name: _recall(annotations, ids, group, proposals, limits) for name, group in groups.items()}
+    rows = {name: _recall(annotations, position, group, proposals, limits) for name, group in groups.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["objects", *(f"AR@{n}" for n in limits)])
 
 
-def _coco_results(cache: RoICache, limit: int) -> np.ndarray:
-    """Returns rows of image_id, x, y, w, h, score: each image's first proposals, without ground-truth boxes."""
-    image = np.repeat(cache.images["image_id"].to_numpy(), np.diff(cache.offsets))
+def _coco_results(cache: RoICache, position: np.ndarray, limit: int) -> np.ndarray:
+    """Returns rows of image, x, y, w, h, score: each image's first proposals, without ground-truth boxes.
+
+    An image is its position in the annotations, `position` (N,): ids may be higher than float64 can hold.
+    """
+    image = np.repeat(position, np.diff(cache.offsets))
     rank = np.arange(cache.offsets[-1]) - np.repeat(cache.offsets[:-1], np.diff(cache.offsets))
     use = (rank < limit) & ~cache.read("is_gt")
     boxes = cache.read("proposals")[use, 0].astype(np.float64)
@@ -81,7 +84,7 @@ def _coco_results(cache: RoICache, limit: int) -> np.ndarray:
 
 def _recall(
     annotations: Annotations,
-    image_ids: np.ndarray,
+    position: np.ndarray,
     objects: np.ndarray,
     proposals: np.ndarray,
     limits: Sequence[int],
@@ -96,11 +99,11 @@ def _recall(
     xywh = np.column_stack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]])
     gt = COCO(
         {
-            "images": [{"id": int(i), "height": 0, "width": 0} for i in image_ids],
+            "images": [{"id": int(i), "height": 0, "width": 0} for i in position],
             "categories": [{"id": 1, "name": "object"}],
             "annotations": [
                 {"id": n, "image_id": i, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-                for n, (i, box) in enumerate(zip(annotations.image_ids[owner].tolist(), xywh.tolist(), strict=True), 1)
+                for n, (i, box) in enumerate(zip(owner.tolist(), xywh.tolist(), strict=True), 1)
             ],
         }
     )

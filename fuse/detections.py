@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -63,21 +64,30 @@ class Detections:
         """Returns the `count` best detections of each class over all images, in the same order."""
         return self._sorted_subset(top_of_groups(self.category_ids, self.scores, count))
 
-    def to_json(self, path: str | os.PathLike) -> None:
-        """Writes LVIS results: image_id, category_id, score, bbox (xywh); with masks also segmentation."""
+    def to_json(self, path: str | os.PathLike, text_ids: Mapping[int, str] | None = None) -> None:
+        """Writes LVIS results: image_id, category_id, score, bbox (xywh); with masks also segmentation.
+
+        `text_ids` has ids to write in place of image ids, as the attribute of `load_annotations`' and
+        `read_annotations`' results has where a file's ids are text.
+        """
         names = ("image_id", "category_id", "score", "bbox", "segmentation")
-        columns = [self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), self.xywh.tolist()]
+        image_ids: list[int | str] = self.image_ids.tolist()
+        if text_ids:
+            image_ids = [text_ids.get(int(image_id), image_id) for image_id in image_ids]
+        columns = [image_ids, self.category_ids.tolist(), self.scores.tolist(), self.xywh.tolist()]
         columns += [] if self.rles is None else [self.rles]
         records = [dict(zip(names, record, strict=False)) for record in zip(*columns, strict=True)]
         write_bytes(path, msgspec.json.encode(records))
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike) -> Detections:
+    def from_json(cls, path: str | os.PathLike, *, strict: bool = False) -> Detections:
         """Reads LVIS or COCO results, as any tool may have written them: without boxes, those are of the masks.
+
+        With `strict`, what a warning would report is an error.
 
         Raises FileNotFoundError, or ValueError naming the file and the field.
         """
-        records = read_records(path)
+        records = read_records(path, strict)
         masks = [r.segmentation for r in records if r.segmentation is not None]
         if masks and len(masks) < len(records):
             raise ValueError(f"{path}: {len(records) - len(masks)} of {len(records)} records lack segmentation")

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from extract.data.loose import box, is_missing, real_number, shown, whole_number
+from extract.data.loose import box, identifier, is_missing, is_text_id, real_number, shown, whole_number
 from extract.data.normalize import normalize_segmentation
 from extract.data.records import Id, parse_json
 from extract.data.repairs import Repairs
 
 FIELDS: Mapping[str, Callable[[Any], object]] = {
-    "image_id": whole_number,
+    "image_id": identifier,
     "category_id": whole_number,
     "score": real_number,
     "bbox": box,
@@ -39,11 +39,11 @@ class ResultRecord(msgspec.Struct):
     segmentation: Mask | None = None
 
 
-def read_records(path: str | os.PathLike) -> list[ResultRecord]:
+def read_records(path: str | os.PathLike, strict: bool = False) -> list[ResultRecord]:
     """Reads a file of results.
 
     Numbers may be text or whole floats, masks may be uncompressed, and a result without a box gets that of its mask,
-    which one warning reports.
+    which one warning reports, or with `strict` an error.
 
     Raises FileNotFoundError, or ValueError naming the file, the record, the field and the value.
     """
@@ -62,7 +62,7 @@ def read_records(path: str | os.PathLike) -> list[ResultRecord]:
         records = msgspec.convert(parsed, list[ResultRecord])
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a file of LVIS or COCO results: {error}") from None
-    repairs.report({"records": len(records)}, strict=False)
+    repairs.report({"records": len(records)}, strict)
     return records
 
 
@@ -82,6 +82,9 @@ def _normalize(record: Any, name: str, repairs: Repairs) -> Any:
             values[field] = read(value)
         except ValueError as error:
             raise ValueError(f"{name}: {field} is {shown(value)}, expected {error}") from None
+    if is_text_id(record.get("image_id")):
+        example = f"{shown(record['image_id'])} of {name}"
+        repairs.add("records", "have text as image_id, which is an image of that id", example)
     if "bbox" not in values and "segmentation" in values:
         from hotcoco import mask
 

@@ -23,6 +23,7 @@ OBJECTS = {
 }
 ROUNDED = {o for o in OBJECTS if o[1] != "bee"} | {("b.png", "bee", (10.0, 4.0, 30.0, 24.0))}
 REPORTS = {
+    "labelformat": ["3 of 3 annotations have no id and get one, such as annotation 1"],
     "label-studio-sdk": ["1 of 3 images have no size: it is read from their files, such as image 2"],
     "pylabel": [
         "4 of 4 annotations have numbers written as text, as floats or as true and false, such as iscrowd 0.0 of "

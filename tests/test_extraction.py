@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from extract.detectors.base import Image
 from extract.detectors.torchvision import TorchvisionDetector
 from extract.extractor import Extractor
 from extract.matching import GroundTruth, match
+from extract.preparation import find_existing
 from extract.recall import proposal_recall
 from extract.utils.cli import run as run_command
 from extract.utils.prefetch import prefetch
@@ -213,6 +215,17 @@ def test_an_older_version_or_another_file_of_the_same_tensors_is_resumed(tiny, t
         extract.run(other)
 
 
+def test_a_renamed_config_file_of_the_same_content_is_resumed(tiny, tmp_path):
+    import zarr
+
+    cache = extract.run(tiny.config("val", tmp_path / "cache", min_images_per_class=1))
+    stored = {**cache.detector, "name": "cascade", "config_sha256": "c1"}
+    zarr.open_group(cache.url, mode="r+").attrs["detector"] = stored
+    assert find_existing(cache.url, replace(cache.header, detector={**stored, "name": "renamed"})).detector == stored
+    with pytest.raises(extract.CacheError, match="options: detector.name .'cascade' there, 'renamed' now., detector.c"):
+        find_existing(cache.url, replace(cache.header, detector={**stored, "name": "renamed", "config_sha256": "c2"}))
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_overlapped_extraction_writes_the_bytes_of_a_sequential_one(tiny, caches, tmp_path, split):
     config, finished = tiny.config(split, tmp_path / "cache"), caches[split]
@@ -320,7 +333,10 @@ def test_command_line(tiny, caches, tmp_path, capsys):
     assert command(*arguments, "--estimate") == 0 and not out.exists()
     assert command(*arguments) == 0
     assert "of them in it" in capsys.readouterr().out
-    assert command("inspect", out) == 0 and "RoI cache" in capsys.readouterr().out
+    assert command("inspect", out) == 0
+    inspected = capsys.readouterr().out
+    assert "RoI cache" in inspected and re.search(r"^input size +\d+ \d+$", inspected, re.MULTILINE)
+    assert re.search(r"^pixel mean .*\npixel std .*\nchannel order +RGB\noptions +num_classes=", inspected, re.MULTILINE)
     assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
     assert command("recall", out, "--annotations", config.annotations) == 0
     assert "objects" in capsys.readouterr().out

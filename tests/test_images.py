@@ -77,7 +77,11 @@ def test_the_annotations_size_decides(kinds, name, reader, caplog):
         for _ in range(2):
             np.testing.assert_array_equal(read(path, UPRIGHT), upright)
             np.testing.assert_array_equal(read(path, STORED), turn(upright, orientation, back=True))
-    (record,) = caplog.records
+        read.log_turned()
+    record, counted = caplog.records
+    assert counted.message == (
+        f"2 of 4 images were turned, or left unturned, to have the size in the annotations, such as {path}"
+    )
     expected = "not turned" if reader(path).shape[:2] == UPRIGHT else "turned"
     assert f"{name} and images like it are {expected} by their EXIF orientation ({orientation})" in record.message
     np.testing.assert_array_equal(read(path, None), reader(path))

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.image_files import check_namesakes, find_image
 from extract.data.images import decode_image
+from extract.data.loose import identifier
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate
@@ -113,6 +114,94 @@ def test_missing_values_stand_for_none(tmp_path, caplog, name):
     assert warnings_of(caplog) == []
 
 
+def test_annotations_without_ids_get_the_numbers_that_follow(tmp_path, caplog):
+    content = changed("annotations", 0, id=...)
+    del content["annotations"][1]["id"]
+    path = write(tmp_path, content)
+    assert read_annotations(path).ids.tolist() == [7, 6, 5]
+    assert [a["bbox"] for a in load_annotations(path)["annotations"]] == [a["bbox"] for a in GOOD["annotations"]]
+    line = f"{path}: 2 of 3 annotations have no id and get one, such as annotation 6"
+    assert warnings_of(caplog)[0] == line
+
+
+TEXT_IDS = {7: "img_0007", 3: "a/b.png"}
+
+
+def with_text_ids(**records: object) -> dict:
+    content = changed("images", id=TEXT_IDS.get)
+    for annotation in content["annotations"]:
+        annotation["image_id"] = TEXT_IDS[annotation["image_id"]]
+    return content | records
+
+
+def test_ids_of_images_may_be_any_text(tmp_path, caplog):
+    path = write(tmp_path, with_text_ids())
+    a, dataset = read_annotations(path), load_annotations(path)
+    assert dict(a.text_ids) == dataset.text_ids == {identifier(text): text for text in TEXT_IDS.values()}
+    assert [a.text_ids[i] for i in a.image_ids.tolist()] == sorted(TEXT_IDS.values(), key=identifier)
+    boxes = {dataset.text_ids[o["image_id"]]: o["bbox"] for o in dataset["annotations"][:2]}
+    assert boxes == {"img_0007": [10, 5, 20, 30], "a/b.png": [0, 0, 80, 60]}
+    change = "have text as id: a number made of it takes its place, but not in results"
+    assert warnings_of(caplog) == [f"{path}: 2 of 2 images {change}, such as image img_0007"] * 2
+    # Other files, and part of this one, have the same number of the same text.
+    part = read_annotations(write(tmp_path, with_text_ids(annotations=[]) | {"images": with_text_ids()["images"][:1]}))
+    assert part.image_ids.tolist() == [identifier("img_0007")] and load_annotations(dataset, part.image_ids)
+    assert load_annotations(dataset, part.image_ids).text_ids == dataset.text_ids
+
+
+def test_results_keep_ids_that_are_text(tmp_path, caplog):
+    dataset = load_annotations(write(tmp_path, with_text_ids()))
+    ids = np.array([identifier("img_0007"), identifier("a/b.png")])
+    boxes = np.array([[10, 5, 30, 35], [0, 0, 80, 60]], np.float32)
+    found = Detections(ids, np.array([20, 4]), np.array([0.5, 0.25], np.float32), boxes)
+    found.to_json(tmp_path / "d.json", dataset.text_ids)
+    assert [r["image_id"] for r in json.loads((tmp_path / "d.json").read_text())] == ["img_0007", "a/b.png"]
+    caplog.clear()
+    again = Detections.from_json(tmp_path / "d.json")
+    np.testing.assert_array_equal(again.image_ids, ids)
+    (line,) = warnings_of(caplog)
+    assert "2 of 2 records have text as image_id, which is an image of that id, such as 'img_0007' of record 0" in line
+    classes = read_annotations(tmp_path / "a.json").classes
+    for engine in ("hotcoco", "pycocotools"):
+        assert evaluate(dataset, again, classes, engine=engine)["AP"].item() == pytest.approx(100)
+
+
+def test_numbers_with_leading_zeros_are_written_as_they_were(tmp_path):
+    a = read_annotations(write(tmp_path, changed("images", id="{:08d}".format)))
+    assert dict(a.text_ids) == {3: "00000003", 7: "00000007"}
+
+
+@pytest.mark.parametrize("protocol", ["exhaustive", "federated"])
+def test_ids_that_floats_cannot_hold_are_evaluated(tmp_path, protocol):
+    content = json.loads(
+        json.dumps(GOOD).replace('_id": ', '_id": 900719925474099').replace('{"id": ', '{"id": 900719925474099')
+    )
+    for image in content["images"]:
+        image["neg_category_ids"] = [9007199254740994]
+    dataset = load_annotations(write(tmp_path, content))
+    classes = read_annotations(tmp_path / "a.json").classes
+    big = [a for a in content["annotations"] if not a["iscrowd"]]
+    xywh = np.array([a["bbox"] for a in big], np.float32)
+    columns = (np.array([a[key] for a in big], np.int64) for key in ("image_id", "category_id"))
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+    found = Detections(*columns, np.ones(len(big), np.float32), boxes)
+    expected = evaluate(
+        dataset, found, classes, protocol=protocol, engine={"exhaustive": "pycocotools"}.get(protocol, "lvis")
+    )
+    assert (
+        evaluate(dataset, found, classes, protocol=protocol)["AP"].item() == expected["AP"].item() == pytest.approx(100)
+    )
+
+
+def test_results_to_be_changed_are_refused_with_strict(tmp_path):
+    rle = coco_mask.encode(np.asfortranarray(np.eye(4, dtype=np.uint8)))
+    record = {"image_id": 7, "category_id": 4, "score": 0.5, "segmentation": {**rle, "counts": rle["counts"].decode()}}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    assert Detections.from_json(tmp_path / "a.json").boxes.tolist() == [[0, 0, 4, 4]]
+    with pytest.raises(ValueError, match="1 of 1 records have no bbox .*, such as record 0; --strict refuses this"):
+        Detections.from_json(tmp_path / "a.json", strict=True)
+
+
 def test_a_byte_order_mark_and_other_encodings_are_read(tmp_path):
     expected = read_annotations(write(tmp_path, GOOD))
     for encoding in ("utf-8-sig", "utf-16"):
@@ -127,7 +216,7 @@ def test_a_byte_order_mark_and_other_encodings_are_read(tmp_path):
         (changed("annotations", 0, image_id=7.5), "annotation 1: image_id is 7.5, expected a whole number"),
         (changed("annotations", 0, image_id=True), "annotation 1: image_id is True, expected a whole number"),
         (changed("annotations", 0, iscrowd=2), "annotation 1: iscrowd is 2, expected 0 or 1"),
-        (changed("annotations", 0, id=...), "Object missing required field `id` - at `..annotations.0.`"),
+        (changed("images", 0, id=...), "Object missing required field `id` - at `..images.0.`"),
         (changed("annotations", 0, id=10**30), "annotation 1.*: id is 1.*, expected a whole number of 64 bits"),
         (changed("annotations", 0, category_id=None), "missing required field `category_id`"),
         (changed("annotations", 0, bbox=None), "annotation 1: bbox is missing, and there is no segmentation"),
@@ -136,7 +225,9 @@ def test_a_byte_order_mark_and_other_encodings_are_read(tmp_path):
         (changed("annotations", 0, bbox=[1e300, 2, 3, 4]), "annotation 1: bbox .* is not finite"),
         (changed("images", 0, height=-5), "image 7: height is -5, expected a number of pixels"),
         (changed("images", 0, width=100.5), "image 7: width is 100.5, expected a whole number"),
-        (changed("images", 0, id="seven"), "image seven: id is 'seven', expected a whole number"),
+        (changed("images", 0, id="seven"), "annotation 1: image_id 7 is not in the file"),
+        (changed("categories", 0, id="owl"), "category owl: id is 'owl', expected a whole number"),
+        (changed("images", 0, id=[7]), r"image .7.: id is .7., expected a whole number"),
         (changed("images", 0, neg_category_ids=["a"]), "neg_category_ids is .'a'., expected a list of whole numbers"),
         ({**GOOD, "categories": None}, "missing required field `categories`"),
         ([{"image_id": 1, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}], "Expected `object`, got `array`"),
@@ -438,7 +529,7 @@ def test_results_as_tools_write_them(tmp_path, caplog, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": "street.jpg"}, "record 0: image_id is 'street.jpg', expected a whole number"),
+        ({"image_id": 7.5}, "record 0: image_id is 7.5, expected a whole number"),
         ({"score": None}, "missing required field `score`"),
         ({"bbox": None, "segmentation": None}, "missing required field `bbox`"),
         ({"segmentation": TRIANGLE}, "record 0: segmentation is .*, expected a run-length encoding"),

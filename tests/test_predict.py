@@ -151,6 +151,11 @@ def test_results_of_annotated_images_are_evaluated(setting, tiny, tmp_path, caps
     evaluate = ["evaluate", tmp_path / "out" / "predictions.json", "--annotations", tmp_path / "val.json"]
     assert fuse.__main__.main([str(part) for part in (*evaluate, "--cache", train.url)]) == 0
     assert "12 images, 1 of them without detections" in capsys.readouterr().out
+    content["annotations"][0]["bbox"][2] = 1e4
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert run(setting, tmp_path / "out2", tmp_path / "val", strict=True, **options) == 1
+    assert "1 of" in (refusal := capsys.readouterr().err) and "are clipped, such as annotation" in refusal
+    assert "--strict refuses this" in refusal and not (tmp_path / "out2").exists()
     content["categories"][0]["name"] = "another"
     (tmp_path / "val.json").write_text(json.dumps(content))
     assert run(setting, tmp_path / "out2", tmp_path / "val", **options) == 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from extract.data.records import (
     frequencies,
     positions_of,
     read_bytes,
+    text_ids_of,
     unique_ids,
     without_repeats,
 )
@@ -51,6 +52,7 @@ class Annotations:
         listed: (K,) int64, the classes in the order in which the file lists them.
         federated: whether classes are annotated in some images only, as in LVIS: any image of the file has
             `neg_category_ids` or `not_exhaustive_category_ids`.
+        text_ids: ids in the file of the images whose ids are text there, by image id, for results.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Annotations:
     offsets: np.ndarray
     listed: np.ndarray
     federated: bool
+    text_ids: Mapping[int, str] = field(default_factory=dict)
 
     def image_slice(self, position: int) -> slice:
         """Returns the positions of an image's annotations."""
@@ -117,6 +120,7 @@ def read_annotations(path: str | Path, *, images: Path | None = None, strict: bo
         offsets=np.searchsorted(owner, np.arange(len(records) + 1)),
         listed=np.searchsorted([c.id for c in categories], [c.id for c in content.categories]),
         federated=any(image.is_federated for image in records),
+        text_ids=text_ids_of(records),
     )
 
 

@@ -25,13 +25,14 @@ class SizedReader:
 
     Annotations are made on turned or on unturned images, and their size tells which. Where an image of a framework's
     reader has height and width exchanged, and its file an EXIF orientation that does so, the image is turned as the
-    annotations have it. The first such image is logged; so is a first image of deep grey of which the reader leaves
-    only black and white.
+    annotations have it. The first such image is logged, and `log_turned` logs their number; so is a first image of
+    deep grey of which the reader leaves only black and white.
     """
 
     def __init__(self, reader: ImageReader = decode_image) -> None:
         self._reader = reader
         self._read, self._turned = itertools.count(), itertools.count()  # threads share them
+        self._first = ""
 
     def __call__(self, path: Path, size: tuple[int, int] | None) -> np.ndarray:
         """Reads an image, (H, W, 3) uint8 RGB or as the reader returns it.
@@ -54,8 +55,16 @@ class SizedReader:
             f"{path}: image is {pixels.shape[1]}×{pixels.shape[0]}, the annotations have {size[1]}×{size[0]}"
         )
 
+    def log_turned(self) -> None:
+        """Logs how many of the images that have been read were turned to the annotations' size, if any were."""
+        turned, read = next(self._turned), next(self._read)
+        if turned:
+            text = "%s of %s images were turned, or left unturned, to have the size in the annotations, such as %s"
+            log.warning(text, f"{turned:,}", f"{read:,}", self._first)
+
     def _log_first(self, path: Path, size: tuple[int, int], orientation: int, back: bool) -> None:
         if next(self._turned) == 0:
+            self._first = str(path)
             log.warning(
                 "%s and images like it are %s by their EXIF orientation (%d), unlike the detector's framework reads "
                 "them: the annotations' size, %d×%d, is of the image %s",

@@ -5,6 +5,7 @@ The readers raise ValueError that says what is expected.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from numbers import Integral, Real
@@ -28,6 +29,22 @@ def whole_number(value: object) -> int:
     if isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer():
         return _in_range(int(float(value)))
     raise ValueError("a whole number")
+
+
+def is_text_id(value: object) -> bool:
+    """Returns whether an id is text that is no whole number, such as "img_0001"."""
+    return isinstance(value, str) and not WHOLE.fullmatch(value)
+
+
+def identifier(value: object) -> int:
+    """Reads what `whole_number` reads; other text becomes a number of 53 bits made of its sha256.
+
+    The number depends on the text alone, so that all files and commands agree, and is exact as a float.
+    """
+    if isinstance(value, str) and is_text_id(value):
+        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") >> 11
+    return whole_number(value)
 
 
 def image_side(value: object) -> int:

@@ -11,9 +11,11 @@ import numpy as np
 from extract.data.loose import (
     box,
     flag,
+    identifier,
     image_side,
     is_missing,
     is_respelled,
+    is_text_id,
     real_number,
     shown,
     text,
@@ -24,7 +26,7 @@ from extract.data.repairs import AnnotationError, Repairs
 
 Fields = Mapping[str, Callable[[Any], object]]
 IMAGE: Fields = {
-    "id": whole_number,
+    "id": identifier,
     "height": image_side,
     "width": image_side,
     "file_name": text,
@@ -34,14 +36,18 @@ IMAGE: Fields = {
 }
 CATEGORY: Fields = {"id": whole_number, "name": text, "frequency": text}
 ANNOTATION: Fields = {
-    "id": whole_number,
-    "image_id": whole_number,
+    "id": identifier,
+    "image_id": identifier,
     "category_id": whole_number,
     "bbox": box,
     "iscrowd": flag,
     "area": real_number,
 }
 RESPELLED = "have numbers written as text, as floats or as true and false"
+TEXT_IDS = "have text as id: a number made of it takes its place, but not in results"
+NO_IDS = "have no id and get one"
+TEXT_ID = "__text_id"
+"""Field of a normalised image: its id where that is text, for results."""
 
 
 def normalize_content(content: Any, repairs: Repairs) -> Any:
@@ -58,6 +64,8 @@ def normalize_content(content: Any, repairs: Repairs) -> Any:
         records = content.get(section)
         if isinstance(records, list | tuple):
             result[section] = [_normalize_record(record, section, fields, repairs) for record in records]
+            if section == "annotations":
+                _number(result[section], repairs)
         elif not is_missing(records):
             result[section] = records
     return result
@@ -71,6 +79,9 @@ def _normalize_record(record: Any, section: str, fields: Fields, repairs: Repair
         values["segmentation"] = normalize_segmentation(record.get("segmentation"))
         if _is_empty(record.get("bbox")):
             values["bbox"] = _box_of_segmentation(record, values["segmentation"], repairs)
+    if section == "images" and isinstance(record.get("id"), str):
+        values[TEXT_ID] = record["id"]
+        repairs.add(section, TEXT_IDS, _name(section, record), count=is_text_id(record["id"]))
     respelled = ""
     for name, read in fields.items():
         value = record.get(name)
@@ -81,10 +92,22 @@ def _normalize_record(record: Any, section: str, fields: Fields, repairs: Repair
         except ValueError as error:
             where = _name(section, record)
             raise AnnotationError(f"{repairs.source}: {where}: {name} is {shown(value)}, expected {error}") from None
-        if not respelled and is_respelled(value, values[name]):
+        is_text = read is identifier and is_text_id(value)
+        if not respelled and not is_text and is_respelled(value, values[name]):
             respelled = f"{name} {shown(value)} of {_name(section, record)}"
     repairs.add(section, RESPELLED, respelled, count=bool(respelled))
     return values
+
+
+def _number(annotations: list[Any], repairs: Repairs) -> None:
+    """Gives annotations without an id the numbers that follow the highest id."""
+    records = [record for record in annotations if isinstance(record, dict)]
+    number = max((record["id"] for record in records if "id" in record), default=0)
+    for record in records:
+        if "id" not in record:
+            number += 1
+            record["id"] = number
+            repairs.add("annotations", NO_IDS, f"annotation {number}")
 
 
 def normalize_segmentation(value: Any) -> list | dict:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Generic, Protocol, TypeVar
 import msgspec
 import numpy as np
 
-from extract.data.normalize import normalize_content
+from extract.data.normalize import TEXT_ID, normalize_content
 from extract.data.repairs import AnnotationError, Repairs
 
 Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -22,7 +22,7 @@ Side = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class ImageRecord(msgspec.Struct):
-    """An image; height and width are 0 where the file does not have them."""
+    """An image; height and width are 0 where the file does not have them, `text_id` is its id where that is text."""
 
     id: Id
     height: Side
@@ -31,6 +31,7 @@ class ImageRecord(msgspec.Struct):
     coco_url: str = ""
     neg_category_ids: list[Id] | None = None
     not_exhaustive_category_ids: list[Id] | None = None
+    text_id: str = msgspec.field(default="", name=TEXT_ID)
 
     @property
     def is_federated(self) -> bool:
@@ -80,6 +81,11 @@ class HasIds(Protocol):
     id: int
     image_id: int
     category_id: int
+
+
+def text_ids_of(images: Sequence[ImageRecord]) -> dict[int, str]:
+    """Returns the ids in the file of the images whose ids are text there, by the number that takes their place."""
+    return {image.id: image.text_id for image in images if image.text_id}
 
 
 def read_bytes(path: str | Path) -> bytes:

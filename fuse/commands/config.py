@@ -196,6 +196,9 @@ class PredictConfig(LiveConfig):
     max_drawn: int = 10
     """Detections drawn per side, best first."""
 
+    strict: bool = False
+    """Refuse annotations of which something would be left out or changed, in place of a warning."""
+
     overwrite: bool = False
     """Replace predictions in the folder instead of resuming them."""
 

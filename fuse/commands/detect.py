@@ -74,11 +74,11 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     if painted:
         detections = painted.attach(detections)
     if not annotated:
-        write_unevaluated(config, manifest, detections[comparison.candidate], scope)
+        write_unevaluated(config, manifest, detections[comparison.candidate], scope, annotations.text_ids)
         return
     tables = evaluate_all(config, annotations, detections, cache.classes)
     saved = detections[comparison.candidate] if save else None
-    write_results(config, manifest, tables, scope, comparison, saved)
+    write_results(config, manifest, tables, scope, comparison, saved, annotations.text_ids)
 
 
 def _warn_of_tail(config: CacheConfig, instance_counts: pd.Series) -> None:

@@ -152,14 +152,14 @@ def load_classes(config: ResultsConfig) -> pd.DataFrame:
     return read_annotations(config.train_annotations, strict=config.strict).classes
 
 
-def load_results(paths: Sequence[Path], annotations: EvaluationDataset) -> dict[str, Detections]:
+def load_results(paths: Sequence[Path], annotations: EvaluationDataset, strict: bool = False) -> dict[str, Detections]:
     """Reads each file's detections, by its name, or by its path where names are not unique.
 
     Raises ValueError naming the file whose detections are not of the images and categories of the annotations.
     """
     names = [path.name for path in paths]
     names = names if len(set(names)) == len(names) else [str(path) for path in paths]
-    results = dict(zip(names, map(Detections.from_json, paths), strict=True))
+    results = {name: Detections.from_json(path, strict=strict) for name, path in zip(names, paths, strict=True)}
     for path, detections in zip(paths, results.values(), strict=True):
         try:
             check_detections(annotations, detections, "bbox" if detections.rles is None else "segm")

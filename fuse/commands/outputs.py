@@ -57,6 +57,7 @@ def write_results(
     scope: str,
     comparison: Comparison,
     detections: Detections | None = None,
+    text_ids: Mapping[int, str] | None = None,
 ) -> None:
     """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
 
@@ -67,10 +68,11 @@ def write_results(
         scope: which images are evaluated.
         comparison: the rows that the report compares.
         detections: those to keep, if any.
+        text_ids: of `Detections.to_json`.
     """
     _clear(config.out)
     if detections is not None:
-        detections.to_json(config.out / DETECTIONS_FILE)
+        detections.to_json(config.out / DETECTIONS_FILE, text_ids)
     text = describe_results(config, tables, scope)
     write_report = report_writer()
     write_bytes(config.out / PER_CLASS_FILE, tables.per_class.to_csv().encode())
@@ -84,11 +86,17 @@ def write_results(
     print(text)
 
 
-def write_unevaluated(config: CacheConfig | MergeConfig, manifest: bytes, detections: Detections, scope: str) -> None:
+def write_unevaluated(
+    config: CacheConfig | MergeConfig,
+    manifest: bytes,
+    detections: Detections,
+    scope: str,
+    text_ids: Mapping[int, str] | None = None,
+) -> None:
     """Writes the detections in a test set, whose annotations are not known, and says so; arguments as above."""
     _clear(config.out)
     file = config.out / DETECTIONS_FILE
-    detections.to_json(file)
+    detections.to_json(file, text_ids)
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(f"{config.annotations} has no annotations, so no AP: {len(detections):,} detections on {scope} in {file}")
 

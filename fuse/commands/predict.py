@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -52,7 +52,7 @@ def predict(config: PredictConfig) -> None:
     """
     config = find_dataset(config)
     images = find_images(config.images, config.out)
-    annotations = read_annotations(config.annotations) if config.annotations else None
+    annotations = read_annotations(config.annotations, strict=config.strict) if config.annotations else None
     if annotations is not None:
         images = match_annotations(images, annotations)
     _check_outputs(config, images)
@@ -63,13 +63,15 @@ def predict(config: PredictConfig) -> None:
     if config.overwrite:
         for name in (PREDICTIONS_FILE, LINES_FILE):
             (config.out / name).unlink(missing_ok=True)
-    lines = PredictionLines(config.out, _options(config, detector, annotations))
+    lines, read = PredictionLines(config.out, _options(config, detector, annotations)), SizedReader(reader_of(detector))
+    text_ids = {} if annotations is None else annotations.text_ids
     try:
-        _predict_pending(images, lines, _process(config, detector, classifier), SizedReader(reader_of(detector)))
+        _predict_pending(images, lines, _process(config, detector, classifier, text_ids), read)
     except KeyboardInterrupt:
         without = " without --overwrite" * config.overwrite
         _LOG.info("%s: stopped after %d images; the same command%s resumes", config.out, len(lines), without)
         raise
+    read.log_turned()
     count = lines.finish([image.key for image in images], config.out / PREDICTIONS_FILE)
     print(f"{config.out / PREDICTIONS_FILE}: {count:,} detections in {len(images):,} images")
 
@@ -107,8 +109,13 @@ def _logging_estimate(items: Iterator[T], count: int) -> Iterator[T]:
         yield item
 
 
-def _process(config: PredictConfig, detector: Detector, classifier: LiveClassifier) -> Process:
-    """Returns the function that detects in an image, draws it if the config says so, and returns its results."""
+def _process(
+    config: PredictConfig, detector: Detector, classifier: LiveClassifier, text_ids: Mapping[int, str]
+) -> Process:
+    """Returns the function that detects in an image, draws it if the config says so, and returns its results.
+
+    `text_ids` are those of the annotations.
+    """
     calibrated = CalibratedDetector(detector, classifier.scorer, **vars(config.fusion()))
     detector = map_detector(detector, classifier.scorer.class_map)
     original = CalibratedDetector(detector, **vars(config.fusion(mode="original")))
@@ -120,7 +127,7 @@ def _process(config: PredictConfig, detector: Detector, classifier: LiveClassifi
             drawn = [draw_detections(image.pixels, *side, classifier.names, config.max_drawn) for side in sides]
             with replacing(_drawing_file(config, file)) as partial:
                 side_by_side(drawn).save(partial, format="png")
-        return _records(file, detections, masks, classifier)
+        return _records(file, detections, masks, classifier, text_ids)
 
     return process
 
@@ -169,13 +176,17 @@ def _drawing_file(config: PredictConfig, image: ImageFile) -> Path:
 
 
 def _records(
-    file: ImageFile, detections: ImageDetections, masks: np.ndarray | None, classifier: LiveClassifier
+    file: ImageFile,
+    detections: ImageDetections,
+    masks: np.ndarray | None,
+    classifier: LiveClassifier,
+    text_ids: Mapping[int, str],
 ) -> list[Record]:
     """Returns LVIS results, best first; without an annotation file they have the file name, but no image id."""
     boxes = detections.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     ids, names = classifier.category_ids, classifier.names
-    image: Record = {} if file.image_id is None else {"image_id": file.image_id}
+    image: Record = {} if file.image_id is None else {"image_id": text_ids.get(file.image_id, file.image_id)}
     image["file_name"] = str(file.path)
     records: list[Record] = [
         {**image, "category_id": ids[label], "name": names[label], "score": score, "bbox": box}

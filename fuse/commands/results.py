@@ -28,7 +28,7 @@ MERGED = "merged"
 
 def evaluate_file(config: EvaluateConfig) -> None:
     """Runs `python -m fuse evaluate`: evaluates one file."""
-    detections = Detections.from_json(config.detections)
+    detections = Detections.from_json(config.detections, strict=config.strict)
     config = resolve_annotations(config)
     annotations = load_annotations(config.annotations, strict=config.strict)
     config = resolve_iou_types(config, detections.rles is not None, annotations)
@@ -53,7 +53,7 @@ def merge_files(config: MergeConfig) -> None:
         return painted.assist() if painted else None
     classes = load_classes(config)
     annotations = with_categories(load_annotations(config.annotations, strict=config.strict), classes)
-    results = load_results(config.detections, annotations)
+    results = load_results(config.detections, annotations, config.strict)
     if config.masks == "none":
         results = {name: replace(one, rles=None) for name, one in results.items()}
     config = resolve_iou_types(config, painted is not None or _have_masks(config, results), annotations)
@@ -65,10 +65,11 @@ def merge_files(config: MergeConfig) -> None:
     rows = _merged(results, painted, sizes=sizes, progress=True, **options)
     scope = _scope(annotations, rows[MERGED])
     if not annotations["annotations"]:
-        write_unevaluated(config, manifest, rows[MERGED], scope)
+        write_unevaluated(config, manifest, rows[MERGED], scope, annotations.text_ids)
         return
     tables = evaluate_all(config, annotations, rows, classes)
-    write_results(config, manifest, tables, scope, Comparison(next(iter(results)), MERGED), rows[MERGED])
+    comparison = Comparison(next(iter(results)), MERGED)
+    write_results(config, manifest, tables, scope, comparison, rows[MERGED], annotations.text_ids)
 
 
 def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **options: Any) -> dict[str, Detections]:

@@ -19,6 +19,7 @@ from extract.data.records import (
     frequencies,
     positions_of,
     read_bytes,
+    text_ids_of,
     unique_ids,
     without_repeats,
 )
@@ -39,11 +40,19 @@ class EvaluationDataset(dict[str, list[dict]]):
         federated: whether classes are annotated in some images only, as in LVIS: any image of the file has
             `neg_category_ids` or `not_exhaustive_category_ids`.
         source: the file, or a name for content without a file.
+        text_ids: ids in the file of the images whose ids are text there, by image id, for results.
     """
 
-    def __init__(self, *, federated: bool, source: str = "annotations", **sections: list[dict]) -> None:
+    def __init__(
+        self,
+        *,
+        federated: bool,
+        source: str = "annotations",
+        text_ids: Mapping[int, str] | None = None,
+        **sections: list[dict],
+    ) -> None:
         super().__init__(sections)
-        self.federated, self.source = federated, source
+        self.federated, self.source, self.text_ids = federated, source, dict(text_ids or {})
 
     @property
     def has_masks(self) -> bool:
@@ -87,6 +96,7 @@ def load_annotations(
     return EvaluationDataset(
         federated=dataset.federated,
         source=dataset.source,
+        text_ids=dataset.text_ids,
         images=[image for image in dataset["images"] if image["id"] in kept],
         categories=dataset["categories"],
         annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
@@ -114,6 +124,7 @@ def _load(source: str | os.PathLike | dict, sizes: Sizes, strict: bool) -> Evalu
     return EvaluationDataset(
         federated=federated,
         source=name,
+        text_ids=text_ids_of(images),
         images=[_image_dict(image) for image in images],
         categories=_category_dicts(content.categories, category_ids, owners, labels),
         annotations=[_annotation_dict(annotation) for annotation in annotations],

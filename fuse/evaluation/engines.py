@@ -13,6 +13,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,11 +136,32 @@ def hotcoco_inputs(dataset: EvaluationDataset, detections: Detections, iou_type:
     """Returns annotations and results as hotcoco's; the areas of the results are those of the boxes, masks or not."""
     import hotcoco
 
+    dataset, detections = _with_exact_ids(dataset, detections)
     gt = hotcoco.COCO({**dataset})
     # Columns are faster than a record per detection.
     columns = (detections.image_ids, detections.xywh, detections.scores, detections.category_ids)
     rles: Any = detections.rles if iou_type == "segm" else None
     return gt, gt.load_res(np.column_stack(columns), segmentation=rles)
+
+
+def _with_exact_ids(dataset: EvaluationDataset, detections: Detections) -> tuple[EvaluationDataset, Detections]:
+    """Returns both with ranks in place of ids where float64, in which hotcoco takes columns, cannot hold the ids."""
+    images, categories = (np.sort([record["id"] for record in dataset[key]]) for key in ("images", "categories"))
+    if all(-(2**53) <= ids[0] and ids[-1] <= 2**53 for ids in (images, categories)):
+        return dataset, detections
+    ranks = [{int(value): rank for rank, value in enumerate(ids, 1)} for ids in (images, categories)]
+    by_key = {"image_id": ranks[0], "category_id": ranks[1]}
+    sections = {
+        "images": [{**record, "id": ranks[0][record["id"]]} for record in dataset["images"]],
+        "categories": [{**record, "id": ranks[1][record["id"]]} for record in dataset["categories"]],
+        "annotations": [{**a, **{key: rank[a[key]] for key, rank in by_key.items()}} for a in dataset["annotations"]],
+    }
+    for image in sections["images"]:
+        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[name] = [ranks[1][category] for category in image[name]]
+    columns = np.searchsorted(images, detections.image_ids), np.searchsorted(categories, detections.category_ids)
+    detections = replace(detections, image_ids=columns[0] + 1, category_ids=columns[1] + 1)
+    return EvaluationDataset(federated=dataset.federated, source=dataset.source, **sections), detections
 
 
 def detection_areas(detections: Detections, iou_type: str) -> np.ndarray:

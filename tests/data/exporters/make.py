@@ -160,6 +160,57 @@ def imantics(folder: Path) -> Path:
     return folder / "out.json"
 
 
+def fiftyone(folder: Path) -> Path:
+    # The exporter alone: datasets of fiftyone need its database.
+    from fiftyone.core.labels import Detection, Detections
+    from fiftyone.core.metadata import ImageMetadata
+    from fiftyone.utils.coco import COCODetectionDatasetExporter
+
+    height, width = SIZE
+    exporter = COCODetectionDatasetExporter(labels_path="out.json", classes=list(CLASSES), export_media=False)
+    with exporter:
+        for name, objects in OBJECTS.items():
+            labels = [
+                Detection(
+                    label=CLASSES[k],
+                    bounding_box=[b[0] / width, b[1] / height, (b[2] - b[0]) / width, (b[3] - b[1]) / height],
+                )
+                for k, b in objects
+            ]
+            path = f"images/{name}"
+            exporter.export_sample(path, Detections(detections=labels), metadata=ImageMetadata.build_for(path))
+    return folder / "out.json"
+
+
+def kwcoco(folder: Path) -> Path:
+    from kwcoco import CocoDataset
+
+    dataset = CocoDataset()
+    categories = [dataset.add_category(name) for name in CLASSES]
+    for name, objects in OBJECTS.items():
+        image = dataset.add_image(f"images/{name}", height=SIZE[0], width=SIZE[1])
+        for k, b in objects:
+            dataset.add_annotation(image, categories[k], bbox=[b[0], b[1], b[2] - b[0], b[3] - b[1]])
+    dataset.dump("out.json")
+    return folder / "out.json"
+
+
+def labelformat(folder: Path) -> Path:
+    from labelformat.formats import COCOObjectDetectionOutput, YOLOv8ObjectDetectionInput
+
+    height, width = SIZE
+    (folder / "labels").mkdir()
+    for name, objects in OBJECTS.items():
+        lines = [
+            f"{k} {(x1 + x2) / 2 / width} {(y1 + y2) / 2 / height} {(x2 - x1) / width} {(y2 - y1) / height}"
+            for k, (x1, y1, x2, y2) in objects
+        ]
+        (folder / "labels" / name).with_suffix(".txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(f"path: .\ntrain: images\nnc: 3\nnames: {list(CLASSES)}\n")
+    COCOObjectDetectionOutput(folder / "out.json").save(YOLOv8ObjectDetectionInput(folder / "data.yaml", "train"))
+    return folder / "out.json"
+
+
 EXPORTERS: dict[str, Callable[[Path], Path]] = {
     "supervision": supervision,
     "pylabel": pylabel,
@@ -169,6 +220,9 @@ EXPORTERS: dict[str, Callable[[Path], Path]] = {
     "labelme2coco": labelme2coco,
     "label-studio-sdk": label_studio_sdk,
     "imantics": imantics,
+    "fiftyone": fiftyone,
+    "kwcoco": kwcoco,
+    "labelformat": labelformat,
 }
 
 
