@@ -336,7 +336,9 @@ def test_command_line(tiny, caches, tmp_path, capsys):
     assert command("inspect", out) == 0
     inspected = capsys.readouterr().out
     assert "RoI cache" in inspected and re.search(r"^input size +\d+ \d+$", inspected, re.MULTILINE)
-    assert re.search(r"^pixel mean .*\npixel std .*\nchannel order +RGB\noptions +num_classes=", inspected, re.MULTILINE)
+    assert re.search(
+        r"^pixel mean .*\npixel std .*\nchannel order +RGB\noptions +num_classes=", inspected, re.MULTILINE
+    )
     assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
     assert command("recall", out, "--annotations", config.annotations) == 0
     assert "objects" in capsys.readouterr().out

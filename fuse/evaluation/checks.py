@@ -27,9 +27,14 @@ def with_categories(dataset: EvaluationDataset, classes: pd.DataFrame) -> Evalua
         return dataset
     columns = zip(category_ids, classes["name"], classes["frequency"], strict=True)
     missing = [{"id": i, "name": name, "frequency": tag} for i, name, tag in columns if i not in found]
-    sections = {**dataset, "categories": [*dataset["categories"], *missing]}
-    kept = {"federated": dataset.federated, "source": dataset.source, "text_ids": dataset.text_ids}
-    return EvaluationDataset(**kept, **sections)  # type: ignore[arg-type]
+    return EvaluationDataset(
+        federated=dataset.federated,
+        source=dataset.source,
+        text_ids=dataset.text_ids,
+        images=dataset["images"],
+        categories=[*dataset["categories"], *missing],
+        annotations=dataset["annotations"],
+    )
 
 
 def check_detections(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> None:

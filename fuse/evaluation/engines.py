@@ -151,17 +151,19 @@ def _with_exact_ids(dataset: EvaluationDataset, detections: Detections) -> tuple
         return dataset, detections
     ranks = [{int(value): rank for rank, value in enumerate(ids, 1)} for ids in (images, categories)]
     by_key = {"image_id": ranks[0], "category_id": ranks[1]}
-    sections = {
-        "images": [{**record, "id": ranks[0][record["id"]]} for record in dataset["images"]],
-        "categories": [{**record, "id": ranks[1][record["id"]]} for record in dataset["categories"]],
-        "annotations": [{**a, **{key: rank[a[key]] for key, rank in by_key.items()}} for a in dataset["annotations"]],
-    }
-    for image in sections["images"]:
-        for name in ("neg_category_ids", "not_exhaustive_category_ids"):
-            image[name] = [ranks[1][category] for category in image[name]]
+    lists = ("neg_category_ids", "not_exhaustive_category_ids")
+    ranked = EvaluationDataset(
+        federated=dataset.federated,
+        source=dataset.source,
+        images=[
+            {**image, "id": ranks[0][image["id"]], **{name: [ranks[1][c] for c in image[name]] for name in lists}}
+            for image in dataset["images"]
+        ],
+        categories=[{**record, "id": ranks[1][record["id"]]} for record in dataset["categories"]],
+        annotations=[{**a, **{key: rank[a[key]] for key, rank in by_key.items()}} for a in dataset["annotations"]],
+    )
     columns = np.searchsorted(images, detections.image_ids), np.searchsorted(categories, detections.category_ids)
-    detections = replace(detections, image_ids=columns[0] + 1, category_ids=columns[1] + 1)
-    return EvaluationDataset(federated=dataset.federated, source=dataset.source, **sections), detections
+    return ranked, replace(detections, image_ids=columns[0] + 1, category_ids=columns[1] + 1)
 
 
 def detection_areas(detections: Detections, iou_type: str) -> np.ndarray:
