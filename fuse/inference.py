@@ -71,12 +71,27 @@ def detect_many(
             columns[name] = _columns_of(rois, found, encoder)
         return columns
 
-    with closing(parallel_map(detect_at, len(cache))) as images:
-        for columns in tqdm(images, total=len(cache), desc="detect", unit="image", disable=None if progress else True):
+    hidden = None if progress else True
+    with (
+        closing(parallel_map(detect_at, len(cache))) as images,
+        tqdm(total=len(cache), desc="detect", unit="image", disable=hidden) as bar,
+    ):
+        for columns in images:
             for name, part in columns.items():
                 accumulators[name].add(part)
+            _advance(bar)
     category_ids = cache.classes["category_id"].to_numpy(np.int64)
     return {name: accumulator.detections(category_ids) for name, accumulator in accumulators.items()}
+
+
+def _advance(bar: tqdm) -> None:
+    """Counts an image. The first, during which kernels may be compiled, does not count for the time left."""
+    if bar.n:
+        bar.update()
+    else:
+        bar.n = bar.initial = bar.last_print_n = 1
+        bar.unpause()
+        bar.refresh()
 
 
 class _MaskEncoder:

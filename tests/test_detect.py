@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 import fuse
 from calib.head_io import load_head
@@ -348,3 +350,16 @@ def test_the_package_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert all(callable(getattr(fuse, name)) for name in fuse.__all__) and set(fuse.__all__) == set(dir(fuse))
+
+
+def test_the_first_image_does_not_count_for_the_time_left(monkeypatch):
+    """Its time may be that of compiling kernels."""
+    now = [0.0]
+    bar = tqdm(total=1000, file=io.StringIO(), mininterval=0)
+    monkeypatch.setattr(bar, "_time", lambda: now[0])
+    bar.start_t = bar.last_print_t = 0.0
+    for moment in (8.0, 8.1, 8.2):
+        now[0] = moment
+        inference._advance(bar)
+    assert bar.n == 3
+    assert bar.format_dict["rate"] == pytest.approx(10)

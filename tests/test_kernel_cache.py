@@ -93,12 +93,13 @@ def test_processes_that_start_together(tmp_path):
 import sys
 import numpy as np
 from fuse import class_nms
-from fuse.ops.nms_kernels import block_maxima, nms_by_class
+from fuse.ops.iou_kernels import greedy_nms
+from fuse.ops.nms_kernels import _block_maxima
 rng = np.random.default_rng(0)
 boxes = rng.random((20, 4), np.float32).cumsum(1)
 jobs = [(boxes, 0.5), (np.repeat(boxes[:, None], 5, 1), 0.3)][:: int(sys.argv[1])]
 print(sorted(class_nms(b, rng.random((20, 6), np.float32) * 0 + 0.1, iou_threshold=t).roi_index.sum() for b, t in jobs))
-print(sum(k.stats.cache_misses.total() for k in (block_maxima, nms_by_class)))
+print(sum(k.stats.cache_misses.total() for k in (_block_maxima, greedy_nms)))
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
 

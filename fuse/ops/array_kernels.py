@@ -1,56 +1,40 @@
-"""Numba kernels for one-dimensional arrays: sort, gather, accumulate.
-
-NumPy has functions for these, but Numba takes up to seconds to compile each use of `cumsum`, `max` or an array of
-indices.
-"""
+"""A radix sort in Numba: the kernel of one pass, and the function that runs all passes."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from fuse.ops.kernel_cache import cached_njit
 
 RADIX_BITS = 11
 """Bits per pass of the radix sort."""
 
 
-@numba.njit(nogil=True)
 def argsort_descending(scores: np.ndarray) -> np.ndarray:
     """Returns the (N,) int32 indices that sort `scores` (N,) uint32 in descending order: a stable radix sort."""
-    order, other = arange(scores.size), np.empty(scores.size, np.int32)
-    mask = np.uint32((1 << RADIX_BITS) - 1)
+    order, other = np.arange(scores.size, dtype=np.int32), np.empty(scores.size, np.int32)
     for shift in range(0, 32, RADIX_BITS):
-        starts = np.zeros((1 << RADIX_BITS) + 1, np.int64)
-        for i in range(scores.size):
-            starts[np.int64(mask - (scores[i] >> np.uint32(shift) & mask)) + 1] += 1
-        accumulate(starts)
-        for n in order:
-            digit = np.int64(mask - (scores[n] >> np.uint32(shift) & mask))
-            other[starts[digit]] = n
-            starts[digit] += 1
+        _sort_by_digit(scores, shift, order, np.zeros((1 << RADIX_BITS) + 1, np.int64), other)
         order, other = other, order
     return order
 
 
-@numba.njit(nogil=True)
-def arange(size: int) -> np.ndarray:
-    """Returns 0 … size-1, int32."""
-    numbers = np.empty(size, np.int32)
-    for i in range(size):
-        numbers[i] = i
-    return numbers
+@cached_njit
+def _sort_by_digit(scores: np.ndarray, shift: int, order: np.ndarray, starts: np.ndarray, sorted_: np.ndarray) -> None:
+    """Writes `order` to `sorted_`, both (N,) int32, by descending digit of the scores, stable.
 
-
-@numba.njit(nogil=True)
-def take(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Returns `values[indices]`, both (N,)."""
-    taken = np.empty_like(values)
-    for i in range(indices.size):
-        taken[i] = values[indices[i]]
-    return taken
-
-
-@numba.njit(nogil=True)
-def accumulate(counts: np.ndarray) -> None:
-    """Replaces the counts (N,) by their cumulative sum."""
-    for i in range(1, counts.size):
-        counts[i] += counts[i - 1]
+    Args:
+        scores: (N,) uint32.
+        shift: of the digit, in bits.
+        starts: zeros (2 ** RADIX_BITS + 1,) int64, overwritten.
+    """
+    mask = np.uint32((1 << RADIX_BITS) - 1)
+    for i in range(scores.size):
+        starts[np.int64(mask - (scores[i] >> np.uint32(shift) & mask)) + 1] += 1
+    for i in range(1, starts.size):
+        starts[i] += starts[i - 1]
+    for i in range(order.size):
+        n = order[i]
+        digit = np.int64(mask - (scores[n] >> np.uint32(shift) & mask))
+        sorted_[starts[digit]] = n
+        starts[digit] += 1

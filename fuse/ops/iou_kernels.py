@@ -1,102 +1,118 @@
-"""Numba kernels for the IoU of one box with many.
+"""Numba kernels of greedy NMS within classes.
 
-The arithmetic is float32 in the order of torchvision's CPU kernel, so that NMS removes exactly the same boxes.
+IoU is computed in float32 in the order of torchvision's CPU kernel, so that NMS removes exactly the same boxes. Boxes
+that many are compared with are columns (5, N): left, top, right, bottom, area; loops over them use vector instructions.
+The IoU of an empty column, five zeros, with any box is 0 or NaN, which is above no threshold.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import numba
 import numpy as np
 
+from fuse.ops.kernel_cache import cached_njit
+
 STEP_BOXES = 16
-"""Boxes per step of `overlaps_any`, a multiple of the vector width."""
+"""Boxes that are compared at least, without a test in between; a multiple of the vector width."""
+WORD_BITS = 64
 
 
-class Box(NamedTuple):
-    """Corners and area of one box, float32."""
-
-    left: np.float32
-    top: np.float32
-    right: np.float32
-    bottom: np.float32
-    area: np.float32
+def as_columns(boxes: np.ndarray, size: int) -> np.ndarray:
+    """Converts boxes (N, 4) float32 xyxy to columns (5, size), with empty boxes after the first N."""
+    columns = np.zeros((5, size), np.float32)
+    columns[:4, : len(boxes)] = boxes.T
+    columns[4] = (columns[2] - columns[0]) * (columns[3] - columns[1])
+    return columns
 
 
-EMPTY_BOX = Box(np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0))
-"""Its IoU with any box is 0 or NaN."""
+@cached_njit
+def greedy_nms(
+    queue: np.ndarray,
+    offsets: np.ndarray,
+    boxes: np.ndarray,
+    iou_threshold: np.float32,
+    kept: np.ndarray,
+    keep: np.ndarray,
+) -> None:
+    """Runs NMS class by class on the candidates that `queue` lists by class, best first.
 
-
-class BoxColumns(NamedTuple):
-    """N boxes as one (N,) float32 array per coordinate, so that loops over boxes use vector instructions."""
-
-    left: np.ndarray
-    top: np.ndarray
-    right: np.ndarray
-    bottom: np.ndarray
-    area: np.ndarray
-
-
-@numba.njit(nogil=True)
-def overlap_bitmasks(boxes: np.ndarray, iou_threshold: np.float32) -> np.ndarray:
-    """Returns which pairs of `boxes` (R, 4) have an IoU above the threshold, as (R, ceil(R / 64)) uint64 bits."""
-    words = (len(boxes) + 63) // 64
-    columns = zero_columns(words * 64)
-    for r in range(len(boxes)):
-        set_box(columns, r, as_box(boxes[r]))
-    bitmasks, hits = np.empty((len(boxes), words), np.uint64), np.empty(words * 64, np.uint8)
-    for r in range(len(boxes)):
-        box = as_box(boxes[r])
-        for i in range(hits.size):
-            hits[i] = _iou(box, columns, i) > iou_threshold
-        for w in range(words):
-            bits, word = hits[w * 64 : (w + 1) * 64], np.uint64(0)
-            for i in range(64):
-                word |= np.uint64(bits[i]) << np.uint64(i)
-            bitmasks[r, w] = word
-    return bitmasks
-
-
-@numba.njit(nogil=True)
-def overlaps_any(box: Box, others: BoxColumns, count: int, iou_threshold: np.float32) -> bool:
-    """Returns whether the IoU of the box with any of the first `count` others is above the threshold.
-
-    Compares whole steps of boxes, without a remainder; boxes after `count` must be `EMPTY_BOX`.
+    Args:
+        queue: (N,) int32 positions in `boxes`.
+        offsets: (K+1,) int64, where each class starts in `queue`.
+        boxes: (N, 4) float32 xyxy.
+        iou_threshold: a kept box removes boxes of its class whose IoU with it is above this.
+        kept: zeros (5, M) float32, M at least the candidates of a class rounded up to `STEP_BOXES`; zeros afterwards.
+        keep: zeros (N,) uint8; set to 1 for the boxes that are kept.
     """
-    hits: Any = 0  # a count, because a loop that ends early is not vectorized
-    for i in range((count + STEP_BOXES - 1) // STEP_BOXES * STEP_BOXES):
-        hits += _iou(box, others, i) > iou_threshold
-    return hits > 0
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _iou(box: Box, others: BoxColumns, i: int) -> np.float32:
-    """Returns the IoU of the box with box i of the others; NaN if both have no area."""
     zero = np.float32(0)
-    width = max(zero, min(box.right, others.right[i]) - max(box.left, others.left[i]))
-    height = max(zero, min(box.bottom, others.bottom[i]) - max(box.top, others.top[i]))
-    intersection = width * height
-    return intersection / (others.area[i] + box.area - intersection)
+    for c in range(offsets.size - 1):
+        count = 0
+        for q in range(offsets[c], offsets[c + 1]):
+            p = queue[q]
+            left, top, right, bottom = boxes[p, 0], boxes[p, 1], boxes[p, 2], boxes[p, 3]
+            area = (right - left) * (bottom - top)
+            hits = 0  # a count, because a loop that ends early is not vectorized
+            for i in range((count + STEP_BOXES - 1) // STEP_BOXES * STEP_BOXES):
+                width = max(zero, min(right, kept[2, i]) - max(left, kept[0, i]))
+                height = max(zero, min(bottom, kept[3, i]) - max(top, kept[1, i]))
+                intersection = width * height
+                hits += intersection / (kept[4, i] + area - intersection) > iou_threshold
+            if hits == 0:
+                kept[0, count], kept[1, count], kept[2, count], kept[3, count] = left, top, right, bottom
+                kept[4, count] = area
+                keep[p] = 1
+                count += 1
+        for j in range(5):
+            for i in range(count):
+                kept[j, i] = zero
 
 
-@numba.njit(nogil=True)
-def as_box(xyxy: np.ndarray) -> Box:
-    """Converts (4,) float32 xyxy."""
-    left, top, right, bottom = xyxy[0], xyxy[1], xyxy[2], xyxy[3]
-    return Box(left, top, right, bottom, (right - left) * (bottom - top))
+@cached_njit
+def overlap_bitmasks(columns: np.ndarray, iou_threshold: np.float32, hits: np.ndarray, bitmasks: np.ndarray) -> None:
+    """Sets `bitmasks` (R, W) uint64: bit i of row r is whether the IoU of boxes r and i is above the threshold.
+
+    Args:
+        columns: (5, 64 W) float32 boxes, empty after the first R.
+        hits: (64 W,) uint8, overwritten.
+    """
+    zero = np.float32(0)
+    for r in range(bitmasks.shape[0]):
+        left, top, right, bottom, area = columns[0, r], columns[1, r], columns[2, r], columns[3, r], columns[4, r]
+        for i in range(hits.size):
+            width = max(zero, min(right, columns[2, i]) - max(left, columns[0, i]))
+            height = max(zero, min(bottom, columns[3, i]) - max(top, columns[1, i]))
+            intersection = width * height
+            hits[i] = intersection / (columns[4, i] + area - intersection) > iou_threshold
+        for w in range(bitmasks.shape[1]):
+            word = np.uint64(0)
+            for i in range(WORD_BITS):
+                word |= np.uint64(hits[w * WORD_BITS + i]) << np.uint64(i)
+            bitmasks[r, w] = word
 
 
-@numba.njit(nogil=True)
-def zero_columns(size: int) -> BoxColumns:
-    """Returns columns of `size` empty boxes."""
-    left, top = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    right, bottom = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    return BoxColumns(left, top, right, bottom, np.zeros(size, np.float32))
+@cached_njit
+def bitmask_nms(
+    queue: np.ndarray,
+    offsets: np.ndarray,
+    roi_index: np.ndarray,
+    bitmasks: np.ndarray,
+    removed: np.ndarray,
+    keep: np.ndarray,
+) -> None:
+    """Runs `greedy_nms` where the classes share R boxes: position p has box `roi_index[p]`.
 
-
-@numba.njit(nogil=True)
-def set_box(columns: BoxColumns, i: int, box: Box) -> None:
-    """Sets box i of the columns."""
-    columns.left[i], columns.top[i], columns.right[i], columns.bottom[i] = box.left, box.top, box.right, box.bottom
-    columns.area[i] = box.area
+    Args:
+        queue, offsets, keep: as of `greedy_nms`.
+        roi_index: (N,) int32.
+        bitmasks: (R, W) uint64 of `overlap_bitmasks`.
+        removed: (W,) uint64, overwritten.
+    """
+    for c in range(offsets.size - 1):
+        for w in range(removed.size):
+            removed[w] = np.uint64(0)
+        for q in range(offsets[c], offsets[c + 1]):
+            p = queue[q]
+            r = roi_index[p]
+            if not removed[r >> 6] >> np.uint64(r & 63) & np.uint64(1):
+                keep[p] = 1
+                for w in range(removed.size):
+                    removed[w] |= bitmasks[r, w]

@@ -28,17 +28,25 @@ WRITABLE_BY_OTHERS = 0o022
 
 
 def cached_njit(function: Callable) -> Any:
-    """Compiles a function as `numba.njit(nogil=True)` does, and keeps its machine code on disk.
+    """Compiles a function as `numba.njit` does, and keeps its machine code on disk.
+
+    The kernel releases the GIL. A division by zero gives infinity or NaN as in NumPy, which vector instructions need.
 
     The folder is that of Numba's own cache: NUMBA_CACHE_DIR, `__pycache__` beside the module, or the user's cache
     folder, the first that can be written. Without any, each process compiles.
     """
-    dispatcher: Any = numba.njit(nogil=True)(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
     try:
         dispatcher._cache = _KernelCache(function)
     except RuntimeError as error:
         _LOG.debug("kernels are compiled in every process: %s", error)
     return dispatcher
+
+
+def inner_njit(function: Callable) -> Any:
+    """Compiles a function that only kernels call, without what calls from Python and C need."""
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(nogil=True, error_model="numpy", **options)(function)
 
 
 class _KernelCache(FunctionCache):

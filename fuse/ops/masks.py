@@ -7,17 +7,19 @@ foreground, so no others are computed, and no mask of the image's size is made.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
-import numba
 import numpy as np
 
-from fuse.ops.kernel_cache import cached_njit
+from fuse.ops.kernel_cache import cached_njit, inner_njit
 
 HALF = np.float32(127.5)
 """Probability 0.5 in units of uint8."""
 MAX_RUN_CHARS = 7
 """Characters of a run in COCO's string."""
+RUNS_PER_MASK = 512
+"""Room for the runs of a mask; where there is too little, the masks are encoded in several rounds."""
 
 
 def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> list[dict]:
@@ -41,8 +43,13 @@ def encode_masks(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) 
         raise ValueError(f"boxes have shape {boxes.shape}, expected {(len(masks), 4)}")
     if not np.isfinite(boxes).all():
         raise ValueError("boxes contain NaN or infinity")
-    codes, ends = _encode(masks, boxes, height, width)
-    return _records(codes, ends, height, width)
+    columns, rows = ((np.empty(size, np.int64), np.empty(size, np.float32)) for size in (width, height))
+    line = np.zeros(masks.shape[1] + 2, np.float32)
+
+    def write_runs(start: int, runs: np.ndarray, ends: np.ndarray) -> int:
+        return _paste_runs(masks[start:], boxes[start:], height, width, runs, ends, columns, rows, line)
+
+    return _records(write_runs, len(masks), height, width)
 
 
 def encode_bitmaps(masks: np.ndarray) -> list[dict]:
@@ -59,170 +66,174 @@ def encode_bitmaps(masks: np.ndarray) -> list[dict]:
     """
     if masks.dtype != bool or masks.ndim != 3:
         raise ValueError(f"masks are {masks.dtype} {masks.shape}, expected bool (N, H, W)")
-    codes, ends = _encode_bitmaps(np.ascontiguousarray(masks).view(np.uint8))
-    return _records(codes, ends, *masks.shape[1:])
+    bitmaps, columns = np.ascontiguousarray(masks).view(np.uint8), np.empty(masks.shape[2], np.uint8)
+
+    def write_runs(start: int, runs: np.ndarray, ends: np.ndarray) -> int:
+        return _bitmap_runs(bitmaps[start:], runs, ends, columns)
+
+    return _records(write_runs, len(masks), *masks.shape[1:])
 
 
-def _records(codes: np.ndarray, ends: np.ndarray, height: int, width: int) -> list[dict]:
-    """Returns the records of masks whose concatenated strings are `codes` uint8 and end at `ends` (N,) int64."""
-    text = codes.tobytes().decode("ascii")
-    return [{"size": [height, width], "counts": text[start:end]} for start, end in pairwise([0, *ends.tolist()])]
-
-
-@cached_njit
-def _encode(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the concatenated strings of all masks, uint8 ASCII codes, and where each ends, (N,) int64."""
-    runs, ends = np.empty(height * width + 2, np.int64), np.empty(len(masks), np.int64)
-    text, length = np.empty(256 * len(masks), np.uint8), 0
-    for i in range(len(masks)):
-        count = _paste_runs(masks[i], boxes[i], height, width, runs)
-        text = _with_room(text, length, count * MAX_RUN_CHARS)
-        length += _compress(runs, count, text[length:])
-        ends[i] = length
-    return text[:length], ends
-
-
-@cached_njit
-def _encode_bitmaps(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what `_encode` returns, of (N, H, W) uint8 masks of 0 and 1."""
-    height, width = masks.shape[1:]
-    runs, ends = np.empty(height * width + 2, np.int64), np.empty(len(masks), np.int64)
-    text, length = np.empty(256 * len(masks), np.uint8), 0
-    for i in range(len(masks)):
-        count = _bitmap_runs(masks[i], runs)
-        text = _with_room(text, length, count * MAX_RUN_CHARS)
-        length += _compress(runs, count, text[length:])
-        ends[i] = length
-    return text[:length], ends
-
-
-@numba.njit(nogil=True)
-def _with_room(text: np.ndarray, length: int, more: int) -> np.ndarray:
-    """Returns `text`, or a longer copy of its first `length` characters if it has no room for `more`."""
-    if text.size >= length + more:
-        return text
-    longer = np.empty(2 * (length + more), np.uint8)
-    for j in range(length):  # a slice takes Numba seconds to compile
-        longer[j] = text[j]
-    return longer
-
-
-@numba.njit(nogil=True)
-def _bitmap_runs(mask: np.ndarray, runs: np.ndarray) -> int:
-    """Writes the run lengths of a mask (H, W) uint8 to `runs`, as `_paste_runs` does. Returns their number."""
-    height, width = mask.shape
-    columns = np.zeros(width, np.uint8)
-    top, bottom = height, -1
-    for y in range(height):  # along the rows, which are contiguous, so that the slow pass below sees few pixels
-        row = np.uint8(0)
-        for x in range(width):
-            row |= mask[y, x]
-            columns[x] |= mask[y, x]
-        if row:
-            top, bottom = min(top, y), y
-    count, start, inside = 0, 0, False
-    for x in range(width):
-        if not columns[x]:
-            if inside:  # the column before was foreground to its last pixel
-                runs[count] = x * height - start
-                count, start, inside = count + 1, x * height, False
-            continue
-        for y in range(top if not inside else 0, bottom + 1):
-            if (mask[y, x] != 0) != inside:
-                runs[count] = x * height + y - start
-                count, start, inside = count + 1, x * height + y, not inside
-        if inside and bottom < height - 1:
-            runs[count] = x * height + bottom + 1 - start
-            count, start, inside = count + 1, x * height + bottom + 1, False
-    if start < height * width:
-        runs[count] = height * width - start
-        count += 1
-    return count
-
-
-@numba.njit(nogil=True)
-def _paste_runs(mask: np.ndarray, box: np.ndarray, height: int, width: int, runs: np.ndarray) -> int:
-    """Writes the run lengths of the pasted mask to `runs`: column-major, background first. Returns their number.
+def _records(
+    write_runs: Callable[[int, np.ndarray, np.ndarray], int], count: int, height: int, width: int
+) -> list[dict]:
+    """Returns the records of masks.
 
     Args:
-        mask: (M, M) uint8.
-        box: (4,) float32 xyxy.
+        write_runs: writes the run lengths of the masks from `start` on to `runs` (int64) and where those of each mask
+            end to `ends` (int64), for as many masks as there is room. Returns their number.
+        count: of masks.
         height, width: of the image.
-        runs: int64, with room for height * width + 2.
     """
-    side = mask.shape[0]
-    x1, y1, x2, y2 = box
-    left, right = _pixel_range(x1, x2, width)
-    top, bottom = _pixel_range(y1, y2, height)
-    count, start, inside = 0, 0, False
-    if x2 > x1 and y2 > y1 and left <= right and top <= bottom:
-        rows, row_weights = _interpolation(top, bottom, y1, y2, side)
-        columns, column_weights = _interpolation(left, right, x1, x2, side)
+    runs, ends = np.empty(height * width + 2 + RUNS_PER_MASK * count, np.int64), np.empty(count, np.int64)
+    records: list[dict] = []
+    while len(records) < count:
+        done = write_runs(len(records), runs, ends)
+        codes = np.empty(ends[done - 1] * MAX_RUN_CHARS, np.uint8)
+        length = _compress(runs, ends[:done], codes)
+        text = codes[:length].tobytes().decode("ascii")
+        bounds = pairwise([0, *ends[:done].tolist()])
+        records += [{"size": [height, width], "counts": text[start:end]} for start, end in bounds]
+    return records
+
+
+@cached_njit
+def _bitmap_runs(masks: np.ndarray, runs: np.ndarray, ends: np.ndarray, columns: np.ndarray) -> int:
+    """Writes the run lengths of masks (N, H, W) uint8 as `_paste_runs` does; overwrites `columns` (W,) uint8."""
+    height, width = masks.shape[1], masks.shape[2]
+    count = 0
+    for m in range(masks.shape[0]):
+        if count + height * width + 2 > runs.size:
+            return m
+        columns[:] = 0
+        top, bottom = height, -1
+        for y in range(height):  # along the rows, which are contiguous, so that the slow pass below sees few pixels
+            row = np.uint8(0)
+            for x in range(width):
+                row |= masks[m, y, x]
+                columns[x] |= masks[m, y, x]
+            if row:
+                top, bottom = min(top, y), y
+        start, inside = 0, False
+        for x in range(width):
+            if not columns[x]:
+                if inside:  # the column before was foreground to its last pixel
+                    runs[count] = x * height - start
+                    count, start, inside = count + 1, x * height, False
+                continue
+            for y in range(top if not inside else 0, bottom + 1):
+                if (masks[m, y, x] != 0) != inside:
+                    runs[count] = x * height + y - start
+                    count, start, inside = count + 1, x * height + y, not inside
+            if inside and bottom < height - 1:
+                runs[count] = x * height + bottom + 1 - start
+                count, start, inside = count + 1, x * height + bottom + 1, False
+        if start < height * width:
+            runs[count] = height * width - start
+            count += 1
+        ends[m] = count
+    return masks.shape[0]
+
+
+@cached_njit
+def _paste_runs(
+    masks: np.ndarray,
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    runs: np.ndarray,
+    ends: np.ndarray,
+    columns: tuple[np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray],
+    line: np.ndarray,
+) -> int:
+    """Writes the run lengths of pasted masks: column-major, background first. Returns the number of masks.
+
+    Stops at a mask that may have more runs than there is room for.
+
+    Args:
+        masks, boxes, height, width: as of `encode_masks`.
+        runs, ends: int64 and (N,) int64, where the runs of each mask end.
+        columns, rows: cells and weights of `_interpolation` for each column and row of pixels, overwritten.
+        line: (M + 2,) float32 with zeros at its ends, overwritten.
+    """
+    count = 0
+    for m in range(masks.shape[0]):
+        if count + height * width + 2 > runs.size:
+            return m
+        left, right = _interpolation(boxes[m, 0], boxes[m, 2], width, masks.shape[1], *columns)
+        top, bottom = _interpolation(boxes[m, 1], boxes[m, 3], height, masks.shape[1], *rows)
+        start, inside = 0, False
         full_height = top == 0 and bottom == height - 1  # else every run ends in its column
-        line = np.zeros(side + 2, np.float32)
-        for x in range(left, right + 1):
-            _interpolate_column(mask, columns[x - left], column_weights[x - left], line)
+        for x in range(left, right + 1 if top <= bottom else left):
+            _interpolate_column(masks, m, columns[0][x], columns[1][x], line)
             for y in range(top, bottom + 1):
-                i, weight = rows[y - top], row_weights[y - top]
-                if (line[i] + weight * (line[i + 1] - line[i]) >= HALF) != inside:
+                i = rows[0][y]
+                if (line[i] + rows[1][y] * (line[i + 1] - line[i]) >= HALF) != inside:
                     runs[count] = x * height + y - start
                     count, start, inside = count + 1, x * height + y, not inside
             if inside and not (full_height and x < right):
                 runs[count] = x * height + bottom + 1 - start
                 count, start, inside = count + 1, x * height + bottom + 1, False
-    if start < height * width:
-        runs[count] = height * width - start
-        count += 1
-    return count
+        if start < height * width:
+            runs[count] = height * width - start
+            count += 1
+        ends[m] = count
+    return masks.shape[0]
 
 
-@numba.njit(nogil=True)
-def _pixel_range(low: np.float32, high: np.float32, size: int) -> tuple[int, int]:
-    """Returns the first and the last pixel of the image with the centre in [low, high]; first > last if none has."""
-    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
-    return int(min(max(first, 0.0), size)), int(max(min(last, size - 1.0), -1.0))
-
-
-@numba.njit(nogil=True)
+@inner_njit
 def _interpolation(
-    first: int, last: int, low: np.float32, high: np.float32, side: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the lower of the two mask cells that each pixel is interpolated from, and the weight of the upper.
+    low: np.float32, high: np.float32, size: int, side: int, cells: np.ndarray, weights: np.ndarray
+) -> tuple[int, int]:
+    """Finds the pixels of the image whose centre is in [low, high], and the mask cells that they are interpolated from.
 
-    Cells are counted in the mask padded by one cell. Returns (P,) int64 and (P,) float32, P = last - first + 1.
+    Writes the lower of the two cells to `cells` int64, counted in the mask padded by one cell, and the weight of the
+    upper to `weights` float32. Returns the first and the last pixel; first > last if there is none.
     """
-    cells, weights = np.empty(last - first + 1, np.int64), np.empty(last - first + 1, np.float32)
-    for pixel in range(first, last + 1):
+    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
+    first = 0.0 if first < 0 else min(first, np.float64(size))
+    last = -1.0 if last < 0 or not high > low else min(last, size - 1.0)
+    for pixel in range(int(first), int(last) + 1):
         position = (pixel + 0.5 - low) / (high - low) * side + 0.5
-        cell = min(int(position), side)
-        cells[pixel - first], weights[pixel - first] = cell, position - cell
-    return cells, weights
+        cell = np.int64(position)
+        cells[pixel] = cell if cell < side else side
+        weights[pixel] = position - cells[pixel]
+    return int(first), int(last)
 
 
-@numba.njit(nogil=True)
-def _interpolate_column(mask: np.ndarray, column: int, weight: np.float32, line: np.ndarray) -> None:
-    """Fills `line[1:-1]`, of (M + 2,) float32, with the mask (M, M) interpolated between `column` - 1 and `column`."""
-    side = mask.shape[0]
+@inner_njit
+def _interpolate_column(masks: np.ndarray, m: int, column: int, weight: np.float32, line: np.ndarray) -> None:
+    """Fills `line[1:-1]`, of (M + 2,) float32, with mask m interpolated between `column` - 1 and `column`."""
+    side, zero = masks.shape[1], np.float32(0)
     for j in range(side):
-        low = np.float32(mask[j, column - 1]) if column > 0 else np.float32(0)
-        high = np.float32(mask[j, column]) if column < side else np.float32(0)
+        low = np.float32(masks[m, j, column - 1]) if column > 0 else zero
+        high = np.float32(masks[m, j, column]) if column < side else zero
         line[j + 1] = low + weight * (high - low)
 
 
-@numba.njit(nogil=True)
-def _compress(runs: np.ndarray, count: int, text: np.ndarray) -> int:
-    """Writes `runs[:count]` int64 to `text` uint8 as COCO's string, in ASCII codes. Returns its length.
+@cached_njit
+def _compress(runs: np.ndarray, ends: np.ndarray, text: np.ndarray) -> int:
+    """Writes masks to `text` uint8 as COCO's strings, in ASCII codes. Returns its length.
 
     Five bits per character; from the fourth run on, the difference to the run two before.
+
+    Args:
+        runs: int64 run lengths of all masks.
+        ends: (N,) int64, where the runs of each mask end; overwritten by where its string ends.
+        text: with room for `MAX_RUN_CHARS` characters per run.
     """
-    length = 0
-    for i in range(count):
-        value = runs[i] - runs[i - 2] if i > 2 else runs[i]
-        more = True
-        while more:
-            low = value & 31
-            value >>= 5
-            more = value != -1 if low & 16 else value != 0
-            text[length] = low + 48 + (32 if more else 0)
-            length += 1
+    length, first = 0, 0
+    for m in range(ends.size):
+        for i in range(first, ends[m]):
+            value = runs[i] - runs[i - 2] if i > first + 2 else runs[i]
+            more = True
+            while more:
+                low = value & 31
+                value >>= 5
+                more = value != -1 if low & 16 else value != 0
+                text[length] = low + 48 + (32 if more else 0)
+                length += 1
+        first = ends[m]
+        ends[m] = length
     return length

@@ -1,16 +1,18 @@
-"""Numba kernels of `fuse.ops.nms`: select candidates from the scores, sort them, run greedy NMS per class.
+"""Multi-class NMS on selected candidates, and its Numba kernels: select, group by class, run greedy NMS.
 
 Scores are the uint32 bits of non-negative float32 values, which have the same order.
 Letters in shapes: `R` RoIs, `K` classes, `N` candidates.
+
+NumPy allocates the arrays, and kernels do not call each other: Numba takes twice as long to compile a kernel that
+allocates, and compiles a called kernel once more for each caller.
 """
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from fuse.ops.array_kernels import accumulate, arange, argsort_descending, take
-from fuse.ops.iou_kernels import EMPTY_BOX, STEP_BOXES, as_box, overlap_bitmasks, overlaps_any, set_box, zero_columns
+from fuse.ops.array_kernels import argsort_descending
+from fuse.ops.iou_kernels import STEP_BOXES, WORD_BITS, as_columns, bitmask_nms, greedy_nms, overlap_bitmasks
 from fuse.ops.kernel_cache import cached_njit
 
 BLOCK_CLASSES = 64
@@ -19,7 +21,6 @@ BITMASK_CANDIDATES_PER_BOX = 16
 """With more candidates than this per shared box, the IoU of all pairs of boxes is computed once for all classes."""
 
 
-@cached_njit
 def block_maxima(scores: np.ndarray) -> tuple[np.ndarray, np.uint32]:
     """Returns the maximum of each block of `BLOCK_CLASSES` classes, and the maximum of all scores.
 
@@ -29,23 +30,11 @@ def block_maxima(scores: np.ndarray) -> tuple[np.ndarray, np.uint32]:
     Returns:
         (R, ceil(K / BLOCK_CLASSES)) uint32 without background; and a uint32, background included.
     """
-    num_rois, num_classes = scores.shape[0], scores.shape[1] - 1
-    maxima = np.empty((num_rois, (num_classes + BLOCK_CLASSES - 1) // BLOCK_CLASSES), np.uint32)
-    largest = np.uint32(0)
-    for r in range(num_rois):
-        row = scores[r, :num_classes]
-        largest = max(largest, scores[r, num_classes])
-        for b in range(maxima.shape[1]):
-            block = row[b * BLOCK_CLASSES : (b + 1) * BLOCK_CLASSES]
-            maximum = np.uint32(0)
-            for i in range(block.size):  # vectorized; a loop over the values themselves is not
-                maximum = max(maximum, block[i])
-            maxima[r, b] = maximum
-            largest = max(largest, maximum)
-    return maxima, largest
+    num_classes = scores.shape[1] - 1
+    maxima = np.empty((len(scores), (num_classes + BLOCK_CLASSES - 1) // BLOCK_CLASSES), np.uint32)
+    return maxima, np.uint32(_block_maxima(scores, maxima))
 
 
-@cached_njit
 def select_candidates(
     scores: np.ndarray, maxima: np.ndarray, class_thresholds: np.ndarray, min_score: np.uint32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -60,26 +49,12 @@ def select_candidates(
     Returns:
         roi_index (N,) int32, class_index (N,) int32, score (N,) uint32.
     """
-    num_rois, num_classes = scores.shape[0], scores.shape[1] - 1
-    size = 0  # an upper bound; memory that is never written costs nothing
-    for r in range(num_rois):
-        for b in range(maxima.shape[1]):
-            size += BLOCK_CLASSES if maxima[r, b] >= min_score else 0
+    size = BLOCK_CLASSES * np.count_nonzero(maxima >= min_score)  # at most; memory that is never written costs nothing
     roi_index, class_index, score = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.uint32)
-    n = 0
-    for r in range(num_rois):
-        row = scores[r, :num_classes]
-        for b in range(maxima.shape[1]):
-            if maxima[r, b] >= min_score:
-                block = row[b * BLOCK_CLASSES : (b + 1) * BLOCK_CLASSES]
-                for i in range(block.size):
-                    if block[i] >= min_score and block[i] > class_thresholds[b * BLOCK_CLASSES + i]:
-                        roi_index[n], class_index[n], score[n] = r, b * BLOCK_CLASSES + i, block[i]
-                        n += 1
+    n = _select_candidates(scores, maxima, class_thresholds, min_score, roi_index, class_index, score)
     return roi_index[:n], class_index[:n], score[:n]
 
 
-@cached_njit
 def nms_by_class(
     roi_index: np.ndarray,
     class_index: np.ndarray,
@@ -114,116 +89,89 @@ def nms_by_class(
     Returns:
         roi_index (D,) int64, class_index (D,) int64, score (D,) uint32, best first; equal scores by class, then RoI.
     """
-    offsets = _class_offsets(class_index, num_classes)
-    grouped = _group_by_class(arange(score.size), class_index, offsets)
-    order = argsort_descending(take(score, grouped))
-    queue = _group_by_class(order, take(class_index, grouped), offsets)
-    if boxes.shape[1] == 1 and score.size > BITMASK_CANDIDATES_PER_BOX * len(boxes):
-        keep = _bitmask_nms(queue, offsets, take(roi_index, grouped), boxes[:, 0], iou_threshold)
-    else:
-        keep = _greedy_nms(queue, offsets, _gather_boxes(boxes, roi_index, class_index, offsets), iou_threshold)
-    return _best_kept(order, keep, grouped, roi_index, class_index, score, max_detections)
-
-
-@numba.njit(nogil=True)
-def _class_offsets(class_index: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns (K+1,) int64: grouped by class, the candidates of class c are at `offsets[c]:offsets[c + 1]`."""
     offsets = np.zeros(num_classes + 1, np.int64)
-    for c in class_index:
-        offsets[c + 1] += 1
-    accumulate(offsets)
-    return offsets
+    np.cumsum(np.bincount(class_index, minlength=num_classes), out=offsets[1:])
+    grouped, queue = np.empty(score.size, np.int32), np.empty(score.size, np.int32)
+    _group_by_class(np.arange(score.size, dtype=np.int32), class_index, offsets.copy(), grouped)
+    order = argsort_descending(score[grouped])
+    _group_by_class(order, class_index[grouped], offsets.copy(), queue)
+    keep, threshold = np.zeros(score.size, np.uint8), np.float32(iou_threshold)
+    if boxes.shape[1] == 1 and score.size > BITMASK_CANDIDATES_PER_BOX * len(boxes):
+        words = (len(boxes) + WORD_BITS - 1) // WORD_BITS
+        bitmasks, columns = np.empty((len(boxes), words), np.uint64), as_columns(boxes[:, 0], words * WORD_BITS)
+        overlap_bitmasks(columns, threshold, np.empty(words * WORD_BITS, np.uint8), bitmasks)
+        bitmask_nms(queue, offsets, roi_index[grouped], bitmasks, np.empty(words, np.uint64), keep)
+    else:
+        gathered = np.empty((score.size, 4), np.float32)
+        _gather_boxes(boxes, roi_index, class_index, offsets.copy(), gathered)
+        kept = np.zeros((5, np.diff(offsets).max(initial=0) + STEP_BOXES), np.float32)
+        greedy_nms(queue, offsets, gathered, threshold, kept, keep)
+    best = grouped[order[keep[order].view(bool)][:max_detections]]
+    return roi_index[best].astype(np.int64), class_index[best].astype(np.int64), score[best]
 
 
-@numba.njit(nogil=True)
-def _group_by_class(indices: np.ndarray, class_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Groups `indices` (N,) int32 by class, stable; index i has class `class_index[i]`."""
-    grouped, places = np.empty_like(indices), offsets.copy()
-    for i in indices:
-        c = class_index[i]
-        grouped[places[c]] = i
-        places[c] += 1
-    return grouped
+@cached_njit
+def _block_maxima(scores: np.ndarray, maxima: np.ndarray) -> np.uint32:
+    """Writes the maximum of each block to `maxima` and returns the maximum of all scores, see `block_maxima`."""
+    num_classes = scores.shape[1] - 1
+    largest = np.uint32(0)
+    for r in range(scores.shape[0]):
+        largest = max(largest, scores[r, num_classes])
+        for b in range(maxima.shape[1]):
+            maximum = np.uint32(0)
+            for c in range(b * BLOCK_CLASSES, min((b + 1) * BLOCK_CLASSES, num_classes)):
+                maximum = max(maximum, scores[r, c])
+            maxima[r, b] = maximum
+            largest = max(largest, maximum)
+    return largest
 
 
-@numba.njit(nogil=True)
-def _gather_boxes(boxes: np.ndarray, roi_index: np.ndarray, class_index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Returns the boxes of the candidates, class by class, (N, 4) float32.
-
-    Reads `boxes` in memory order, because random reads of many megabytes are slow.
-    """
-    gathered, places = np.empty((roi_index.size, 4), np.float32), offsets.copy()
-    for n in range(roi_index.size):
-        c = class_index[n]
-        box = boxes[roi_index[n], c if boxes.shape[1] > 1 else 0]
-        for i in range(4):
-            gathered[places[c], i] = box[i]
-        places[c] += 1
-    return gathered
-
-
-@numba.njit(nogil=True)
-def _greedy_nms(queue: np.ndarray, offsets: np.ndarray, boxes: np.ndarray, iou_threshold: np.float32) -> np.ndarray:
-    """Returns (N,) bool: which of `boxes` (N, 4) are kept. `queue` (N,) has their indices by class, best first."""
-    keep = np.zeros(queue.size, np.bool_)
-    largest = 0
-    for c in range(offsets.size - 1):
-        largest = max(largest, offsets[c + 1] - offsets[c])
-    kept = zero_columns(largest + STEP_BOXES)  # the kept boxes of one class
-    for c in range(offsets.size - 1):
-        count = 0
-        for p in queue[offsets[c] : offsets[c + 1]]:
-            box = as_box(boxes[p])
-            if not overlaps_any(box, kept, count, iou_threshold):
-                set_box(kept, count, box)
-                count += 1
-                keep[p] = True
-        for i in range(count):
-            set_box(kept, i, EMPTY_BOX)
-    return keep
-
-
-@numba.njit(nogil=True)
-def _bitmask_nms(
-    queue: np.ndarray, offsets: np.ndarray, roi_index: np.ndarray, boxes: np.ndarray, iou_threshold: np.float32
-) -> np.ndarray:
-    """Returns the same as `_greedy_nms` where the classes share `boxes` (R, 4); position p has box `roi_index[p]`.
-
-    First computes the boxes that each box overlaps, as one bit per pair, for all classes.
-    """
-    bitmasks = overlap_bitmasks(boxes, iou_threshold)
-    keep, removed = np.zeros(queue.size, np.bool_), np.empty(bitmasks.shape[1], np.uint64)
-    for c in range(offsets.size - 1):
-        removed[:] = 0
-        for p in queue[offsets[c] : offsets[c + 1]]:
-            r = roi_index[p]
-            if not removed[r >> 6] >> np.uint64(r & 63) & np.uint64(1):
-                keep[p] = True
-                overlapping = bitmasks[r]
-                for w in range(removed.size):
-                    removed[w] |= overlapping[w]
-    return keep
-
-
-@numba.njit(nogil=True)
-def _best_kept(
-    order: np.ndarray,
-    keep: np.ndarray,
-    grouped: np.ndarray,
+@cached_njit
+def _select_candidates(
+    scores: np.ndarray,
+    maxima: np.ndarray,
+    class_thresholds: np.ndarray,
+    min_score: np.uint32,
     roi_index: np.ndarray,
     class_index: np.ndarray,
     score: np.ndarray,
-    max_detections: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the first `max_detections` kept candidates in order, as `nms_by_class` does."""
-    size = min(max_detections, order.size)
-    rois, classes, scores = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint32)
-    count = 0
-    for p in order:
-        if count == size:
-            break
-        if keep[p]:
-            n = grouped[p]
-            rois[count], classes[count], scores[count] = roi_index[n], class_index[n], score[n]
-            count += 1
-    return rois[:count], classes[:count], scores[:count]
+) -> int:
+    """Writes the candidates to the last three arguments and returns their number, see `select_candidates`."""
+    n = 0
+    for r in range(scores.shape[0]):
+        for b in range(maxima.shape[1]):
+            if maxima[r, b] >= min_score:
+                for c in range(b * BLOCK_CLASSES, min((b + 1) * BLOCK_CLASSES, class_thresholds.size)):
+                    if scores[r, c] >= min_score and scores[r, c] > class_thresholds[c]:
+                        roi_index[n], class_index[n], score[n] = r, c, scores[r, c]
+                        n += 1
+    return n
+
+
+@cached_njit
+def _group_by_class(indices: np.ndarray, class_index: np.ndarray, places: np.ndarray, grouped: np.ndarray) -> None:
+    """Writes `indices` to `grouped`, both (N,) int32, by class and stable; index i has class `class_index[i]`.
+
+    `places` (K+1,) int64 is where each class starts; it is overwritten.
+    """
+    for n in range(indices.size):
+        i = indices[n]
+        c = class_index[i]
+        grouped[places[c]] = i
+        places[c] += 1
+
+
+@cached_njit
+def _gather_boxes(
+    boxes: np.ndarray, roi_index: np.ndarray, class_index: np.ndarray, places: np.ndarray, gathered: np.ndarray
+) -> None:
+    """Writes the boxes of the candidates to `gathered` (N, 4) float32, class by class; `places` as above.
+
+    Reads `boxes` in memory order, because random reads of many megabytes are slow.
+    """
+    for n in range(roi_index.size):
+        c = class_index[n]
+        p, b = places[c], c if boxes.shape[1] > 1 else 0
+        for i in range(4):
+            gathered[p, i] = boxes[roi_index[n], b, i]
+        places[c] = p + 1
