@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from extract.config import Config, ConvertConfig, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
+from extract.command_configs import ConvertConfig, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
+from extract.config import Config
 from extract.utils.cli import Command, run
 
 COMMANDS = {

@@ -7,7 +7,7 @@ import pandas as pd
 from extract.accuracy import describe_accuracy
 from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.cache.reader import RoICache, open_cache
-from extract.config import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
+from extract.command_configs import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.verify import worst_logit_error
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, create_cache
-from extract.config import ConvertConfig
+from extract.command_configs import ConvertConfig
 from extract.hidden import Layer, check_layers, hidden_layer, hidden_layers
 from extract.preparation import find_existing
 from extract.projection import fit_projections, projection_sha256, projections_of, sample_images, sample_rois

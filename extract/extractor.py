@@ -17,8 +17,8 @@ from extract.data.annotations import Annotations
 from extract.data.class_map import ClassMap
 from extract.data.image_files import find_image
 from extract.data.images import SizedReader, batches_of_one_size, flip_boxes, unflip_rois
-from extract.detectors.base import Detector, ForwardOutput, Image, SelectProposals, reader_of
-from extract.hidden import HiddenForward
+from extract.detectors.base import Detector, Image, reader_of
+from extract.hidden import forward_at_level
 from extract.image_selection import class_balanced_images
 from extract.matching import GroundTruth, assign_targets, select_training_samples
 from extract.rois import RoIs
@@ -81,25 +81,20 @@ class Extractor:
         self.flipped = np.array(draws) < probability
         self.fc_layers: list[Layers] = detector.fc_layers("pooled" if config.level == "hidden" else config.level)
         self.projections: Sequence[Projection] = []
-        self._forward_detector = self._make_forward(config.level)
+        self._forward_detector = forward_at_level(detector, config.level)
 
     def set_projections(self, projections: Sequence[Projection]) -> None:
         """Sets each stage's projection of feature level "hidden"."""
         self.projections = projections
-        self._forward_detector = self._make_forward(self.config.level)
+        self._forward_detector = forward_at_level(self.detector, self.config.level, projections)
 
     def pooled_sample(self, indices: np.ndarray) -> Extractor:
         """Returns an extractor of pooled features for some of the images, indices of `positions`, without masks."""
         other = copy.copy(self)
         other.positions, other.flipped = self.positions[indices], self.flipped[indices]
         other.num_blocks, other.with_masks = num_blocks(len(indices)), False
-        other._forward_detector = self._make_forward("pooled")
+        other._forward_detector = forward_at_level(self.detector, "pooled")
         return other
-
-    def _make_forward(self, level: str) -> Callable[[Sequence[Image], SelectProposals], ForwardOutput]:
-        if level == "hidden":
-            return HiddenForward(self.detector, self.projections)
-        return lambda images, select: self.detector.forward(images, level, select)
 
     @property
     def max_rois_per_image(self) -> int:
@@ -177,7 +172,8 @@ class Extractor:
         if self.config.split == "val":
             return np.arange(len(proposals)), np.empty((0, 4), np.float32)
         rng = self._rng(index, SAMPLE_STREAM)
-        keep = select_training_samples(proposals, gt, self.detector.stages[0], self.config.background, rng)
+        limits = self.config.background, rng, self.config.rois_per_class
+        keep = select_training_samples(proposals, gt, self.detector.stages[0], *limits)
         return keep, gt.boxes[~gt.crowd]
 
     def _finish(self, index: int, rois: RoIs) -> RoIs:

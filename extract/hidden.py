@@ -7,7 +7,7 @@ directions, from which a head can correct W in low rank. Letters in shapes: `R` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -75,11 +75,26 @@ def check_layers(name: str, stages: Sequence[Layers]) -> None:
         raise ValueError(f"{name}: the first fully connected layers of its stages have shapes {sorted(widths)}")
 
 
+Forward = Callable[[Sequence[Image], SelectProposals | None], ForwardOutput]
+"""The forward passes of a detector at one feature level; see `Detector.forward`."""
+
+
+def forward_at_level(detector: Detector, level: str, projections: Sequence[Projection] = ()) -> Forward:
+    """Returns the detector's forward pass at a feature level, of which adapters have all but "hidden".
+
+    `projections` and errors are those of `HiddenForward`.
+    """
+    if level == "hidden":
+        return HiddenForward(detector, projections)
+    return lambda images, select_proposals: detector.forward(images, level, select_proposals)
+
+
 class HiddenForward:
     """Forward passes of a detector that give hidden features.
 
-    The pre-activations are those of the detector's own module where its model calls one with the first layer's weights,
-    and computed again otherwise.
+    Attributes:
+        modules: of each stage, the module of the detector's model that is its first layer. Where there is one, its
+            output is kept, otherwise (None) the layer is computed a second time.
     """
 
     def __init__(self, detector: Detector, projections: Sequence[Projection] = ()) -> None:
@@ -93,16 +108,16 @@ class HiddenForward:
         stages = detector.fc_layers("pooled")
         check_layers(f"detector {detector.description['name']}", stages)
         layers = [hidden_layer(stage[0]) for stage in stages]
-        self._modules = [_find_module(getattr(detector, "model", None), *layer) for layer in layers]
+        self.modules = [_find_module(getattr(detector, "model", None), *layer) for layer in layers]
         self._layers = [tuple(part.to(detector.device) for part in layer) for layer in layers]
         empty = layers[0][0].new_empty(0, layers[0][0].shape[1]), layers[0][0].new_empty(0)
         projected = [hidden_layer(empty, projection) for projection in projections]
         self._projections = [tuple(part.to(detector.device) for part in layer) for layer in projected]
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image], select_proposals: SelectProposals | None = None) -> ForwardOutput:
+    def __call__(self, images: Sequence[Image], select_proposals: SelectProposals | None) -> ForwardOutput:
         """Runs `Detector.forward` at feature level "hidden"."""
-        with _capture_outputs(self._modules) as captured:
+        with _capture_outputs(self.modules) as captured:
             output = self._detector.forward(images, "pooled", select_proposals)
         counts = [len(rois) for rois in output.rois]
         own = [calls[0] if [len(one) for one in calls] == [sum(counts)] else None for calls in captured]

@@ -95,19 +95,40 @@ def assign_targets(rois: RoIs, gt: GroundTruth, stages: Sequence[float]) -> RoIs
 
 
 def select_training_samples(
-    proposals: np.ndarray, gt: GroundTruth, iou_threshold: float, background: int, rng: np.random.Generator
+    proposals: np.ndarray,
+    gt: GroundTruth,
+    iou_threshold: float,
+    background: int,
+    rng: np.random.Generator,
+    rois_per_class: int | None = None,
 ) -> np.ndarray:
     """Returns the indices, ascending, of the proposals (P, 4) that a train cache keeps.
 
     These are all foreground proposals, and at most `background` background proposals with an IoU in [0.1,
-    iou_threshold).
+    iou_threshold). With `rois_per_class`, foreground proposals are drawn, so many of a class as its ground-truth boxes
+    leave, and at most as many background proposals are kept as there are foreground RoIs, ground-truth boxes included.
     """
     labels, ious, _ = match(proposals, gt, iou_threshold, num_classes=UNUSED_CLASS)
     foreground = np.flatnonzero((labels >= 0) & (labels < UNUSED_CLASS))
+    if rois_per_class is not None:
+        foreground = _thin(foreground, labels[foreground], gt.labels[~gt.crowd], rois_per_class, rng)
+        background = min(background, len(foreground) + int((~gt.crowd).sum()))
     candidates = np.flatnonzero((labels == UNUSED_CLASS) & (ious >= BACKGROUND_IOU))
     if len(candidates) > background:
         candidates = rng.choice(candidates, background, replace=False)
     return np.sort(np.concatenate([foreground, candidates]))
+
+
+def _thin(
+    rows: np.ndarray, labels: np.ndarray, gt_labels: np.ndarray, rois_per_class: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws rows (P,) of labels (P,), of each class so many as its ground-truth boxes leave of `rois_per_class`."""
+    order = rng.permutation(len(rows))
+    order = order[np.argsort(labels[order], kind="stable")]
+    classes, start = np.unique(labels[order], return_index=True)
+    rank = np.arange(len(rows)) - start[np.searchsorted(classes, labels[order])]
+    left = rois_per_class - (labels[order, None] == gt_labels).sum(1)
+    return rows[order[rank < left]]
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -175,8 +175,11 @@ def _provenance(
     content |= {"detector_options": list(config.detector_options)}
     # The key of caches that exist, so that their extraction resumes.
     content["images_per_class"] = content.pop("min_images_per_class")
+    # Options that change nothing are left out, as in caches from before there were such options.
     if config.level != "hidden":
         del content["projection"]
+    if config.rois_per_class is None:
+        del content["rois_per_class"]
     if projections:
         content |= {"projection": len(projections[0].directions), "projection_sha256": projection_sha256(projections)}
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from extract.cache.reader import RoICache, open_cache
-from extract.config import RecallConfig
+from extract.command_configs import RecallConfig
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.bins import BINS, bin_index, bin_names, edges
 from extract.data.subset import with_classes

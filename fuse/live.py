@@ -23,6 +23,7 @@ from extract.data.decoding import ImageReader, decode_image, rgb_pixels
 from extract.data.images import batches_of_one_size, unflip_rois
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of
 from extract.detectors.class_map import map_detector
+from extract.hidden import Forward, forward_at_level
 from fuse.config import FusionConfig
 from fuse.fusion import Fusion
 from fuse.merge import merge_image
@@ -111,7 +112,11 @@ class CalibratedDetector:
         self.detector, self.batch_size = detector, batch_size
         self.level = "logits" if calibrated is None else calibrated.level
         self.fusion = Fusion.resolve(config, detector.description, counts, calibrated)
-        self._views = [(view, detector if view.size is None else detector.resized(*view.size)) for view in views]
+        projections = getattr(calibrated, "projections", ())
+        of_views = [detector if view.size is None else detector.resized(*view.size) for view in views]
+        self._views = [
+            (view, forward_at_level(one, self.level, projections)) for view, one in zip(views, of_views, strict=True)
+        ]
 
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> list[Any]:
         """Detects in each image, in the order of the images; a single image gives a list of one.
@@ -138,11 +143,11 @@ class CalibratedDetector:
         return outputs[0].to_framework(detections)
 
     def _detect_view(
-        self, images: list[Image], view: View, detector: Detector
+        self, images: list[Image], view: View, forward: Forward
     ) -> tuple[ForwardOutput, list[ImageDetections]]:
         if view.flip:
             images = [Image(image.image_id, image.pixels[:, ::-1]) for image in images]
-        output = detector.forward(images, self.level)
+        output = forward(images, None)
         rois = [unflip_rois(one) if view.flip else one for one in output.rois]
         return output, [self.fusion.detections(one) for one in rois]
 

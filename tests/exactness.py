@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
+import torch
 
+from extract.cache.format import Projection
 from extract.detectors.base import Detector, Image, ImageDetections
+from extract.hidden import HiddenForward, hidden_features
 from extract.rois import RoIs
 from extract.verify import forward as forward_layers
 from fuse.config import FusionConfig
@@ -71,7 +75,8 @@ def assert_selection_is_applied(detector: Detector, *, tolerance: float = 1e-3) 
 def assert_layers_give_logits(
     detector: Detector, images: Sequence[Image], levels: Sequence[str] = ("pooled", "embedding")
 ) -> None:
-    """Checks that each stage's fully connected layers map its features to its logits."""
+    """Checks that each stage's fully connected layers map its features to its logits, and the first to hidden ones."""
+    assert_hidden_features(detector, images)
     for level in levels:
         rois = detector.forward(images, level).rois[0]
         stages = detector.fc_layers(level)
@@ -81,3 +86,28 @@ def assert_layers_give_logits(
             logits = forward_layers(layers if level == "pooled" else layers[-1:], features)
             np.testing.assert_allclose(logits, expected, atol=0.01 * np.abs(expected).max())
     assert detector.fc_layers("logits") == [] and detector.forward(images, "logits").rois[0].features is None
+
+
+def assert_hidden_features(detector: Detector, images: Sequence[Image]) -> None:
+    """Checks hidden features against pooled ones, or that a detector without such layers is refused in one line.
+
+    The pre-activations are those of the model's own modules: the first layer is not computed twice.
+    """
+    stages = detector.fc_layers("pooled")
+    if not stages:
+        with pytest.raises(ValueError, match="feature level hidden needs a box head whose layers .* fully connected$"):
+            HiddenForward(detector)
+        return
+    width = stages[0][0][0].shape[1]
+    rng = np.random.default_rng(0)
+    directions = [np.linalg.qr(rng.normal(size=(width, 3)))[0].T.astype(np.float32) for _ in stages]
+    projections = [Projection(one, rng.normal(size=width).astype(np.float32)) for one in directions]
+    forward = HiddenForward(detector, projections)
+    assert all(forward.modules)
+    output = forward(images, None)
+    for rois, pooled in zip(output.rois, detector.forward(images, "pooled").rois, strict=True):
+        np.testing.assert_array_equal(rois.logits, pooled.logits)
+        assert rois.features.shape == (len(rois), len(stages), len(stages[0][0][1]) + 3)
+        for stage, (layers, projection) in enumerate(zip(stages, projections, strict=True)):
+            expected = hidden_features(pooled.features[:, stage], layers[0], projection)
+            torch.testing.assert_close(rois.features[:, stage], expected, atol=1e-3, rtol=1e-3)

@@ -61,7 +61,7 @@ def whole(tiny, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("hundred")
     make.make(make.Config(out=folder, classes=CLASSES, train_images=IMAGES, eval_images=2, size=96, workers=1))
-    config = Tiny(folder, tiny.weights).config("train", folder / "whole", level="embedding")
+    config = Tiny(folder, tiny.weights).config("train", folder / "whole", level="hidden", projection=8)
     config = replace(config, detector="torchvision:tests.test_distributed_extraction:mask_rcnn")
     extract.run(config)
     return config
@@ -69,7 +69,7 @@ def whole(tiny, tmp_path_factory):
 
 def torchrun(processes: int, config: extract.Config, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command += ["-m", "extract", *map(str, flags(config)), "--level", config.level]
+    command += ["-m", "extract", *map(str, flags(config)), "--level", config.level, "--projection", "8"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -84,6 +84,7 @@ def test_processes_of_any_number_write_the_same_bytes(whole, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming: {BLOCKS - missing} of {BLOCKS} blocks" in resumed.stderr
     assert resumed.stdout.count("RoI cache") == 1 and resumed.stderr.count("images per second") == 1
+    assert resumed.stderr.count("principal directions are fitted") == 0, "the first run has fitted them"
     assert folder_bytes(Path(whole.out)) == folder_bytes(Path(config.out))
 
 

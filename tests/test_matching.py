@@ -81,3 +81,20 @@ def test_training_samples(seed, background):
     assert set(np.flatnonzero(labels < K)) <= set(keep)
     assert eligible[[i for i in keep if labels[i] == K]].all()
     assert sum(labels[keep] == K) == min(background, eligible.sum())
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), limit=st.integers(1, 8))
+def test_training_samples_of_a_class_are_limited(seed, limit):
+    rng = np.random.default_rng(seed)
+    boxes, gt = random_boxes(rng, 200), make_gt(random_boxes(rng, 3))
+    every, keep = (
+        select_training_samples(boxes, gt, 0.5, 64, np.random.default_rng(seed), rois_per_class=most)
+        for most in (None, limit)
+    )
+    labels, _, _ = match(boxes, gt, 0.5, K)
+    for label in range(K):
+        of_class = (labels[every] == label).sum()
+        assert (labels[keep] == label).sum() == min(of_class, max(limit - (gt.labels == label).sum(), 0))
+    assert (np.diff(keep) > 0).all() and set(keep[labels[keep] < K]) <= set(every)
+    assert (labels[keep] == K).sum() <= (labels[keep] < K).sum() + len(gt.labels)

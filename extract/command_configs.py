@@ -1,0 +1,118 @@
+"""The options of the commands of `python -m extract` besides extraction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from extract.config import Config, check_projection
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Shows what a cache holds.
+
+    Example: python -m extract inspect train.zarr
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Writes a cache of a later feature level from the features of a cache. The same command again resumes.
+
+    Example: python -m extract convert train.zarr hidden_train.zarr
+    Example: python -m extract convert val.zarr hidden_val.zarr --projection-from hidden_train.zarr
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL of a finished cache."""
+
+    out: Positional[str]
+    """Path or fsspec URL of the cache to write."""
+
+    level: Literal["hidden", "embedding", "logits"] = "hidden"
+    """Feature level of the new cache, later than that of the old one: pooled, hidden, embedding, logits."""
+
+    projection: int = Config.projection
+    """As for extraction."""
+
+    projection_from: str | None = None
+    """As for extraction."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one, else the CPU."""
+
+    overwrite: bool = False
+    """Replace an existing cache."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option, its value and its bound."""
+        check_projection(self.level, self.projection, self.projection_from)
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Reads a whole cache, verifies its checksums and recomputes its logits from the stored features.
+
+    Example: python -m extract verify train.zarr
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Writes a whole cache to one HDF5 file.
+
+    Example: python -m extract export train.zarr train.h5
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL."""
+
+    file: Positional[Path]
+    """The .h5 file to write."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Writes a cache from an HDF5 file; docs/format.md specifies its content.
+
+    Example: python -m extract import train.h5 train.zarr
+    """
+
+    file: Positional[Path]
+    """The .h5 file."""
+
+    cache: Positional[str]
+    """Path or fsspec URL of the cache to write."""
+
+    overwrite: bool = False
+    """Replace an existing cache."""
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """Average recall of a val cache's proposals, overall and per bin of training instances (paper, Table 3).
+
+    Example: python -m extract recall val.zarr --annotations val.json
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL of a val cache."""
+
+    annotations: Path
+    """The annotation file it was extracted with."""
+
+    bins: tuple[float, ...] = (10, 100, 1000)
+    """Edges between the bins of training instances."""
+
+    strict: bool = False
+    """Refuse annotations of which something would be left out or changed, in place of a warning."""
