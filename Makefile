@@ -60,9 +60,10 @@ pictures:
 	$(BIN)/python -m benchmarks.pictures
 
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
-BENCHMARKS = nms detection training streaming storage extraction evaluation imports growth
+BENCHMARKS = nms detection training streaming storage extraction painting evaluation imports growth
 bench: $(VENV)/frameworks
 	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
+	test -e data/plain/head || $(MAKE) demo DETECTOR=plain
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit; done
 	$(BIN)/python -m benchmarks.documents
 

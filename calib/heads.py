@@ -23,6 +23,7 @@ from extract.data.class_map import ClassMap
 from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector
 from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
+from extract.utils.errors import shortened
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -202,13 +203,8 @@ def _build_mlp(widths: Sequence[int]) -> nn.Sequential:
 
 def _check_same(source: str, field: str, expected: object, found: object) -> None:
     if found != expected:
-        raise ValueError(f"{source}: {field} {_short(found)}, the head was trained for {_short(expected)}")
+        raise ValueError(f"{source}: {field} {shortened(found)}, the head was trained for {shortened(expected)}")
 
 
 def _outputs(class_map: ClassMap | None) -> str:
     return "as in the class table" if class_map is None else str(class_map.outputs)
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "…"

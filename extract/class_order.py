@@ -7,7 +7,6 @@ names, outputs are categories by ascending id; torchvision's may be category ids
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from extract.config import Config
 from extract.data.annotations import Annotations
 from extract.data.class_map import ClassMap
 from extract.detectors.base import NO_CLASS, Detector, OwnClasses, named_classes
+from extract.utils.errors import listed
 
 log = logging.getLogger(__name__)
 NUMBERED_BY_LISTING = "mmdet"
@@ -27,7 +27,6 @@ change with the order of the `classes`")."""
 NUMBERED_BY_ID = "torchvision"
 """Framework whose own detectors have an output for each category id from 1, gaps included: 90 for COCO's 80."""
 BACKGROUND_NAMES = {"background", "__background__", "bg"}
-MAX_SHOWN = 3
 
 
 def find_class_map(detector: Detector, annotations: Annotations, config: Config) -> ClassMap | None:
@@ -142,22 +141,18 @@ def _log(class_map: ClassMap, own: OwnClasses | None, table: pd.DataFrame, path:
     moved = [i for i, c in enumerate(class_map.classes.tolist()) if c not in (i, -1)]
     if own is not None and moved:
         pairs = [f"{i} is category {ids[class_map.classes[i]]} {names[class_map.classes[i]]!r}" for i in moved]
-        log.info("classes by name, from %s: output %s", own.source, _shortened(pairs))
+        log.info("classes by name, from %s: output %s", own.source, listed(pairs))
     surplus = class_map.surplus.tolist()
     if own is not None:
         surplus = [i for i in surplus if own.names[i] != NO_CLASS]
     if surplus:
         examples = [str(i) if own is None else f"{i} {own.names[i]!r}" for i in surplus]
         text = "%d of %d outputs are no category of %s and never detected, such as output %s"
-        log.warning(text, len(surplus), class_map.num_outputs, path, _shortened(examples))
+        log.warning(text, len(surplus), class_map.num_outputs, path, listed(examples))
     if len(class_map.missing):
         examples = [f"{ids[c]} {names[c]!r}" for c in class_map.missing.tolist()]
         text = "the detector lacks %d of %d categories of %s, such as %s: never sampled, never detected, AP 0"
-        log.warning(text, len(examples), len(names), path, _shortened(examples))
-
-
-def _shortened(values: Sequence[str]) -> str:
-    return ", ".join(values[:MAX_SHOWN]) + (", …" if len(values) > MAX_SHOWN else "")
+        log.warning(text, len(examples), len(names), path, listed(examples))
 
 
 def _name(detector: Detector) -> str:

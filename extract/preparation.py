@@ -17,12 +17,12 @@ from extract.data.annotations import Annotations, read_annotations
 from extract.data.image_files import check_namesakes
 from extract.data.subset import with_classes
 from extract.detectors import load_detector, registered_dataset
-from extract.detectors.base import Detector
+from extract.detectors.base import Detector, thresholds_of
 from extract.detectors.class_map import map_detector
 from extract.extractor import Extractor
 from extract.projection import projection_sha256, projections_of
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
-from extract.uses import describe_evaluation, describe_heads
+from extract.uses import describe_evaluation, describe_heads, describe_thresholds
 from extract.utils.identity import flatten, refuse_changes
 
 if TYPE_CHECKING:
@@ -77,8 +77,11 @@ def prepare(config: Config) -> Job:
     _log_kind(annotations)
     projections = _taken_projections(config, extractor)
     log.info("%s", describe_heads(config.level, bool(extractor.fc_layers), detector.description, config.projection))
+    own = thresholds_of(detector)
     if config.split == "train":  # of a val cache, `_warn` states it
         log.info("%s", describe_evaluation(detector.has_masks))
+    elif own is not None:
+        log.info("%s", describe_thresholds(own))
     provenance = _provenance(config, annotations, train_annotations, projections)
     header = Header(config.split, config.level, detector.stages, _description(detector, config.level), provenance)
     return Job(extractor, header, train_annotations.classes, projections)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from extract.detectors.base import OwnThresholds
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
 
 NEW_LAYERS = ("2fc_rand", "3fc_rand")
@@ -35,6 +36,13 @@ def describe_evaluation(has_masks: bool) -> str:
     if has_masks:
         return "val caches of this detector hold masks: AP of boxes and masks"
     return "val caches of this detector hold no masks: AP of boxes, and of masks if fuse paints them with the detector"
+
+
+def describe_thresholds(own: OwnThresholds) -> str:
+    """Returns a line about the options of `python -m fuse` that select detections as the framework itself does."""
+    options = f"--score-threshold {own.score_threshold:g}"
+    options += f" --max-detections {own.max_detections}" if own.max_detections is not None else ""
+    return f"the framework's own inference is that of fuse with {options}; fuse keeps scores above 0 by default"
 
 
 def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any], directions: int = 0) -> str:

@@ -15,4 +15,5 @@ from .merge import merge_detections as merge_detections
 from .merge import merge_image as merge_image
 from .ops.masks import encode_masks as encode_masks
 from .ops.nms import class_nms as class_nms
+from .painted import paint_masks as paint_masks
 from .scores import fuse_scores as fuse_scores

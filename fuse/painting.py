@@ -7,9 +7,9 @@ classes that were kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from itertools import tee
 from pathlib import Path
 from typing import NamedTuple
@@ -19,22 +19,24 @@ from tqdm import tqdm
 
 from extract.cache.mask_store import BoxClassPairs, MaskStore
 from extract.cache.reader import RoICache
-from extract.data.annotations import Annotations
+from extract.data.annotations import Annotations, read_annotations
 from extract.data.class_map import ClassMap
 from extract.data.image_files import find_image
 from extract.data.images import SizedReader, flip_boxes
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of, select_no_proposals
+from extract.detectors.class_map import map_detector
+from extract.detectors.identity import check_same_detector
 from extract.utils.distributed import Coordinator, is_main_process
 from extract.utils.prefetch import available_cpus, prefetch
-from fuse.detections import Detections, positions_by_image
+from fuse.detections import positions_by_image
 from fuse.ops.masks import encode_bitmaps
 
-PAIRS_AT_ONCE = 64
+MASKS_AT_ONCE = 64
 """Masks that the detector predicts at a time: at the image's size, and in torchvision as floats, they are large."""
 READERS, IMAGES_AHEAD = 4, 8
 """Threads that read images, and images that they read ahead."""
 MAX_ENCODERS = 4
-"""Threads that encode masks. Each holds `PAIRS_AT_ONCE` masks."""
+"""Threads that encode masks. Each holds `MASKS_AT_ONCE` masks."""
 SAME_BOX, SAME_SHARE = 2.0, 0.5
 """The detector is the cache's if it proposes at least this share of the cache's boxes, each to within these pixels."""
 
@@ -58,6 +60,14 @@ class _Job(NamedTuple):
         return int(self.painted.pairs.image_ids[self.positions[0]])
 
 
+class _Chunk(NamedTuple):
+    """P masks of one image, (P, H, W) bool, and the indices of the pairs of a block that have each mask."""
+
+    painted: PaintedBlock
+    owners: list[np.ndarray]
+    masks: np.ndarray
+
+
 class MaskPainter:
     """A detector that paints masks in the images of a cache."""
 
@@ -73,6 +83,7 @@ class MaskPainter:
         """
         self._detector, self._cache, self._folder = detector, cache, folder
         self._read = SizedReader(reader_of(detector))
+        self._class_agnostic = bool(detector.description.get("class_agnostic_masks"))
         class_map = ClassMap.from_description(cache.detector)
         self._has_class = class_map.has_output if class_map else np.ones(cache.num_classes, bool)
         self._category_ids = cache.classes["category_id"].to_numpy(np.int64)
@@ -120,29 +131,40 @@ class MaskPainter:
             ) as images,
             closing(prefetch(_encode, self._chunks(jobs, images), threads=encoders, depth=encoders)) as encoded,
         ):
-            for painted, index, counts in encoded:
-                for i, text in zip(index.tolist(), counts, strict=True):
-                    painted.counts[i] = text
+            for painted, owners, counts in encoded:
+                for indices, text in zip(owners, counts, strict=True):
+                    for i in indices.tolist():
+                        painted.counts[i] = text
                 if all(painted.counts):
                     yield painted
 
-    def _chunks(
-        self, jobs: Iterator[_Job], images: Iterator[Image]
-    ) -> Iterator[tuple[PaintedBlock, np.ndarray, np.ndarray]]:
-        """Yields blocks, indices of some of their pairs, all of one image, and the masks (P, H, W) bool of these."""
+    def _chunks(self, jobs: Iterator[_Job], images: Iterator[Image]) -> Iterator[_Chunk]:
+        """Yields the masks of some pairs of one image, after another."""
         for job, image in zip(jobs, images, strict=False):
             output, flipped = (
                 self._detector.forward([image], "logits", select_no_proposals),
                 self._flipped(job.image_id),
             )
-            by_class = job.positions[np.argsort(job.painted.pairs.category_ids[job.positions], kind="stable")]
-            for first in range(0, len(by_class), PAIRS_AT_ONCE):
-                index = by_class[first : first + PAIRS_AT_ONCE]  # of few classes, which is all that mask heads compute
-                pairs = job.painted.pairs.take(index)
+            owners = [job.positions[index] for index in self._sharing(job.painted.pairs.take(job.positions))]
+            for first in range(0, len(owners), MASKS_AT_ONCE):
+                chunk = owners[first : first + MASKS_AT_ONCE]  # of few classes, which is all that mask heads compute
+                pairs = job.painted.pairs.take(np.array([indices[0] for indices in chunk]))
                 boxes = flip_boxes(pairs.boxes, image.pixels.shape[1]) if flipped else pairs.boxes
-                masks = self._predict(output, boxes, np.searchsorted(self._category_ids, pairs.category_ids))
+                masks = self._predict(output, boxes, self._labels(pairs))
                 assert masks is not None, "check() refuses a detector without masks"
-                yield job.painted, index, masks[:, :, ::-1] if flipped else masks
+                yield _Chunk(job.painted, chunk, masks[:, :, ::-1] if flipped else masks)
+
+    def _sharing(self, pairs: BoxClassPairs) -> list[np.ndarray]:
+        """Returns the indices of the pairs that have each mask in common, by class where masks are class-specific."""
+        labels = self._labels(pairs)
+        if not self._class_agnostic:
+            return list(np.argsort(labels, kind="stable")[:, None])
+        _, masks = np.unique(np.column_stack([pairs.boxes, self._has_class[labels]]), axis=0, return_inverse=True)
+        return positions_by_image(masks.ravel())
+
+    def _labels(self, pairs: BoxClassPairs) -> np.ndarray:
+        """Returns the contiguous classes (P,) of pairs."""
+        return np.searchsorted(self._category_ids, pairs.category_ids)
 
     def _predict(self, output: ForwardOutput, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Returns the framework's masks (P, H, W) bool of boxes (P, 4) and classes (P,), None without a mask head.
@@ -169,6 +191,24 @@ class MaskPainter:
         return bool(self._images.at[image_id, "flipped"])
 
 
+def load_painter(
+    detector: Detector, cache: RoICache, annotations: str | os.PathLike, images: str | os.PathLike
+) -> MaskPainter:
+    """Returns the painter of a cache's masks; call its `check` before painting.
+
+    Args:
+        detector: as `load_detector` returns it, its classes in its own order.
+        cache: a val cache that this detector made.
+        annotations: file of the cache's images.
+        images: folder of the images.
+
+    Raises ValueError for another detector than the cache's, and what the annotation reader and `MaskPainter` raise.
+    """
+    check_same_detector(cache.url, cache.detector, f"in detector {detector.description['name']}", detector.description)
+    detector = map_detector(detector, ClassMap.from_description(cache.detector))
+    return MaskPainter(detector, cache, read_annotations(Path(annotations)), Path(images))
+
+
 def paint_pairs(store: MaskStore, pairs: BoxClassPairs, painter: MaskPainter, coordinator: Coordinator) -> None:
     """Paints pairs and adds their masks to the store, block by block.
 
@@ -185,50 +225,12 @@ def paint_pairs(store: MaskStore, pairs: BoxClassPairs, painter: MaskPainter, co
     store.refresh()
 
 
-def distinct_pairs(detections: Iterable[Detections]) -> BoxClassPairs:
-    """Returns the pairs of all detections, each once, images by ascending id."""
-    none = BoxClassPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4), np.float32))
-    every = BoxClassPairs(*map(np.concatenate, zip(none, *map(_pairs, detections), strict=True)))
-    first: list[int] = []
-    for index in positions_by_image(every.image_ids):
-        backwards = index[::-1]  # of equal keys a dict keeps the last
-        first += sorted(dict(zip(every.take(backwards).keys(), backwards.tolist(), strict=True)).values())
-    return every.take(np.array(first, np.int64))
-
-
-def with_masks(store: MaskStore, detections: Mapping[str, Detections], pairs: BoxClassPairs) -> dict[str, Detections]:
-    """Returns rows of detections with the masks in the store; rows share equal masks.
-
-    Args:
-        store: with a mask of every pair.
-        detections: rows by name.
-        pairs: `distinct_pairs` of the rows.
-    """
-    rles = {name: np.empty(len(one), object) for name, one in detections.items()}
-    positions = {
-        name: {int(one.image_ids[index[0]]): index for index in positions_by_image(one.image_ids)}
-        for name, one in detections.items()
-    }
-    for block, part in store.by_block(pairs):
-        masks = store.read(block)
-        for image_id in np.unique(part.image_ids).tolist():
-            for name, one in detections.items():
-                index = positions[name].get(image_id, np.empty(0, np.int64))
-                rles[name][index] = [masks[image_id][key] for key in _pairs(one).take(index).keys()]
-    return {name: replace(one, rles=rles[name].tolist()) for name, one in detections.items()}
-
-
-def _pairs(detections: Detections) -> BoxClassPairs:
-    return BoxClassPairs(detections.image_ids, detections.category_ids, detections.boxes)
-
-
 def _jobs(block: int, pairs: BoxClassPairs) -> Iterator[_Job]:
     """Yields the work of each image of a block."""
     painted = PaintedBlock(block, pairs, [""] * len(pairs.image_ids))
     return (_Job(painted, index) for index in positions_by_image(pairs.image_ids))
 
 
-def _encode(chunk: tuple[PaintedBlock, np.ndarray, np.ndarray]) -> tuple[PaintedBlock, np.ndarray, list[str]]:
+def _encode(chunk: _Chunk) -> tuple[PaintedBlock, list[np.ndarray], list[str]]:
     """Replaces the masks of a chunk by their counts."""
-    painted, index, masks = chunk
-    return painted, index, [rle["counts"] for rle in encode_bitmaps(masks)]
+    return chunk.painted, chunk.owners, [rle["counts"] for rle in encode_bitmaps(chunk.masks)]

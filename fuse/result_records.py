@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
-from extract.data.loose import box, identifier, is_missing, is_text_id, real_number, shown, whole_number
+from extract.data.loose import box, identifier, is_missing, is_text_id, real_number, whole_number
 from extract.data.normalize import normalize_segmentation
 from extract.data.records import Id, parse_json
 from extract.data.repairs import Repairs
+from extract.utils.errors import shown
 
 FIELDS: Mapping[str, Callable[[Any], object]] = {
     "image_id": identifier,

@@ -25,11 +25,13 @@ from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector, registered_dataset
-from extract.detectors.base import Detector, Image
+from extract.detectors.base import Detector, Image, OwnThresholds, thresholds_of
 from extract.matching import GroundTruth, match
 from extract.utils.cli import run as run_command
 from extract.verify import worst_logit_error
 from fuse import class_nms
+from fuse.commands.config import Config, MergeConfig
+from fuse.commands.datasets import resolve_annotations
 from tests.conftest import CLASSES as TINY_CLASSES
 from tests.exactness import (
     assert_layers_give_logits,
@@ -62,7 +64,7 @@ with warnings.catch_warnings():
         make_config,
         write_reference,
     )
-    from tests.frameworks.detectron2_project import CLASSES, FEDERATED
+    from tests.frameworks.detectron2_project import CLASSES, FEDERATED, CosinePredictor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # detectron2's anchors
 
@@ -475,6 +477,11 @@ def test_datasets_by_name(tiny, tiny_cascade, tmp_path):
         assert {r["image_id"] for r in results} <= set(read_annotations(tiny.data / "val.json").image_ids)
         evaluated = ["evaluate", tmp_path / "predicted" / "predictions.json", "--annotations", names["val"]]
         assert fuse.__main__.main([*map(str, evaluated), "--train-annotations", names["train"]]) == 0
+        files = {"annotations": Path(names["val"]), "cache": str(tmp_path / "cache"), "out": tmp_path / "fused"}
+        for kind in (Config, MergeConfig):  # which paint masks in the images
+            more = {"detections": (Path("a"), Path("b"))} if kind is MergeConfig else {"mode": "original"}
+            named = resolve_annotations(kind(**files, **more, detector=tiny_cascade.spec.detector))
+            assert (named.annotations, named.images) == (tiny.data / "val.json", tiny.data / "val")
         assert registered_dataset("detectron2", names["val"]) == (tiny.data / "val.json", tiny.data / "val")
         assert registered_dataset("detectron2", "nowhere") is None
         DatasetCatalog.register("test_detectron2_function", list)
@@ -569,3 +576,13 @@ def test_a_predictor_with_other_scores_is_refused():
     model.roi_heads.box_predictor.predict_probs = lambda predictions, proposals: [predictions[0].softmax(1) ** 2]
     with pytest.raises(ValueError, match="neither softmax nor sigmoid of its logits"):
         Detectron2Detector(model, ResizeShortestEdge(128, 180))
+
+
+def test_a_predictor_with_its_own_inference_is_said_to_be_replaced(references, monkeypatch, caplog):
+    """As a project's soft-NMS; `CosinePredictor` has the scores of its own, but not the inference."""
+    assert thresholds_of(load_detector(references("class-agnostic").spec)) == OwnThresholds(0.05, 300)
+    load_detector(references("cosine").spec)
+    assert "own inference" not in caplog.text
+    monkeypatch.setattr(CosinePredictor, "inference", lambda self, *inputs: None, raising=False)
+    load_detector(references("cosine").spec)
+    assert "cosine.yaml: NMS at IoU 0.5 of its scores and boxes replaces the own inference of Cosine" in caplog.text

@@ -370,6 +370,17 @@ def test_version_is_what_a_bug_report_needs(capsys, monkeypatch):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("arguments", ["--version", "--help"])
+def test_a_closed_pipe_ends_a_command_quietly(arguments):
+    """As in `python -m extract --version | head -1`."""
+    command = [sys.executable, "-m", "extract", arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.process
 def test_version_imports_no_framework():
     code = (
         "import sys; from extract.__main__ import main; main(['--version']); "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from extract.cache.format import CacheError
-from extract.utils.identity import MAX_VALUE_LENGTH, refuse_changes
+from extract.utils.errors import MAX_VALUE_LENGTH, listed, shortened
+from extract.utils.identity import refuse_changes
 
 
 def test_equal_options_pass():
@@ -32,3 +33,10 @@ def test_long_values_keep_beginning_and_end():
     with pytest.raises(ValueError, match=r"cache \('/data/x*…x*one' there, '/data/x*…x*two' now\)") as error:
         refuse_changes("out", {"cache": stored}, {"cache": current})
     assert len(str(error.value)) < 4 * MAX_VALUE_LENGTH
+
+
+def test_values_and_lists_of_messages_are_cut():
+    assert shortened("a" * 60) == "a" * 60 and len(shortened("a" * 61 + "end")) == 61
+    assert shortened("a" * 61 + "end").endswith("aend")
+    assert listed(["a", "b", "c"]) == "a, b, c"
+    assert listed("abcde") == "a, b, c and 2 more"

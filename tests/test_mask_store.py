@@ -14,7 +14,7 @@ from extract.cache.mask_store import BoxClassPairs, MaskStore
 from extract.cache.reader import open_cache
 from fuse.detections import Detections
 from fuse.ops.masks import encode_bitmaps
-from fuse.painting import distinct_pairs, with_masks
+from fuse.painted import distinct_pairs, with_masks
 from tests.fuse_fixtures import annotations, tiny_cache
 
 IMAGES = 20

@@ -21,7 +21,7 @@ from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector
-from extract.detectors.base import Image, ImageDetections
+from extract.detectors.base import Image, ImageDetections, OwnThresholds, thresholds_of
 from extract.detectors.mmdet_weights import convert_names
 from extract.detectors.weights import load_weights
 from extract.matching import GroundTruth, match
@@ -452,6 +452,7 @@ def test_threshold_and_limit_within_nms_are_those_of_fuse(specs, name, threshold
     nms_threshold = "model.test_cfg.rcnn.nms.score_threshold=0.1", "model.test_cfg.rcnn.nms.max_num=40"
     spec = replace(specs(name), detector_options=nms_threshold)
     detector = load_detector(spec)
+    assert thresholds_of(detector) == OwnThresholds(0.1, 40)
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("extract")]
     stated = "which extraction does not apply: give"
     assert [m.partition(": rcnn.nms has ")[2] for m in messages if stated in m] == [
@@ -466,12 +467,20 @@ def test_threshold_and_limit_within_nms_are_those_of_fuse(specs, name, threshold
     assert_same_detections(our_detections(rois, detector, 0.1, max_detections=40), expected)
 
 
-def test_soft_nms_is_replaced_with_a_warning(specs, caplog):
-    for options, replaced in ((), []), (("model.test_cfg.rcnn.nms.type=soft_nms",), ["the config's soft_nms"]):
-        caplog.clear()
-        load_detector(replace(specs("class-agnostic"), detector_options=options))
-        messages = [r.getMessage() for r in caplog.records if r.name.startswith("extract")]
-        assert [m.partition(": NMS at IoU 0.5 replaces ")[2] for m in messages] == replaced
+@pytest.mark.parametrize(
+    ("option", "difference"),
+    [
+        ("nms.type=soft_nms", ": NMS at IoU 0.5 replaces the config's soft_nms"),
+        ("mask_thr_binary=0.3", ": masks in a cache are cut at 0.5, not at the config's mask_thr_binary 0.3"),
+        ("nms.split_thr=5", None),
+        ("max_per_img=-1", None),
+    ],
+)
+def test_other_inference_than_the_configs_is_said(specs, option, difference, caplog):
+    detector = load_detector(replace(specs("class-agnostic"), detector_options=(f"model.test_cfg.rcnn.{option}",)))
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("extract")]
+    assert [m.endswith(difference) for m in messages] == ([True] if difference else [])
+    assert thresholds_of(detector) == OwnThresholds(0.0, None if "-1" in option else 300)
 
 
 @pytest.mark.parametrize("name", WRONG)

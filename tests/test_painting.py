@@ -18,6 +18,7 @@ from hotcoco import mask as coco_mask
 from torch import nn
 
 import extract
+import fuse
 import tests.frameworks.torchvision as builders
 from benchmarks.minilvis import detector as minilvis
 from extract.cache.mask_store import BoxClassPairs, MaskStore
@@ -65,6 +66,11 @@ def shared_boxes() -> nn.Module:
         return model
 
 
+def shared_masks() -> nn.Module:
+    """Class-agnostic boxes and masks."""
+    return builders.class_agnostic()
+
+
 def no_masks() -> nn.Module:
     """Boxes alone."""
     model = class_specific()
@@ -95,6 +101,7 @@ def mmdet_spec(kind: str, **options: object) -> Callable[[Path], DetectorSpec]:
 SPECS = {
     "torchvision": torchvision_spec("class_specific"),
     "torchvision, shared boxes": torchvision_spec("shared_boxes"),
+    "torchvision, shared masks": torchvision_spec("shared_masks"),
     "detectron2": frameworks.detectron2_spec("class-specific"),
     "detectron2, boxes without area": frameworks.detectron2_spec("boxes without area"),
     "detectron2-c4": frameworks.detectron2_spec("c4, class-specific masks"),
@@ -236,7 +243,8 @@ def assert_frameworks_masks(setting: Setting, detections: Detections, images: in
 @pytest.mark.long
 @pytest.mark.parametrize("kind", SPECS)
 def test_masks_equal_the_frameworks(kind, tiny, tmp_path, capsys):
-    setting = make_setting(tiny, tmp_path, SPECS[kind], proposals=40)
+    changes = {"masks": False} if "shared masks" in kind else {}
+    setting = make_setting(tiny, tmp_path, SPECS[kind], proposals=40, **changes)
     run(*setting.inputs, "--mode", "calibrated", "--out", tmp_path / "out", *setting.painting)
     assert "Mask AP" in capsys.readouterr().out
     detections = Detections.from_json(tmp_path / "out" / "detections.json")
@@ -343,9 +351,9 @@ def test_other_detectors_images_and_options_are_refused(fresh, tiny, tmp_path, c
     spec = fresh.spec
     images = ("--images", tiny.data / "val")
     given = ("--detector", spec.detector, "--weights", spec.weights)
-    for option, message in {"detector": "without --images", "weights": "without --detector"}.items():
-        with pytest.raises(ValueError, match=f"{option} is given {message}"):
-            MaskConfig(**{option: "x"})
+    with pytest.raises(ValueError, match="weights is given without --detector"):
+        MaskConfig(weights="x")
+    assert "images: give the folder of the images that " in error(*given)
     assert "no masks: " in error("--iou-types", "segm")
     other = torch.load(spec.weights)
     other["roi_heads.box_predictor.cls_score.bias"] += 1
@@ -395,6 +403,48 @@ def test_merged_boxes_are_painted(fresh, method, tmp_path, capsys):
     options = {"detections": tuple(files), "annotations": files[0], "out": tmp_path, "train_annotations": files[0]}
     with pytest.raises(ValueError, match="detector is given without --cache"):
         MergeConfig(**options, detector="mmdet", images=tmp_path)
+
+
+@pytest.mark.long
+def test_results_without_masks_get_those_that_are_painted(fresh, tiny, tmp_path, capsys, caplog):
+    """`fuse evaluate` and `fuse merge` read the store that a notebook, or they themselves, have filled."""
+    caplog.set_level("INFO")
+    for gamma in ("0.6", "0.5"):
+        run(*fresh.inputs, "--gamma", gamma, "--mode", "calibrated", "--out", tmp_path / gamma, "--masks", "none")
+    file, other = (tmp_path / gamma / "detections.json" for gamma in ("0.6", "0.5"))
+    inputs = ["--annotations", tiny_annotations(fresh), "--cache", fresh.cache.url, "--max-detections", "30"]
+
+    def evaluated(*arguments: object) -> str:
+        capsys.readouterr(), caplog.clear()
+        run("evaluate", file, *inputs, *arguments)
+        return capsys.readouterr().out
+
+    boxes = evaluated()
+    assert "Box AP" in boxes and "masks" not in caplog.text
+    detections, detector = Detections.from_json(file), load_detector(fresh.spec)
+    with pytest.raises(ValueError, match="360 of 360 masks are not painted yet: give their detector"):
+        fuse.paint_masks(detections, fresh.cache)
+    with pytest.raises(ValueError, match="annotations and images: give both with a detector"):
+        fuse.paint_masks(detections, fresh.cache, detector)
+    files = tiny_annotations(fresh), tiny.data / "val"
+    few = fuse.paint_masks(detections.take(slice(0, 9)), fresh.cache, detector, *files)
+    assert len(few.rles) == 9
+    assert evaluated() == boxes
+    assert "351 of 360 masks are not painted yet; boxes are evaluated; to paint masks, add --detector" in caplog.text
+    assert main(list(map(str, ["evaluate", file, *inputs, "--iou-types", "segm"]))) == 1
+    assert "351 of 360 masks are not painted yet: add --detector" in capsys.readouterr().err
+
+    masks = evaluated(*fresh.painting)
+    assert "Mask AP" in masks and evaluated() == masks and evaluated("--masks", "none") == boxes
+    rows = fuse.paint_masks({"file": detections, "few": few}, fresh.cache)
+    assert_frameworks_masks(fresh, rows["file"])
+    assert rows["few"] is few
+    fuse.paint_masks(Detections.from_json(other), fresh.cache, detector, *files)
+    run("merge", file, other, *inputs, "--out", tmp_path / "merged")
+    assert "Mask AP" in capsys.readouterr().out
+    elsewhere = replace(detections, image_ids=detections.image_ids + 900)
+    with pytest.raises(ValueError, match="the cache has no image"):
+        fuse.paint_masks(elsewhere, fresh.cache, detector, *files)
 
 
 def tiny_annotations(setting: Setting) -> Path:

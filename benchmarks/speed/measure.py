@@ -29,6 +29,7 @@ from benchmarks.provenance import provenance
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 KEYS = ["case", "baseline"]
 Bound = Literal["at_least", "at_most", "seconds_at_most"]
+Clock = Callable[[], float]
 
 
 class Timing(NamedTuple):
@@ -57,13 +58,20 @@ class Result:
     baseline_memory: int | None
 
 
-def compare(case: Callable[[], object], baseline: Callable[[], object], rounds: int = 7, repeat: int = 1) -> Timing:
+def compare(
+    case: Callable[[], object],
+    baseline: Callable[[], object],
+    rounds: int = 7,
+    repeat: int = 1,
+    clock: Clock = time.perf_counter,
+) -> Timing:
     """Times both in turn, after a call of each that warms up and measures its peak memory.
 
-    `repeat` calls of `case` are timed as one, for what is too short to time.
+    `repeat` calls of `case` are timed as one, for what is too short to time. With `time.process_time` as clock, the
+    CPU time of all threads is measured, which other processes hardly affect.
     """
     memory, baseline_memory = peak_memory(case), peak_memory(baseline)
-    pairs = [(seconds(case, repeat), seconds(baseline)) for _ in range(rounds)]
+    pairs = [(seconds(case, repeat, clock), seconds(baseline, clock=clock)) for _ in range(rounds)]
     return timing(pairs, memory, baseline_memory)
 
 
@@ -76,12 +84,12 @@ def timing(
     return Timing(case, baseline, float(np.median(times[:, 1] / times[:, 0])), memory, baseline_memory)
 
 
-def seconds(function: Callable[[], object], repeat: int = 1) -> float:
-    """Returns the wall time of a call, averaged over `repeat` calls."""
-    started = time.perf_counter()
+def seconds(function: Callable[[], object], repeat: int = 1, clock: Clock = time.perf_counter) -> float:
+    """Returns the time of a call by a clock, wall time by default, averaged over `repeat` calls."""
+    started = clock()
     for _ in range(repeat):
         function()
-    return (time.perf_counter() - started) / repeat
+    return (clock() - started) / repeat
 
 
 def peak_memory(function: Callable[[], object]) -> int | None:

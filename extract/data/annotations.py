@@ -20,6 +20,7 @@ from extract.data.records import (
     ImageRecord,
     decode_records,
     frequencies,
+    image_counts,
     positions_of,
     read_bytes,
     text_ids_of,
@@ -205,8 +206,7 @@ def _class_table(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    pairs = np.unique(label.astype(np.int64) * (owner.max(initial=0) + 1) + owner)
-    image_count = np.bincount(pairs // (owner.max(initial=0) + 1), minlength=len(categories))
+    image_count = image_counts(label, owner, len(categories))
     table = pd.DataFrame(
         {
             "category_id": [c.id for c in categories],

@@ -11,8 +11,6 @@ import re
 from numbers import Integral, Real
 
 WHOLE = re.compile(r"\s*([+-]?\d{1,19})(\.0*)?\s*", re.ASCII)
-SHOWN = 60
-"""Characters of a value that a message shows."""
 
 
 def is_missing(value: object) -> bool:
@@ -110,12 +108,6 @@ def is_respelled(value: object, read: object) -> bool:
     if isinstance(read, str):
         return False
     return isinstance(value, str | bool) or (type(value) is float and type(read) is int)
-
-
-def shown(value: object) -> str:
-    """Returns a value for a message, cut where it is long."""
-    short = repr(value)
-    return short if len(short) <= SHOWN else f"{short[:SHOWN]}…"
 
 
 def _in_range(number: int) -> int:

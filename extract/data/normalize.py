@@ -17,12 +17,12 @@ from extract.data.loose import (
     is_respelled,
     is_text_id,
     real_number,
-    shown,
     text,
     whole_number,
     whole_numbers,
 )
 from extract.data.repairs import AnnotationError, Repairs
+from extract.utils.errors import shown
 
 Fields = Mapping[str, Callable[[Any], object]]
 IMAGE: Fields = {

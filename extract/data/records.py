@@ -175,6 +175,16 @@ def positions_of(source: str, annotations: Sequence[HasIds], field: str, known: 
     return position
 
 
+def image_counts(labels: np.ndarray, owners: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the number of images in which each class is annotated, (K,) int64.
+
+    `labels` (A,) class and `owners` (A,) image of each annotation, integers from 0.
+    """
+    images = int(owners.max(initial=0)) + 1
+    pairs = np.unique(labels.astype(np.int64) * images + owners)
+    return np.bincount(pairs // images, minlength=num_classes)
+
+
 def frequencies(image_counts: np.ndarray) -> np.ndarray:
     """Returns r, c or f of each class by its number of images as LVIS defines it (1–10, 11–100, more), (K,) str."""
     return np.array(list("rcf"))[np.searchsorted([10, 100], image_counts)]

@@ -63,6 +63,16 @@ class OwnClasses(NamedTuple):
     category_ids: tuple[int, ...] = ()
 
 
+class OwnThresholds(NamedTuple):
+    """What the framework's own inference keeps: scores above a threshold, and the best so many of an image.
+
+    `max_detections` is None where all are kept.
+    """
+
+    score_threshold: float
+    max_detections: int | None
+
+
 class ForwardOutput(Protocol):
     """The output of one forward pass over a batch of images."""
 
@@ -95,7 +105,8 @@ class Detector(Protocol):
         size: (shorter, longer) edge that images are resized to, in pixels.
         own_classes: its classes, in the order of its outputs; None if nothing names them.
 
-    It may also have `read_image`, an `extract.data.decoding.ImageReader` that reads files as its framework does.
+    It may also have `read_image`, an `extract.data.decoding.ImageReader` that reads files as its framework does, and
+    `own_thresholds`, of type `OwnThresholds`.
     """
 
     num_classes: int
@@ -158,3 +169,8 @@ def reader_of(detector: Detector) -> ImageReader:
 def named_classes(detector: Detector) -> OwnClasses | None:
     """Returns `detector.own_classes`; None for an adapter without this attribute."""
     return getattr(detector, "own_classes", None)
+
+
+def thresholds_of(detector: Detector) -> OwnThresholds | None:
+    """Returns `detector.own_thresholds`; None for an adapter without this attribute."""
+    return getattr(detector, "own_thresholds", None)

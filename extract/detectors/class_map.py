@@ -19,6 +19,7 @@ from extract.detectors.base import (
     SelectProposals,
     named_classes,
     reader_of,
+    thresholds_of,
 )
 from extract.rois import RoIs
 
@@ -61,7 +62,7 @@ class MappedDetector:
         self.num_classes = class_map.num_classes
         self.stages, self.size, self.has_masks = original.stages, original.size, original.has_masks
         self.own_classes = named_classes(original)
-        self.read_image = reader_of(original)
+        self.read_image, self.own_thresholds = reader_of(original), thresholds_of(original)
         self.description: dict[str, Any] = {**original.description, **class_map.to_description()}
 
     @property

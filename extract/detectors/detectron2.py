@@ -6,6 +6,7 @@ It runs the steps of detectron2's own inference, but selects proposals and keeps
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from PIL import Image as PILImage
-from torch import Tensor
+from torch import Tensor, nn
 
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
@@ -33,6 +35,7 @@ from extract.detectors.detectron2_stages import BoxHeads, activation
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 
+logger = logging.getLogger(__name__)
 IMAGE_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
 """Values of `INPUT.FORMAT`."""
 
@@ -51,6 +54,8 @@ def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
         detector = Detectron2Detector(built.model, built.resize, built.image_format, name=name, **sha256)
         detector.own_classes = own_classes(built.datasets, detector.num_classes)
     detector.description = with_settings(detector.description, options=list(spec.detector_options))
+    if difference := detector.inference_difference:
+        logger.warning("%s: %s", spec.config_file, difference)
     return detector
 
 
@@ -80,6 +85,7 @@ class Detectron2Detector:
         last = self._box_heads.probe()[-1]
         self.num_classes = last.logits.shape[1] - 1
         self.own_classes: OwnClasses | None = None
+        self.own_thresholds = self._box_heads.own_thresholds
         self.class_agnostic_boxes = last.boxes[0].ndim == 2
         # A cache has one mask per refined box: class-agnostic masks need class-agnostic boxes.
         mask_predictor = getattr(getattr(model.roi_heads, "mask_head", None), "predictor", None)
@@ -98,6 +104,16 @@ class Detectron2Detector:
             "settings": describe_settings(self.size, *self._normalisation(), image_format),
             **describe_pooled(self._box_heads.first),
         }
+
+    @property
+    def inference_difference(self) -> str:
+        """How the framework's own inference differs from that of this library, in a line; "" if it does not."""
+        predictor = self.model.roi_heads.box_predictor
+        inference = getattr(type(predictor), "inference", None)
+        if isinstance(predictor, nn.ModuleList) or inference is FastRCNNOutputLayers.inference:
+            return ""  # a cascade does not call it
+        replacing = f"NMS at IoU {self.description['nms_iou']:g} of its scores and boxes"
+        return f"{replacing} replaces the own inference of {type(predictor).__name__}"
 
     @property
     def device(self) -> torch.device:

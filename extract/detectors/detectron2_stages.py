@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from extract.cache.format import Layers
+from extract.detectors.base import OwnThresholds
 from extract.detectors.common import SelectedProposals, capture_inputs
 from extract.detectors.fc_layers import (
     layer_after_convolutions,
@@ -48,7 +49,7 @@ class BoxHeads:
 
     Attributes:
         matching_ious: of each stage.
-        nms_iou: of the last stage's predictor.
+        nms_iou, own_thresholds: of the last stage's predictor.
         first: of each stage, its `extract.detectors.fc_layers.layer_after_convolutions`.
     """
 
@@ -63,7 +64,9 @@ class BoxHeads:
             head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()) if self._is_c4 else roi_heads.box_head
             self._stages, matchers = [(head, roi_heads.box_predictor)], [roi_heads.proposal_matcher]
         self.matching_ious = tuple(float(m.thresholds[m.labels.index(1)]) for m in matchers)
-        self.nms_iou = float(self._stages[-1][1].test_nms_thresh)
+        predictor = self._stages[-1][1]
+        self.nms_iou, top = float(predictor.test_nms_thresh), int(predictor.test_topk_per_image)
+        self.own_thresholds = OwnThresholds(float(predictor.test_score_thresh), top if top >= 0 else None)
         self.first: list[nn.Linear | None] = [None] * len(self._stages)
         self.first = self._layers_after_convolutions()
 

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from extract.utils.errors import shortened
+
 logger = logging.getLogger(__name__)
 
 REFUSED = {"pixel_mean": "pixel mean", "pixel_std": "pixel std", "channel_order": "channel order"}
@@ -62,7 +64,7 @@ def check_same_detector(source: str, found: Mapping[str, Any], owner: str, expec
             _refuse(name, source, own[key], owner, other[key])
     differ = [key for key in WARNED if key in own and key in other and own[key] != other[key]]
     for key in differ:
-        values = _short(own[key]), owner, _short(other[key])
+        values = shortened(own[key], MAX_VALUE_LENGTH), owner, shortened(other[key], MAX_VALUE_LENGTH)
         logger.warning("%s: %s of the detector %s, %s %s", source, WARNED[key], *values)
     configs = [description.get("config_sha256", "") for description in (found, expected)]
     if all(configs) and configs[0] != configs[1] and not differ:
@@ -71,9 +73,5 @@ def check_same_detector(source: str, found: Mapping[str, Any], owner: str, expec
 
 def _refuse(field: str, source: str, found: object, owner: str, expected: object) -> None:
     if found != expected:
-        raise ValueError(f"{source}: detector {field} {_short(found)}, {owner} {_short(expected)}")
-
-
-def _short(value: object) -> str:
-    text = str(value) or "unknown"
-    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
+        values = [shortened(value, MAX_VALUE_LENGTH) or "unknown" for value in (found, expected)]
+        raise ValueError(f"{source}: detector {field} {values[0]}, {owner} {values[1]}")

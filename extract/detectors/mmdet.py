@@ -33,12 +33,13 @@ from extract.detectors.mmdet_config import (
     build,
     config_sha256,
     find_resize,
+    inference_differences,
     list_stages,
     matching_ious,
-    nms_differences,
     nms_iou,
     normalisation,
     one_line,
+    own_thresholds,
     read_config,
 )
 from extract.detectors.mmdet_images import swap_colours
@@ -72,7 +73,8 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     detector.own_classes = own_classes(*names, detector.num_classes)
     detector.description = with_settings(detector.description, options=list(spec.detector_options))
     detector.model.to(resolve_device(spec.device))
-    for difference in nms_differences(detector.model.roi_head.test_cfg.nms or {}, detector.description["nms_iou"]):
+    rcnn, iou = detector.model.roi_head.test_cfg, detector.description["nms_iou"]
+    for difference in inference_differences(rcnn, iou, detector.has_masks):
         logger.warning("%s: %s", spec.config_file, difference)
     return detector
 
@@ -100,6 +102,7 @@ class MmdetDetector:
         self.num_classes = int(last.num_classes)
         self.dataset_meta: dict[str, Any] = {}
         self.own_classes: OwnClasses | None = None
+        self.own_thresholds = own_thresholds(model.roi_head.test_cfg)
         self.stages = matching_ious(model.roi_head.train_cfg, len(self._heads))
         shorter, longer = sorted(find_resize(pipeline).scale)
         self.size = (shorter, longer)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from extract.data.class_map import MIN_LOGIT
 from extract.data.decoding import ImageReader
+from extract.detectors.base import OwnThresholds
 from extract.detectors.mmdet_images import image_reader
 
 ROI_HEADS = (StandardRoIHead, DoubleHeadRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
@@ -48,6 +49,8 @@ NMS_OPTIONS = {
 """Options of mmcv's NMS that must be off, and what is expected instead."""
 OWN_OPTIONS = {"score_threshold": "--score-threshold", "max_num": "--max-detections"}
 """Options of mmcv's NMS → those of `python -m fuse` that do the same."""
+MASK_THRESHOLD = 0.5
+"""Probability from which a pixel is foreground, in `fuse.ops.masks`."""
 SOFT_NMS_IOU = 0.3
 """Default of mmcv's soft-NMS."""
 
@@ -118,16 +121,31 @@ def nms_iou(nms: Mapping[str, Any] | None) -> float:
     return float(nms.get("iou_threshold", nms.get("iou_thr", SOFT_NMS_IOU)))
 
 
-def nms_differences(nms: Mapping[str, Any], iou: float) -> list[str]:
-    """Describes how the results of `rcnn.nms` differ from ours, one line for each difference."""
+def own_thresholds(rcnn: Mapping[str, Any]) -> OwnThresholds:
+    """Returns those of `test_cfg.rcnn` and its NMS together."""
+    nms = rcnn.get("nms") or {}
+    limits = [n for n in (rcnn.get("max_per_img"), nms.get("max_num")) if n and n > 0]  # mmcv takes -1 for no limit
+    threshold = max(float(rcnn.get("score_thr") or 0), float(nms.get("score_threshold") or 0))
+    return OwnThresholds(threshold, min(limits, default=None))
+
+
+def inference_differences(rcnn: Mapping[str, Any], iou: float, cached_masks: bool) -> list[str]:
+    """Describes how the results of `test_cfg.rcnn` differ from ours, one line for each difference.
+
+    `iou` is that of our NMS; `cached_masks` is whether masks are pasted from a cache.
+    """
+    nms, mask_threshold = rcnn.get("nms") or {}, rcnn.get("mask_thr_binary", MASK_THRESHOLD)
     kind = nms.get("type", "nms")
     kind = getattr(kind, "__name__", kind)  # configs in pure Python hold the function itself
     lines = [f"NMS at IoU {iou:g} replaces the config's {kind}"] if kind != "nms" else []
     values = {key: nms.get(key) or 0 for key in OWN_OPTIONS}
+    if cached_masks and mask_threshold != MASK_THRESHOLD:
+        expected = f"not at the config's mask_thr_binary {mask_threshold}"
+        lines.append(f"masks in a cache are cut at {MASK_THRESHOLD}, {expected}")
     return lines + [
         f"rcnn.nms has {key} {value}, which extraction does not apply: give {OWN_OPTIONS[key]} {value} to fuse"
         for key, value in values.items()
-        if value > 0  # mmcv takes -1 for no limit
+        if value > 0
     ]
 
 

@@ -23,7 +23,14 @@ from torchvision.ops import clip_boxes_to_image
 from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import decode_unturned
-from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
+from extract.detectors.base import (
+    Image,
+    ImageDetections,
+    OwnClasses,
+    OwnThresholds,
+    SelectProposals,
+    select_no_proposals,
+)
 from extract.detectors.common import apply_selection, make_rois, no_proposals, scale_to_original
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
@@ -59,6 +66,7 @@ class TorchvisionDetector:
         probe, masks = self._box_head.probe(), self._probe_masks()
         self.num_classes = probe.logits.shape[1] - 1
         self.own_classes: OwnClasses | None = own_classes(model, self.num_classes)
+        self.own_thresholds = OwnThresholds(float(heads.score_thresh), int(heads.detections_per_img))
         deltas_of_classes = probe.deltas.reshape(-1, 4)
         self.class_agnostic_boxes = bool((deltas_of_classes == deltas_of_classes[0]).all())
         # torchvision expects one mask per class; a class-agnostic one may be expanded to that (stride 0).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from extract.detectors.checkpoint_files import read_checkpoint
 from extract.detectors.state_dicts import FoundState, find_state_dict
-from extract.utils.errors import one_line
+from extract.utils.errors import listed, one_line
 
 logger = logging.getLogger(__name__)
 
 ConvertNames = Callable[[nn.Module, Mapping[Any, Any]], Mapping[Any, Any]]
 """(model, checkpoint) → the checkpoint with the names of the model's own framework."""
-MAX_LISTED = 3
 ROI_HEADS = ("roi_heads", "roi_head")
 """Parts whose children are heads: a model may lack the mask or keypoint head that a checkpoint has."""
 TRAINING = re.compile(r"(^|[._])(loss|criterion)|num_batches_tracked$")
@@ -124,7 +123,7 @@ def _load(model: nn.Module, found: FoundState) -> list[str]:
         "{}": misfits,
         "has {}, of layers that the model does not have": [key for key in surplus if _extends(model, key)],
     }
-    texts = [text.format(_listed(keys)) for text, keys in problems.items() if keys]
+    texts = [text.format(listed(keys)) for text, keys in problems.items() if keys]
     if texts:
         hint = _looks_like(found.state, expected)
         raise ValueError(f"weights of another model: {'; '.join(texts)}{hint}")
@@ -163,13 +162,6 @@ def _extends(model: nn.Module, key: str) -> bool:
             break
         part, known = part._modules[name] or nn.Module(), known + 1
     return known > 0 and not (known == 1 and len(modules) > 1 and modules[0] in ROI_HEADS)
-
-
-def _listed(items: Collection[str]) -> str:
-    """Lists the first items, and counts the others."""
-    more = len(items) - MAX_LISTED
-    text = ", ".join(list(items)[:MAX_LISTED])
-    return f"{text} and {more} more" if more > 0 else text
 
 
 def _looks_like(keys: Iterable[str], expected: Iterable[str]) -> str:

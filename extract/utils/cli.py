@@ -44,7 +44,16 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
         commands: by name; the command "" runs if no name is given.
         argv: arguments, by default those of the process.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(prog, commands, list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # here, not when the interpreter ends, which would print a traceback
+    except BrokenPipeError:  # as in `… | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
     if Path(sys.argv[0]).name.startswith(DISTRIBUTION):
         prog = Path(sys.argv[0]).name
     if arguments[:1] == ["--version"]:
@@ -66,7 +75,7 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except BrokenPipeError:
-        return 1
+        raise
     except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         # Users can mend two kinds of RuntimeError; the others are faults of the program. Frameworks raise
         # NotImplementedError for what a device lacks, such as detectron2's deformable convolution on a CPU.

@@ -1,8 +1,30 @@
-"""Messages of errors that other code raises."""
+"""Phrases of messages: errors of other code in one line, long values shortened, long lists cut."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
+
+MAX_VALUE_LENGTH, MAX_LISTED = 60, 3
 
 
 def one_line(error: BaseException) -> str:
     """Returns an exception's message in one line; the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shortened(value: object, length: int = MAX_VALUE_LENGTH) -> str:
+    """Returns `str(value)`; leaves out the middle of a long one, so that paths and hashes still differ."""
+    text, half = str(value), length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
+
+
+def shown(value: object) -> str:
+    """Returns `repr(value)`, shortened."""
+    return shortened(repr(value))
+
+
+def listed(items: Collection[str]) -> str:
+    """Lists the first items, and counts the others."""
+    more = len(items) - MAX_LISTED
+    text = ", ".join(list(items)[:MAX_LISTED])
+    return f"{text} and {more} more" if more > 0 else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-MAX_VALUE_LENGTH = 60
+from extract.utils.errors import shown
 
 
 def refuse_changes(
@@ -23,7 +23,7 @@ def refuse_changes(
     """
     stored, current = flatten(stored), flatten(current)
     changes = [
-        f"{name} ({_shortened(stored.get(name))} there, {_shortened(current.get(name))} now)"
+        f"{name} ({shown(stored.get(name))} there, {shown(current.get(name))} now)"
         for name in dict.fromkeys([*current, *stored])
         if stored.get(name) != current.get(name)
     ]
@@ -38,9 +38,3 @@ def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def _shortened(value: object) -> str:
-    """Returns the value's repr; leaves out the middle of a long one, so that paths and hashes still differ."""
-    text, half = repr(value), MAX_VALUE_LENGTH // 2
-    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:half]}…{text[-half:]}"

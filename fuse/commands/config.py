@@ -92,14 +92,25 @@ class ResultsConfig(EvaluationConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ResultsConfig):
+class _ResultFile:
+    detections: Positional[Path]  # of a base class: before the detector's own options
+    """LVIS results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ResultsConfig, MaskConfig, _ResultFile):
     """Evaluates a file of LVIS results.
 
     Example: python -m fuse evaluate runs/cat/detections.json --annotations val.json --cache val.zarr
+
+    Results without masks get those that are painted beside the cache; --detector paints those that are missing.
     """
 
-    detections: Positional[Path]
-    """LVIS results."""
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option and its value."""
+        ResultsConfig.__post_init__(self)
+        MaskConfig.__post_init__(self)
+        _require_cache(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +146,7 @@ class MergeConfig(ResultsConfig, MergeMaskConfig):
         """Raises ValueError naming the option and its value."""
         super().__post_init__()
         MergeMaskConfig.__post_init__(self)
-        if self.detector is not None and self.cache is None:
-            raise ValueError("detector is given without --cache: the masks that it paints are kept beside a cache")
+        _require_cache(self)
         if len(self.detections) < 2:
             raise ValueError(f"detections is {len(self.detections)} file, expected at least 2 files")
         files = [path.resolve() for path in self.detections]
@@ -147,6 +157,12 @@ class MergeConfig(ResultsConfig, MergeMaskConfig):
             raise ValueError(
                 f"out is {self.out}, whose {DETECTIONS_FILE} is one of the files to merge: give another folder"
             )
+
+
+def _require_cache(config: EvaluateConfig | MergeConfig) -> None:
+    """Raises ValueError for a detector that shall paint masks, without the cache that they are kept beside."""
+    if config.detector is not None and config.cache is None:
+        raise ValueError("detector is given without --cache: the masks that it paints are kept beside a cache")
 
 
 @dataclass(frozen=True, kw_only=True)

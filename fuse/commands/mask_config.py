@@ -21,15 +21,13 @@ class MaskConfig(DetectorSpec):
     paints masks of one class each, which a cache cannot hold."""
 
     images: Path | None = None
-    """Folder of the images, for painting."""
+    """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option that is missing."""
         given = [name for name in ("weights", "config_file", "detector_options", "images") if getattr(self, name)]
         if self.detector is None and given:
             raise ValueError(f"{given[0]} is given without --detector, which paints masks")
-        if self.detector is not None and self.images is None:
-            raise ValueError("detector is given without --images: give the folder of the images to paint masks in")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class MergeMaskConfig:
     """The framework's own options, as in `python -m extract`."""
 
     images: Path | None = None
-    """Folder of the images, for painting."""
+    """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
 
     device: str = DetectorSpec.device
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one, else the CPU."""

@@ -1,4 +1,4 @@
-"""The masks of `fuse`, `fuse sweep` and `fuse merge`: of the cache, or painted beside it."""
+"""The masks of `fuse`, `fuse sweep`, `fuse merge` and `fuse evaluate`: of the cache, or painted beside it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from extract.cache.mask_store import MaskStore
-from extract.cache.reader import RoICache
-from extract.data.annotations import read_annotations
-from extract.data.class_map import ClassMap
+from extract.cache.reader import RoICache, open_cache
 from extract.detectors import load_detector
-from extract.detectors.class_map import map_detector
-from extract.detectors.identity import check_same_detector
 from extract.utils.distributed import Coordinator, world_size
+from fuse.commands.inputs import open_val_cache
 from fuse.commands.mask_config import MaskConfig
+from fuse.config import EvaluationConfig
 from fuse.detections import Detections
-from fuse.painting import MaskPainter, distinct_pairs, paint_pairs, with_masks
+from fuse.painted import describe_missing, distinct_pairs, with_masks
+from fuse.painting import MaskPainter, load_painter, paint_pairs
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ class PaintedMasks:
         count, total = len(missing.image_ids), len(pairs.image_ids)
         if count and self._config.detector is None:
             raise ValueError(
-                f"{self._store.url}: {count:,} of {total:,} masks are not painted yet: add "
-                f"{detector_options(self._cache)}, or evaluate boxes with --masks none"
+                f"{self._store.url}: {describe_missing(missing, pairs)}: add {detector_options(self._cache)}, "
+                "or evaluate boxes with --masks none"
             )
         if count:
             _LOG.info("painting %s masks; %s are in %s already", f"{count:,}", f"{total - count:,}", self._store.url)
@@ -83,6 +84,28 @@ class PaintedMasks:
         self._coordinator.broadcast(None)
         return None
 
+    def if_usable(self, results: Mapping[str, Detections], iou_types: tuple[str, ...]) -> PaintedMasks | None:
+        """Returns itself; None, which is logged, if masks of results are not painted, cannot be and are not asked for.
+
+        Args:
+            results: of any detector, by name.
+            iou_types: that the user asks for; () where the masks decide.
+        """
+        pairs = distinct_pairs(one for one in results.values() if one.rles is None)
+        if self._config.detector is not None or iou_types or not len(pairs.image_ids):
+            return self
+        if np.isin(pairs.image_ids, self._cache.images["image_id"]).all():
+            missing = self._store.missing(pairs)
+            if not len(missing.image_ids):
+                return self
+            text = describe_missing(missing, pairs)
+        else:
+            text = "has masks of other images"
+        _LOG.info(
+            "%s: %s; boxes are evaluated; to paint masks, add %s", self._store.url, text, detector_options(self._cache)
+        )
+        return None
+
     def assist(self) -> None:
         """Paints what rank 0 asks for, in the other processes of torchrun."""
         request = self._coordinator.broadcast(None) if self._config.detector is not None else None
@@ -91,11 +114,9 @@ class PaintedMasks:
 
     @cached_property
     def _painter(self) -> MaskPainter:
-        config, cache = self._config, self._cache
-        assert config.images is not None, "MaskConfig demands it"
-        detector = map_detector(load_detector(config), ClassMap.from_description(cache.detector))
-        check_same_detector(cache.url, cache.detector, f"in detector {config.detector}", detector.description)
-        return MaskPainter(detector, cache, read_annotations(self._annotations), config.images)
+        assert self._config.images is not None, "resolve_annotations sets it"
+        detector = load_detector(self._config)
+        return load_painter(detector, self._cache, self._annotations, self._config.images)
 
     @cached_property
     def _checked_painter(self) -> MaskPainter:
@@ -133,6 +154,22 @@ def painted_masks(
         raise ValueError(text)
     _LOG.info("%s; boxes are evaluated", text)
     return None
+
+
+def masks_of_results(config: MaskConfig, options: EvaluationConfig, cache_url: str | None) -> PaintedMasks | None:
+    """Returns what gives masks to result files that have none; None if masks are not wanted or cannot be had.
+
+    Args:
+        config: where masks come from.
+        options: how the results are evaluated.
+        cache_url: of the cache whose detector made the results.
+    """
+    wanted = config.masks == "auto" and (not options.iou_types or "segm" in options.iou_types)
+    if cache_url is None or not wanted:
+        return None
+    cache = open_cache(cache_url) if config.detector is None else open_val_cache(cache_url)
+    painted = PaintedMasks(config, cache, options.annotations)
+    return painted if painted.available else None
 
 
 def detector_options(cache: RoICache) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 from extract.utils.distributed import is_main_process
 from fuse.commands.config import EvaluateConfig, MergeConfig
 from fuse.commands.datasets import resolve_annotations
-from fuse.commands.inputs import load_classes, load_results, open_val_cache, resolve_iou_types, resolve_protocol
+from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import files_fingerprint, new_manifest
-from fuse.commands.masks import PaintedMasks
+from fuse.commands.masks import PaintedMasks, masks_of_results
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
@@ -28,14 +28,23 @@ MERGED = "merged"
 
 def evaluate_file(config: EvaluateConfig) -> None:
     """Runs `python -m fuse evaluate`: evaluates one file."""
-    detections = Detections.from_json(config.detections, strict=config.strict)
     config = resolve_annotations(config)
+    painted = masks_of_results(config, config, config.cache)
+    if not is_main_process():
+        return painted.assist() if painted else None
+    name, detections = config.detections.name, Detections.from_json(config.detections, strict=config.strict)
+    if config.masks == "none":
+        detections = replace(detections, rles=None)
     annotations = load_annotations(config.annotations, strict=config.strict)
-    config = resolve_iou_types(config, detections.rles is not None, annotations)
+    rows = {name: detections}
+    painted = painted and painted.if_usable(rows, config.iou_types)
+    config = resolve_iou_types(config, painted is not None or detections.rles is not None, annotations)
     if not annotations["annotations"]:
         raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
     config = resolve_protocol(config, annotations)
-    tables = evaluate_all(config, annotations, {config.detections.name: detections}, load_classes(config))
+    painted = painted and painted.if_wanted(config.iou_types)
+    rows = painted.attach(rows) if painted else rows
+    tables = evaluate_all(config, annotations, rows, load_classes(config))
     print(describe_results(config, tables, _scope(annotations, detections)))
 
 
@@ -48,7 +57,7 @@ def merge_files(config: MergeConfig) -> None:
     }
     check_options(len(config.detections), max_detections=config.max_detections, **options)
     config = resolve_annotations(config)
-    painted = _painted_masks(config)
+    painted = masks_of_results(config.mask_config(), config, config.cache)
     if not is_main_process():
         return painted.assist() if painted else None
     classes = load_classes(config)
@@ -56,6 +65,10 @@ def merge_files(config: MergeConfig) -> None:
     results = load_results(config.detections, annotations, config.strict)
     if config.masks == "none":
         results = {name: replace(one, rles=None) for name, one in results.items()}
+    if painted and config.method == "nms":
+        painted = painted.if_usable(results, config.iou_types)
+    elif config.detector is None:  # the merged boxes are new
+        painted = None
     config = resolve_iou_types(config, painted is not None or _have_masks(config, results), annotations)
     painted = painted and painted.if_wanted(config.iou_types)
     config = resolve_protocol(config, annotations)
@@ -80,14 +93,6 @@ def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **opti
     if painted and options["method"] == "wbf":  # merged boxes are new
         rows = painted.attach(rows)
     return rows
-
-
-def _painted_masks(config: MergeConfig) -> PaintedMasks | None:
-    """Returns what paints the masks of results that have none; None if the options name no detector or want none."""
-    wanted = config.masks == "auto" and (not config.iou_types or "segm" in config.iou_types)
-    if config.detector is None or not wanted:
-        return None
-    return PaintedMasks(config.mask_config(), open_val_cache(str(config.cache)), config.annotations)
 
 
 def _have_masks(config: MergeConfig, results: Mapping[str, Detections]) -> bool:

@@ -17,6 +17,7 @@ from extract.data.records import (
     ShapeRecord,
     decode_records,
     frequencies,
+    image_counts,
     positions_of,
     read_bytes,
     text_ids_of,
@@ -204,8 +205,7 @@ def _category_dicts(
     categories: Sequence[CategoryRecord], category_ids: np.ndarray, owners: np.ndarray, labels: np.ndarray
 ) -> list[dict[str, Any]]:
     """Returns the categories; the lvis package needs their frequency."""
-    pairs = np.unique(np.stack([labels, owners]), axis=1)
-    counts = np.bincount(pairs[0], minlength=len(category_ids))
+    counts = image_counts(labels, owners, len(category_ids))
     derived = dict(zip(category_ids.tolist(), frequencies(counts).tolist(), strict=True))
     return [{"id": c.id, "name": c.name, "frequency": c.frequency or derived[c.id]} for c in categories]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from extract.data.loose import shown
 from extract.data.normalize import normalize_rle
 from extract.data.records import ImageRecord, ShapeRecord
 from extract.data.repairs import AnnotationError, Repairs
+from extract.utils.errors import shown
 
 NOT_POLYGONS = "is not a list of polygons of three or more points"
 
