@@ -147,7 +147,7 @@ class MaskPainter:
             )
             owners = [job.positions[index] for index in self._sharing(job.painted.pairs.take(job.positions))]
             for first in range(0, len(owners), MASKS_AT_ONCE):
-                chunk = owners[first : first + MASKS_AT_ONCE]  # of few classes, which is all that mask heads compute
+                chunk = owners[first : first + MASKS_AT_ONCE]  # of few boxes, which is all that mask heads compute
                 pairs = job.painted.pairs.take(np.array([indices[0] for indices in chunk]))
                 boxes = flip_boxes(pairs.boxes, image.pixels.shape[1]) if flipped else pairs.boxes
                 masks = self._predict(output, boxes, self._labels(pairs))
@@ -155,11 +155,11 @@ class MaskPainter:
                 yield _Chunk(job.painted, chunk, masks[:, :, ::-1] if flipped else masks)
 
     def _sharing(self, pairs: BoxClassPairs) -> list[np.ndarray]:
-        """Returns the indices of the pairs that have each mask in common, by class where masks are class-specific."""
-        labels = self._labels(pairs)
+        """Returns the indices of the pairs that have each mask in common, equal boxes one after another."""
         if not self._class_agnostic:
-            return list(np.argsort(labels, kind="stable")[:, None])
-        _, masks = np.unique(np.column_stack([pairs.boxes, self._has_class[labels]]), axis=0, return_inverse=True)
+            return list(np.lexsort(pairs.boxes.T)[:, None])
+        known = self._has_class[self._labels(pairs)]
+        _, masks = np.unique(np.column_stack([pairs.boxes, known]), axis=0, return_inverse=True)
         return positions_by_image(masks.ravel())
 
     def _labels(self, pairs: BoxClassPairs) -> np.ndarray:

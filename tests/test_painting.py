@@ -54,21 +54,24 @@ def class_specific() -> nn.Module:
     return model
 
 
-def shared_boxes() -> nn.Module:
-    """Class-agnostic boxes, class-specific masks."""
+def shared_masks() -> nn.Module:
+    """Class-agnostic boxes and masks."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = minilvis.mask_rcnn(CLASSES, rpn_post_nms_top_n_test=80)
         nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
+        return model
+
+
+def shared_boxes() -> nn.Module:
+    """Class-agnostic boxes, class-specific masks."""
+    model = shared_masks()
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
         heads = model.roi_heads
         channels = [m for m in heads.mask_predictor.modules() if isinstance(m, nn.Conv2d)][-1].in_channels
         heads.mask_predictor = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, CLASSES + 1, 1))
         return model
-
-
-def shared_masks() -> nn.Module:
-    """Class-agnostic boxes and masks."""
-    return builders.class_agnostic()
 
 
 def no_masks() -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from extract.detectors.base import ImageDetections
 from extract.detectors.common import masks_in_batches
-from extract.detectors.mask_classes import for_classes
+from extract.detectors.mask_classes import for_boxes, for_classes
 from extract.rois import RoIs
 
 
@@ -57,6 +57,8 @@ class Detectron2Output:
         """Predicts masks and keypoints of one image's boxes (D, 4), in pixels of the resized image."""
         labels = fields.get("pred_classes", boxes.new_zeros(len(boxes), dtype=torch.long))
         heads, channels = for_classes(self.roi_heads, _class_convolutions(self.roi_heads), labels)
+        if type(head := getattr(heads, "mask_head", None)) is MaskRCNNConvUpsampleHead:
+            heads = for_boxes(heads, {head: "layers"}, boxes)
         maps = {name: level[image : image + 1] for name, level in self.feature_maps.items()}
         instances = Instances(self.sizes[image], pred_boxes=Boxes(boxes), **{**fields, "pred_classes": channels})
         (instances,) = heads.forward_with_given_boxes(maps, [instances])

@@ -1,10 +1,10 @@
-"""Mask heads that predict some of their classes: of one mask per class, a detection needs one."""
+"""Mask heads that predict some of their classes, and each box once: of one mask per class, a detection needs one."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,35 @@ def for_classes(
         return module, labels + first
     channels, positions = torch.unique(labels + first, return_inverse=True)
     return _with_modules(module, {conv: _with_channels(conv, channels) for conv in convolutions}), positions
+
+
+def for_boxes(module: Module, heads: Mapping[nn.Module, str], boxes: Tensor) -> Module:
+    """Returns a module whose mask heads compute equal boxes once, as detections of several classes have them.
+
+    Args:
+        module: holds the heads; it is not changed, and the copy shares all parameters.
+        heads: mask heads, and the name of the method of each that takes and returns tensors of one row per box.
+        boxes: (D, 4) of the detections.
+    """
+    distinct, inverse = torch.unique(boxes, dim=0, return_inverse=True)
+    if len(distinct) == len(boxes):
+        return module
+    first = inverse.new_empty(len(distinct))
+    first[inverse] = torch.arange(len(boxes), device=inverse.device)
+    return _with_modules(module, {head: _on_rows(head, method, first, inverse) for head, method in heads.items()})
+
+
+def _on_rows(head: nn.Module, method: str, first: Tensor, inverse: Tensor) -> nn.Module:
+    """Returns a head whose method computes the rows `first` of its inputs, and returns rows `inverse` of these."""
+    compute = getattr(head, method)
+
+    def run(*inputs: Any, **options: Any) -> Any:
+        outputs = compute(*(x[first] if isinstance(x, Tensor) else x for x in inputs), **options)
+        return outputs[inverse] if isinstance(outputs, Tensor) else [output[inverse] for output in outputs]
+
+    other = copy.copy(head)
+    setattr(other, method, run)
+    return other
 
 
 def _with_channels(conv: nn.Conv2d, channels: Tensor) -> nn.Conv2d:

@@ -16,8 +16,11 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from extract.detectors.mask_classes import for_classes
+from extract.detectors.mask_classes import for_boxes, for_classes
 from extract.detectors.mmdet_config import list_stages
+
+MASK_HEADS = (FCNMaskHead, HTCMaskHead)
+"""Mask heads whose layers are known, not those of subclasses."""
 
 
 class BatchFeatures:
@@ -69,6 +72,8 @@ class BatchFeatures:
         convolutions = _class_convolutions(roi_head)
         if convolutions:
             roi_head, instances.labels = for_classes(roi_head, convolutions, labels)
+        if own := [head for head in list_stages(roi_head.mask_head) if type(head) in MASK_HEADS]:
+            roi_head = for_boxes(roi_head, dict.fromkeys(own, "forward"), instances.bboxes)
         (found,) = roi_head.predict_mask(self.feature_maps, *semantic, metainfo, [instances], rescale=True)
         if convolutions:
             found.labels = labels
@@ -78,5 +83,5 @@ class BatchFeatures:
 def _class_convolutions(roi_head: BaseModule) -> list[nn.Conv2d]:
     """Returns the last convolution of each stage's mask head, one output channel per class."""
     heads = list_stages(roi_head.mask_head)
-    specific = [h for h in heads if type(h) in (FCNMaskHead, HTCMaskHead) and not h.class_agnostic]
+    specific = [h for h in heads if type(h) in MASK_HEADS and not h.class_agnostic]
     return [head.conv_logits for head in specific]

@@ -52,7 +52,8 @@ class TorchvisionOutput:
             if self.model.roi_heads.has_mask():
                 heads = self.model.roi_heads
                 predictor, channels = for_classes(heads.mask_predictor, _class_convolutions(heads), labels, first=1)
-                logits = predictor(self._mask_features(image, result["boxes"]))
+                distinct, inverse = torch.unique(result["boxes"], dim=0, return_inverse=True)
+                logits = predictor(self._mask_features(image, distinct))[inverse]
                 (result["masks"],) = maskrcnn_inference(logits, [channels])
             results.append(result)
         return self.model.transform.postprocess(results, self.resized_sizes, self.original_sizes)

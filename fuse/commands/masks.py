@@ -71,10 +71,12 @@ class PaintedMasks:
             self._checked_painter  # noqa: B018
         request = self._store.write_request(missing) if count and world_size() > 1 else None
         self._coordinator.broadcast(request)
-        if count:
-            paint_pairs(self._store, missing, self._checked_painter, self._coordinator)
-        if request:
-            self._store.remove_request(request)
+        try:
+            if count:
+                paint_pairs(self._store, missing, self._checked_painter, self._coordinator)
+        finally:
+            if request:
+                self._store.remove_request(request)
         return {**detections, **with_masks(self._store, without, pairs)}
 
     def if_wanted(self, iou_types: tuple[str, ...]) -> PaintedMasks | None:
