@@ -57,7 +57,8 @@ class Detectron2Output:
         """Predicts masks and keypoints of one image's boxes (D, 4), in pixels of the resized image."""
         labels = fields.get("pred_classes", boxes.new_zeros(len(boxes), dtype=torch.long))
         heads, channels = for_classes(self.roi_heads, _class_convolutions(self.roi_heads), labels)
-        if type(head := getattr(heads, "mask_head", None)) is MaskRCNNConvUpsampleHead:
+        head: Any = getattr(heads, "mask_head", None)
+        if type(head) is MaskRCNNConvUpsampleHead:
             heads = for_boxes(heads, {head: "layers"}, boxes)
         maps = {name: level[image : image + 1] for name, level in self.feature_maps.items()}
         instances = Instances(self.sizes[image], pred_boxes=Boxes(boxes), **{**fields, "pred_classes": channels})
