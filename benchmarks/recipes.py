@@ -23,10 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 import calib
 from benchmarks.provenance import provenance
+from benchmarks.tables import markdown, provenance_line
+from calib.choice import CANDIDATES
 from calib.config import Config
 from calib.deployment import on_pooled_features
 from calib.heads import Head
@@ -45,7 +49,16 @@ RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
 ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
 PAPER_STEPS, STEPS = 4000, 1500
 MODES: tuple[FusionMode, ...] = ("calibrated", "avg", "cat")
-CANDIDATES = ("3fc_ft", "3fc_lowrank")
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
+COLUMNS = [
+    (iou_type, mode, column)
+    for iou_type in IOU_TYPES
+    for mode, column in (
+        ("avg", "AP"),
+        ("cat", "AP"),
+        ("cat", "AP(0,10)"),
+    )
+]
 
 
 class Trained(NamedTuple):
@@ -127,6 +140,41 @@ def measured() -> set[tuple[str, int]]:
         return set()
     table = pd.read_csv(RESULTS)
     return set(zip(table["detector"], table["seed"], strict=True))
+
+
+def recipes_table(results: pd.DataFrame) -> str:
+    """Formats, per detector, means over seeds of the paper's recipe and the default, and their paired difference.
+
+    The difference has a 95% interval of Student's t over seeds, where there are at least two.
+    """
+    header = ["detector", "recipe", "head type", "seeds", "training", *(" ".join(column) for column in COLUMNS)]
+    rows: list[list[str]] = []
+    for detector, table in results.groupby("detector", sort=False):
+        paper, default = (_by_seed(table[mask]) for mask in (table["recipe"] == "paper", table["chosen"]))
+        types = ", ".join(sorted(set(table[table["chosen"]]["recipe"])))
+        for recipe, head_type, values in (("paper", "3fc_ft", paper), ("default", types, default)):
+            seconds = values.pop("seconds").mean()
+            means = [f"{mean:.1f}" for mean in values.mean()]
+            rows.append([str(detector), recipe, head_type, str(len(values)), f"{seconds:.0f} s", *means])
+        rows.append(["", "difference", "", "", "", *map(_interval, (default - paper).T.to_numpy())])
+    return markdown(header, rows) + "\n\n" + provenance_line(results)
+
+
+def _by_seed(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row per seed: training seconds, and the `COLUMNS`."""
+    columns: dict[Any, pd.Series] = {"seconds": table.groupby("seed")["seconds"].first()}
+    for iou_type, mode, column in COLUMNS:
+        part = table[(table["iou_type"] == IOU_TYPES[iou_type]) & (table["mode"] == mode)]
+        columns[iou_type, mode, column] = part.set_index("seed")[column]
+    return pd.DataFrame(columns)
+
+
+def _interval(differences: np.ndarray) -> str:
+    """Formats the mean of paired differences (n,) and half the width of its 95% interval."""
+    if len(differences) < 2:
+        return f"{differences.mean():+.1f}"
+    half = student_t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+    return f"{differences.mean():+.1f} ± {half:.1f}"
 
 
 def append(rows: pd.DataFrame) -> None:

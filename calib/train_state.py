@@ -61,6 +61,8 @@ class _AllStages(nn.Module):
     def __init__(self, head: Head) -> None:
         super().__init__()
         self.head = head
+        # Directions and centers of low-rank heads are constants: DistributedDataParallel would send them at every step.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Returns logits (n, K+1) per stage from float32 features (n, prod(D)) per stage."""

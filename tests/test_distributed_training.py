@@ -69,7 +69,8 @@ def run(folder, processes, how, cache, options):
 
 def losses(out):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: [line[name] for name in ("lr", "loss", "fg_accuracy", "bg_accuracy")] for line in lines}
+    names = ("lr", "loss", "fg_accuracy", "bg_accuracy")
+    return {line["step"]: [line[name] for name in names] for line in lines if "lr" in line}
 
 
 def assert_equal_to_rounding(out, expected, steps):
@@ -107,3 +108,15 @@ def test_a_process_without_an_image_of_a_step_takes_part(tmp_path):
     assert code == 0 and stdout.count("finished") == 1, stderr
     calib.train_head(cache, out=str(tmp_path / "alone"), **options)
     assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (25, 50, 75, 100, 120))
+
+
+def test_all_processes_choose_the_same_head_type(tmp_path):
+    cache = toy_cache(tmp_path / "hidden.zarr", "hidden", projection=9)
+    options = {"steps": 20, "lr": 0.001}
+    code, stdout, stderr = run(tmp_path, 2, "", cache, options)
+    assert code == 0 and stdout.count("finished") == 1, stderr
+    alone = calib.train_head(cache, out=str(tmp_path / "alone"), **options)
+    assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (20,))
+    found, expected = (head.info.choice["held_out"] for head in (calib.load_head(tmp_path / "head"), alone))
+    for name in ("3fc_ft", "3fc_lowrank"):
+        np.testing.assert_allclose(list(found[name].values()), list(expected[name].values()), rtol=1e-3)

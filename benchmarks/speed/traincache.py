@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs, make_rois
-from extract.cache.format import IMAGES_PER_BLOCK, Header, Layers
+from extract.cache.format import IMAGES_PER_BLOCK, Header, Layers, Projection
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import create_cache
 from extract.image_selection import cover_classes
@@ -26,9 +26,15 @@ from extract.rois import RoIs
 
 ROIS_PER_INSTANCE = 15.6
 BACKGROUND = 64
-WIDTHS = {"pooled": (256 * 49, 1024, 1024, 1231), "embedding": (1024, 1231)}
-"""Inputs and outputs of the detector's fully connected layers, by feature level."""
-SHAPES = {"pooled": (256, 7, 7), "embedding": (1024,)}
+WIDTHS = {
+    "pooled": (256 * 49, 1024, 1024, 1231),
+    "hidden": (256 * 49, 1024, 1024, 1231),
+    "embedding": (1024, 1231),
+}
+"""Inputs and outputs of the detector's fully connected layers, by feature level of a cache that stores them."""
+DIRECTIONS = 256
+"""Of the projection of level hidden."""
+SHAPES = {"pooled": (256, 7, 7), "hidden": (1024 + DIRECTIONS,), "embedding": (1024,)}
 NOISE_ROWS = 4096
 
 
@@ -58,6 +64,10 @@ class TrainCache:
         # Proposals are sorted by objectness, so classes are mixed within an image.
         order = np.lexsort((rng.random(len(labels)), owners))
         self.labels = labels[order].astype(np.int32)[:, None]
+        # One ground-truth box per instance, whose RoIs lie anywhere among those of the image.
+        self.is_gt = (self.labels[:, 0] < self.num_classes) & (
+            np.random.default_rng(2).random(len(labels)) < 1 / ROIS_PER_INSTANCE
+        )
         self.ious = np.where(self.labels == self.num_classes, 0.3, 0.9).astype(np.float32)
         self.offsets = np.concatenate([[0], np.cumsum(np.bincount(owners))])
         self.images = pd.DataFrame({"image_id": chosen, "height": SIZE[0], "width": SIZE[1], "flipped": False})
@@ -67,11 +77,17 @@ class TrainCache:
 
     def read(self, field: str) -> np.ndarray:
         """See `RoICache.read`."""
-        return {"labels": self.labels, "ious": self.ious}[field]
+        return {"labels": self.labels, "ious": self.ious, "is_gt": self.is_gt}[field]
 
     def take(self, field: str, rows: np.ndarray) -> np.ndarray:
         """See `RoICache.take`."""
         return self._noise[rows % NOISE_ROWS]
+
+    @property
+    def projections(self) -> list[Projection]:
+        """See `RoICache.projections`; the first axes."""
+        size = WIDTHS["hidden"][0]
+        return [Projection(np.eye(DIRECTIONS, size, dtype=np.float32), np.zeros(size, np.float32))]
 
     def fc_layers(self, stage: int = 0) -> Layers:
         """See `RoICache.fc_layers`; random weights."""
@@ -86,7 +102,14 @@ class TrainCache:
         sizes = np.diff(self.offsets)
         header = Header("train", self.level, self.stages, {}, {})
         writer = create_cache(
-            str(url), self._rois(0), header, self.classes, self.images, int(sizes.max()), [self.fc_layers()]
+            str(url),
+            self._rois(0),
+            header,
+            self.classes,
+            self.images,
+            int(sizes.max()),
+            [self.fc_layers()],
+            projections=self.projections if self.level == "hidden" else (),
         )
         for block in writer.pending():
             images = range(block * IMAGES_PER_BLOCK, min((block + 1) * IMAGES_PER_BLOCK, len(sizes)))
@@ -103,4 +126,5 @@ class TrainCache:
             features=self.take("features", rows),
             labels=self.labels[rows],
             ious=self.ious[rows],
+            is_gt=self.is_gt[rows],
         )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.speed.measure import Result, Timing, peak_memory, result, save, seconds
 from benchmarks.speed.traincache import TrainCache
-from calib.config import Config, HeadType, Precision
+from calib.config import Config, HeadType
 from calib.head_types import build_head
 from calib.heads import Head, linear_layers
 from calib.sampler import BiLevelSampler
@@ -65,7 +65,7 @@ def main(device: str) -> None:
     results += [
         products,
         schedule(steps["linear"], "linear", 600, "10 minutes"),
-        schedule(time_step(embedding, "linear", device, 300, "bf16"), "linear in bf16", 600, "10 minutes"),
+        schedule(time_step(embedding, "linear", device, 300, precision="bf16"), "linear in bf16", 600, "10 minutes"),
         *(against_live(head_type, steps[head_type], device) for head_type in ("linear", *pooled_types)),
     ]
     save("training" if device == "cpu" else f"training_{torch.device(device).type}", results)
@@ -107,10 +107,10 @@ def against_live(head_type: HeadType, step: float, device: str) -> Result:
     return result(f"step of {head_type} from the cache", "the step live", timing, "at_least", LIVE_TARGET)
 
 
-def time_step(cache: TrainCache, head_type: HeadType, device: str, steps: int, precision: Precision = "fp32") -> float:
-    """Returns the mean wall time of a step, over `steps` of a run without anything between."""
+def time_step(cache: TrainCache, head_type: HeadType, device: str, steps: int, **options: Any) -> float:
+    """Returns the mean wall time of a step, over `steps` of a run; `options` are fields of `calib.Config`."""
     clock = StepClock(device)
-    run_training(cache, head_type, device, WARM_UP + steps, clock, precision)
+    run_training(cache, head_type, device, WARM_UP + steps, clock, **options)
     return sum(clock.step_times[WARM_UP:]) / steps
 
 
@@ -120,10 +120,10 @@ def run_training(
     device: str,
     steps: int,
     clock: StepClock,
-    precision: Precision = "fp32",
+    **options: Any,
 ) -> None:
-    """Trains, with the clock in place of the progress bar."""
-    config = Config(cache="", out="", head_type=head_type, steps=steps, device=device, precision=precision)
+    """Trains, with the clock in place of the progress bar; `options` are fields of `calib.Config`."""
+    config = Config(cache="", out="", head_type=head_type, steps=steps, device=device, **options)
     with patch("calib.train.tqdm", lambda **_: clock):
         train(cast(RoICache, cache), config)
 
