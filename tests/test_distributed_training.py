@@ -22,6 +22,7 @@ OPTIONS = {"head_type": "2fc_rand", "hidden": 16, "steps": 120, "checkpoint_ever
 WORKER = """
 import os, signal, sys, time
 import calib.train as trainer
+from calib import choice
 from calib.__main__ import main
 from calib.features import Features
 
@@ -39,6 +40,8 @@ def step(sampler, index, stage=0):
 trainer.BiLevelSampler.step = step
 if how == "streamed":
     trainer.Features = lambda cache, device: Features(cache, device, memory=0)
+if how == "choosing":
+    choice.HELD_OUT_STEPS = 4
 sys.modules["torch.utils.tensorboard"] = None  # takes long to import
 sys.exit(main(sys.argv[2:]))
 """
@@ -62,7 +65,7 @@ def run(folder, processes, how, cache, options):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -110,13 +113,14 @@ def test_a_process_without_an_image_of_a_step_takes_part(tmp_path):
     assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (25, 50, 75, 100, 120))
 
 
-def test_all_processes_choose_the_same_head_type(tmp_path):
+def test_all_processes_choose_the_same_head_type(tmp_path, monkeypatch):
+    monkeypatch.setattr("calib.choice.HELD_OUT_STEPS", 4)
     cache = toy_cache(tmp_path / "hidden.zarr", "hidden", projection=9)
-    options = {"steps": 20, "lr": 0.001}
-    code, stdout, stderr = run(tmp_path, 2, "", cache, options)
+    options = {"steps": 10, "lr": 0.001}
+    code, stdout, stderr = run(tmp_path, 2, "choosing", cache, options)
     assert code == 0 and stdout.count("finished") == 1, stderr
     alone = calib.train_head(cache, out=str(tmp_path / "alone"), **options)
-    assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (20,))
+    assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (10,))
     found, expected = (head.info.choice["held_out"] for head in (calib.load_head(tmp_path / "head"), alone))
     for name in ("3fc_ft", "3fc_lowrank"):
         np.testing.assert_allclose(list(found[name].values()), list(expected[name].values()), rtol=1e-3)
