@@ -1,4 +1,4 @@
-"""Command line `python -m calib`, installed as `tailcal-train`: trains a head."""
+"""Command line `python -m calib`, installed as `tailcal-train`: trains a head; `--list` prints all methods."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ TRAIN = cli.Command(Config, "calib.train:main")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line, with or without `train` before the flags; returns the exit code."""
+    if list(sys.argv[1:] if argv is None else argv) == ["--list"]:
+        from calib.methods import format_methods
+
+        print(format_methods())
+        return 0
     return cli.run("python -m calib", {"": TRAIN, "train": TRAIN}, argv)
 
 

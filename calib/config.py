@@ -21,7 +21,8 @@ class Config:
 
     Example: python -m calib.train --cache train.zarr --out head --head-type 3fc_ft
 
-    The same command again resumes an interrupted run, exactly. The defaults are the paper's.
+    The same command again resumes an interrupted run, exactly. The defaults are the paper's. `python -m calib --list`
+    describes all calibration methods.
     """
 
     cache: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from calib.classifiers import ClassifierKind
 from calib.scoring import Average, Level
 
 
@@ -41,6 +42,7 @@ class HeadInfo:
         rank: Q of a head that corrects the first layer in low rank, else 0.
         pooled_size: D, numbers of a flattened pooled feature; 0 unless `rank` is given.
         choice: the head type that auto chose, and the figures: a `calib.choice.Choice` as a dict; empty otherwise.
+        classifier: kind of the last layer, of `calib.classifiers.CLASSIFIERS`.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class HeadInfo:
     rank: int = 0
     pooled_size: int = 0
     choice: dict[str, Any] = field(default_factory=dict)
+    classifier: ClassifierKind = "linear"
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Returns whether RoIs with features of this shape can be scored: a head without correction ignores Q."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calib.classifiers import CLASSIFIERS, ClassifierKind
 from calib.head_info import HeadInfo
 from calib.hidden_input import HiddenInput
 from calib.scoring import Level, check_average, instance_counts_of, stage_scores
@@ -187,18 +188,19 @@ def hidden_input(stage: nn.Module) -> HiddenInput:
 
 
 def _build_network(info: HeadInfo) -> nn.Sequential:
-    mlp = _build_mlp(info.widths)
+    mlp = build_mlp(info.widths, info.classifier)
     return (
         nn.Sequential(HiddenInput(info.widths[0], info.rank, info.pooled_size), *mlp) if info.level == "hidden" else mlp
     )
 
 
-def _build_mlp(widths: Sequence[int]) -> nn.Sequential:
+def build_mlp(widths: Sequence[int], classifier: ClassifierKind = "linear") -> nn.Sequential:
+    """Returns fully connected layers with ReLU between them, the last of another kind; parameters are not set."""
     # skip_init: torch's own initialisation would draw from the global generator and be overwritten anyway.
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
+    for inputs, outputs in pairwise(widths[:-1]):
         layers += [nn.utils.skip_init(nn.Linear, inputs, outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-1])
+    return nn.Sequential(*layers, nn.utils.skip_init(CLASSIFIERS[classifier], *widths[-2:]))
 
 
 def _check_same(source: str, field: str, expected: object, found: object) -> None:

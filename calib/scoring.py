@@ -73,6 +73,11 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return _to_tensor(logits).sigmoid().numpy()
 
 
+def activate(logits: np.ndarray, activation: str) -> np.ndarray:
+    """Returns the softmax over the last axis or the sigmoid of each logit: (..., K+1) float32."""
+    return softmax(logits) if activation == "softmax" else sigmoid(logits)
+
+
 def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = "softmax") -> np.ndarray:
     """Returns class scores averaged over stages.
 
@@ -91,12 +96,16 @@ def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = 
     check_activation(activation)
     if logits.ndim != 3:
         raise ValueError(f"logits have shape {logits.shape}, expected (R, S, K+1)")
-    activate = softmax if activation == "softmax" else sigmoid
     if logits.shape[1] == 1:
-        return activate(logits[:, 0])
+        return activate(logits[:, 0], activation)
     if average == "scores":
-        return activate(logits).mean(axis=1)
-    return activate(_to_tensor(logits).mean(1).numpy())
+        return activate(logits, activation).mean(axis=1)
+    return activate(stage_mean(logits), activation)
+
+
+def stage_mean(logits: np.ndarray) -> np.ndarray:
+    """Returns the mean over stages: (R, S, K+1) → (R, K+1) float32."""
+    return _to_tensor(logits).mean(1).numpy()
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:

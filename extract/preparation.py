@@ -189,6 +189,7 @@ def _provenance(
         "config": content,
         "annotations_sha256": annotations.sha256,
         "train_annotations_sha256": train_annotations.sha256,
+        "train_images": len(train_annotations.image_ids),
         "versions": {"python": platform.python_version(), "numpy": version("numpy"), "zarr": version("zarr")},
     }
 
@@ -205,7 +206,7 @@ def _comparable(current: dict[str, object], stored: dict[str, object]) -> dict[s
     Weights files of the same tensors are the same detector, so the stored sha256 of the file is kept. Configs of the
     same content are the same as well, so the stored name, which is that of the file, is kept.
     """
-    newer = ("detector.tensors_sha256", "detector.settings.")
+    newer = ("detector.tensors_sha256", "detector.settings.", "provenance.train_images")
     comparable = {name: value for name, value in current.items() if name in stored or not name.startswith(newer)}
     for content, file in (("tensors_sha256", "weights_sha256"), ("config_sha256", "name")):
         content, file = f"detector.{content}", f"detector.{file}"

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from tyro.conf import Suppress
 
+from calib.posthoc.norcal import Factor as NorCalFactor
+from calib.posthoc.norcal import Variant as NorCalVariant
 from calib.scoring import Average
 from extract.data.bins import edges
 from extract.data.classes import CountColumn
@@ -90,6 +92,10 @@ class FusionConfig:
         return FusionConfig(**own | changes)
 
 
+_NO_HYPERPARAMETERS = ("head", "method", "fit_cache")
+"""Fields of `ClassifierConfig` besides the methods' hyperparameters."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
     """Which calibrated classifier is used: a trained head, or a method without training."""
@@ -98,20 +104,39 @@ class ClassifierConfig:
     """Head made by `python -m calib.train`."""
 
     method: str | None = None
-    """Or a method without training: norcal, logit-adjustment, logn or tau-norm (`calib.posthoc`)."""
+    """Or a method without training: norcal, logit-adjustment, logn, tau-norm, fracal, temperature, platt, ncm or
+    cosine-ncm; `python -m calib --list` describes them."""
 
     gamma: float | None = None
     """Exponent γ of norcal."""
 
+    factor: NorCalFactor | None = None
+    """What norcal divides by: the power N^γ of the count N, or the effective number (1 - γ^N) / (1 - γ)."""
+
+    variant: NorCalVariant | None = None
+    """What norcal divides: probabilities, which are normalized again or left unnormalized, or logits."""
+
     tau: float | None = None
     """Exponent τ of tau-norm; factor τ of logit-adjustment."""
 
+    lam: float | None = None
+    """Exponent λ of fracal."""
+
+    temperature: float | None = None
+    """Temperature T of temperature, ncm and cosine-ncm; fitted by default."""
+
+    penalty: float | None = None
+    """Weight of platt's prior: how little it changes classes of few RoIs."""
+
     count: CountColumn | None = None
-    """Training counts that norcal and logit-adjustment use."""
+    """Training counts that norcal, logit-adjustment and fracal use."""
+
+    num_images: int | None = None
+    """Images of the training set, for fracal; by default as the cache records it."""
 
     fit_cache: str | None = None
     """Cache of the same detector that the method is fitted on, a path or an fsspec URL. By default the val cache
-    itself; logn needs a train cache."""
+    itself; logn, fracal, temperature, platt and ncm need a train cache."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the options that exclude each other."""
@@ -124,8 +149,8 @@ class ClassifierConfig:
     @property
     def hyperparameters(self) -> dict[str, object]:
         """Hyperparameters of the method that are given, by name."""
-        values = {"gamma": self.gamma, "tau": self.tau, "count": self.count}
-        return {name: value for name, value in values.items() if value is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(ClassifierConfig)}
+        return {name: value for name, value in values.items() if name not in _NO_HYPERPARAMETERS and value is not None}
 
     def require_classifier(self, mode: str) -> None:
         """Raises ValueError if the mode needs a calibrated classifier and neither a head nor a method is given."""

@@ -59,15 +59,15 @@ def test_every_block_is_used():
 
 
 def test_method(tmp_path, monkeypatch):
-    module = add("calib/posthoc/temperature.py", {"__name__": "calib.posthoc.temperature"})
-    monkeypatch.setitem(calib.posthoc.METHODS, "temperature", None)
+    module = add("calib/posthoc/sharpened.py", {"__name__": "calib.posthoc.sharpened"})
+    monkeypatch.setitem(calib.posthoc.METHODS, "sharpened", None)
     add(
         "a row of METHODS in calib/posthoc/__init__.py",
-        {"METHODS": calib.posthoc.METHODS, "Temperature": module["Temperature"]},
+        {"METHODS": calib.posthoc.METHODS, "Sharpened": module["Sharpened"]},
     )
     cache = toy_cache(tmp_path / "cache.zarr", level="logits")
-    method = calib.posthoc.build_method("temperature", tau=2).fit(cache)
-    np.testing.assert_allclose(method.scores(cache[0]), softmax(cache[0].logits[:, 0] / 2), rtol=1e-2, atol=1e-4)
+    method = calib.posthoc.build_method("sharpened", tau=2).fit(cache)
+    np.testing.assert_allclose(method.scores(cache[0]), softmax(cache[0].logits[:, 0] * 2), rtol=1e-2, atol=1e-4)
     assert len(fuse.detect(cache, method, mode="calibrated"))
 
 
@@ -75,11 +75,11 @@ def test_method(tmp_path, monkeypatch):
 def test_method_on_the_command_line(tmp_path, monkeypatch):
     from fuse.commands.detect import run
 
-    module = add("calib/posthoc/temperature.py", {"__name__": "calib.posthoc.temperature"})
-    monkeypatch.setitem(calib.posthoc.METHODS, "temperature", module["Temperature"])
+    module = add("calib/posthoc/sharpened.py", {"__name__": "calib.posthoc.sharpened"})
+    monkeypatch.setitem(calib.posthoc.METHODS, "sharpened", module["Sharpened"])
     annotations, cache, _ = write_tiny(tmp_path)
     options = {"annotations": annotations, "cache": str(cache), "out": tmp_path / "out"}
-    run(Config(method="temperature", tau=2.0, mode="calibrated", **options))
+    run(Config(method="sharpened", tau=2.0, mode="calibrated", **options))
     assert (tmp_path / "out" / "metrics.csv").is_file()
 
 

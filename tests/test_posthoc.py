@@ -91,10 +91,12 @@ def test_names_contain_hyperparameters():
 
 @pytest.mark.parametrize("name", posthoc.METHODS)
 def test_methods_are_built_by_name(cache, name):
-    method = posthoc.build_method(name)
+    method = posthoc.build_method(name, **{"count": "instance_count"} if name == "fracal" else {})
     assert type(method) is posthoc.METHODS[name] and method.name.startswith(name)
-    assert (method.level, method.instance_counts) == ("logits", ())
-    assert method.fit(cache).instance_counts == tuple(toy_classes()["instance_count"])
+    assert method.needs and method.source
+    scorer = method.fit(cache)
+    assert scorer.instance_counts == tuple(toy_classes()["instance_count"])
+    assert scorer.scores(cache[0]).shape == (30, CLASSES + 1)
 
 
 def test_hyperparameters_reach_the_method():
@@ -105,9 +107,9 @@ def test_hyperparameters_reach_the_method():
 @pytest.mark.parametrize(
     ("name", "hyperparameters", "message"),
     [
-        ("nocal", {}, "method is 'nocal', expected one of norcal, logit-adjustment, logn, tau-norm"),
+        ("nocal", {}, "method is 'nocal', expected one of norcal, logit-adjustment, logn, tau-norm, fracal"),
         ("logn", {"gamma": 0.6}, "gamma is 0.6: method logn has no gamma, it has no hyperparameters"),
-        ("norcal", {"tau": 1}, "tau is 1: method norcal has no tau, it has gamma, count"),
+        ("norcal", {"tau": 1}, "tau is 1: method norcal has no tau, it has gamma, count, factor, variant"),
     ],
 )
 def test_unknown_methods_and_hyperparameters_are_named(name, hyperparameters, message):
@@ -133,3 +135,12 @@ def test_errors(cache, tmp_path):
         posthoc.NorCal(count="images").fit(other)
     with pytest.raises(ValueError, match=r"one.zarr: has no classifier weights .* tau-norm-1 needs them"):
         posthoc.TauNorm().fit(other)
+
+
+def test_methods_are_listed(capsys):
+    from calib.__main__ import main
+
+    assert main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    for name, method in posthoc.METHODS.items():
+        assert f"--method {name}\n" in listed and method.needs in listed and method.source in listed

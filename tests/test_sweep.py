@@ -127,8 +127,9 @@ def test_a_method_is_given_by_name_with_its_hyperparameters(files, tmp_path):
     rows = pd.read_csv(tmp_path / "sweep" / "metrics.csv", index_col=["iou_type", "row"]).loc["segm"].index
     assert "rhead-cat" in rows
     train = tiny_cache(tmp_path / "train.zarr", annotations(), split="train")
-    command[4:] = ["--method", "logn", "--fit-cache", train.url]
-    assert main([*command, "--out", str(tmp_path / "logn")]) == 0
+    for method in (["logn"], ["temperature"], ["ncm", "--temperature", "2"], ["norcal", "--variant", "unnormalized"]):
+        command[4:] = ["--method", *method, "--fit-cache", train.url]
+        assert main([*command, "--out", str(tmp_path / method[0])]) == 0
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,8 @@ def test_a_method_is_given_by_name_with_its_hyperparameters(files, tmp_path):
         ("--method dog", 1, "method is 'dog', expected one of norcal"),
         ("--method norcal --head head", 2, "give one of them"),
         ("--gamma 0.6", 2, "gamma is given without --method"),
+        ("--method fracal", 1, "method is 'fracal', which is fitted to labels: give --fit-cache, a train cache"),
+        ("--method norcal --variant probs", 2, "variant"),
         ("--method norcal --fit-cache other.zarr", 1, "other.zarr: detector name another, in "),
     ],
 )

@@ -79,6 +79,7 @@ def toy_cache(
     split: str = "train",
     classes: pd.DataFrame | None = None,
     projection: int = 0,
+    activation: str = "softmax",
 ) -> RoICache:
     """A cache with 30 RoIs per image: three ground-truth boxes, and of the others about half are foreground.
 
@@ -92,6 +93,8 @@ def toy_cache(
     if level == "hidden":
         rois = [with_hidden_features(one, layers, projections) for one in rois]
     detector = {"name": "toy", "stage_average": average}
+    if activation != "softmax":
+        detector["activation"] = activation
     return write_cache(
         url,
         rois,

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 
-from calib.scoring import Level, Original, check_average, instance_counts_of, stage_scores, to_float32
+from calib.scoring import (
+    Level,
+    Original,
+    activate,
+    check_average,
+    instance_counts_of,
+    sigmoid,
+    stage_mean,
+    stage_scores,
+    to_float32,
+)
 from extract.data.class_map import ClassMap
 from extract.data.classes import CountColumn
 from extract.rois import RoIs
@@ -30,16 +41,25 @@ class Posthoc(ABC):
 
     With several stages the method adjusts the logits of each stage; the stages are then averaged as the detector
     averages them. A subclass sets `name` and implements `compute_affine`; the parameters of its constructor are its
-    hyperparameters.
+    hyperparameters. The first line of its docstring describes it in `python -m calib --list`.
+
+    Where a formula multiplies scores with a second factor, `compute_gate` returns the logit of that factor as another
+    affine function of the detector's logits: scores are then activation(z·scale + shift) · sigmoid(z·scale' + shift').
 
     Attributes:
         name: name with hyperparameters, such as "norcal-0.6".
+        needs: what the method is fitted to.
+        source: paper and equation.
+        fits_labels: whether the method is fitted to labels or ground-truth boxes of a train cache.
         instance_counts: training instances of the classes 0…K-1, once fitted.
         category_ids, class_names: of these classes, once fitted.
         class_map: the outputs of the detector, once fitted; None if output i is class i.
     """
 
     name: str
+    needs: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    fits_labels: bool = False
     level: ClassVar[Level] = "logits"
     instance_counts: tuple[int, ...] = ()
     category_ids: tuple[int, ...] = ()
@@ -47,28 +67,39 @@ class Posthoc(ABC):
     class_map: ClassMap | None = None
     _original: Original
     _affine: Affine | None = None
+    _gate: Affine | None = None
 
     @abstractmethod
     def compute_affine(self, cache: RoICache) -> Affine:
         """Returns scale and shift for the logits of the cache's detector."""
+
+    def compute_gate(self, cache: RoICache) -> Affine | None:
+        """Returns scale and shift of the second factor's logit; None if there is no second factor."""
+        return None
 
     def fit(self, cache: RoICache) -> Self:
         """Fits the method to the class counts, logits or classifier weights of a cache; returns the method itself.
 
         Classes that the detector lacks keep their logits, with which they are never detected.
         """
-        shape = (len(cache.stages), cache.num_classes + 1)
-        affine = self.compute_affine(cache)
+        affine, gate = self.compute_affine(cache), self.compute_gate(cache)
         self.instance_counts = instance_counts_of(cache)
         self._original = Original.from_description(cache.detector)
-        self._affine = Affine(*(np.broadcast_to(values, shape).astype(np.float32) for values in affine))
         self.category_ids = tuple(cache.classes["category_id"].tolist())
         self.class_names = tuple(cache.classes["name"].tolist())
         self.class_map = cache.class_map
-        if self.class_map:
-            self._affine.scale[:, self.class_map.missing] = 1
-            self._affine.shift[:, self.class_map.missing] = 0
+        self._affine = self._per_stage(cache, affine)
+        self._gate = None if gate is None else self._per_stage(cache, gate)
         return self
+
+    def _per_stage(self, cache: RoICache, affine: Affine) -> Affine:
+        """Returns (S, K+1) float32 arrays that leave the classes unchanged that the detector lacks."""
+        shape = (len(cache.stages), cache.num_classes + 1)
+        full = Affine(*(np.broadcast_to(values, shape).astype(np.float32) for values in affine))
+        if self.class_map:
+            full.scale[:, self.class_map.missing] = 1
+            full.shift[:, self.class_map.missing] = 0
+        return full
 
     @property
     def affine(self) -> Affine:
@@ -77,9 +108,17 @@ class Posthoc(ABC):
             raise ValueError(f"{self.name} is not fitted: call fit(cache) first")
         return self._affine
 
+    @property
+    def gate(self) -> Affine | None:
+        """Fitted scale and shift of the second factor's logit, (S, K+1) float32 each; None if there is none."""
+        return self._gate
+
     def logits(self, rois: RoIs) -> np.ndarray:
         """Returns (R, S, K+1) float32 adjusted logits. Raises ValueError before `fit` and for other shapes."""
-        scale, shift = self.affine
+        return self._adjusted(rois, self.affine)
+
+    def _adjusted(self, rois: RoIs, affine: Affine) -> np.ndarray:
+        scale, shift = affine
         if rois.logits.shape[1:] != scale.shape:
             raise ValueError(
                 f"image {rois.image_id}: logits are {rois.logits.shape[1:]} (stages, classes + 1), "
@@ -91,7 +130,13 @@ class Posthoc(ABC):
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """Returns (R, K+1) float32 class scores, with the detector's own activation. Raises as `logits` does."""
-        return stage_scores(self.logits(rois), self._original.average, self._original.activation)
+        logits, average, activation = self.logits(rois), self._original.average, self._original.activation
+        if self._gate is None:
+            return stage_scores(logits, average, activation)
+        gate = self._adjusted(rois, self._gate)
+        if average == "logits":
+            return activate(stage_mean(logits), activation) * sigmoid(stage_mean(gate))
+        return (activate(logits, activation) * sigmoid(gate)).mean(axis=1)
 
     def averaged(self, average: str) -> Self:
         """Returns a copy that averages its stages by "scores" or "logits". Raises ValueError before `fit`."""
@@ -113,6 +158,12 @@ def training_counts(cache: RoICache, column: CountColumn) -> np.ndarray:
     if column not in get_args(CountColumn):
         raise ValueError(f"count is {column!r}, expected {' or '.join(map(repr, get_args(CountColumn)))}")
     return np.maximum(cache.classes[column].to_numpy(np.float64), 1)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ValueError naming a hyperparameter whose value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 def detected_classes(cache: RoICache) -> np.ndarray:

@@ -20,6 +20,9 @@ class LogitAdjustment(Posthoc):
     classification. A detector's background has no count, so π is a distribution over foreground classes only.
     """
 
+    needs = "class counts"
+    source = "Menon et al., ICLR 2021, eq. (9)"
+
     def __init__(self, tau: float = 1.0, count: CountColumn = "instance_count") -> None:
         self.tau, self.count = tau, count
         self.name = f"logit-adjustment-{tau:g}"

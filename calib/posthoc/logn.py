@@ -20,6 +20,8 @@ class LogN(Posthoc):
     """
 
     name = "logn"
+    needs = "logits of a train cache"
+    source = "Zhao et al., 2022"
 
     def compute_affine(self, cache: RoICache) -> Affine:
         """Returns scale 1/σ_c and shift −(μ_c − min μ)/σ_c."""

@@ -19,6 +19,9 @@ class TauNorm(Posthoc):
     section 4.2, τ-normalized classifier. Needs the classifier weights in the cache.
     """
 
+    needs = "the detector's classifier weights"
+    source = "Kang et al., ICLR 2020, section 4.2"
+
     def __init__(self, tau: float = 1.0) -> None:
         self.tau = tau
         self.name = f"tau-norm-{tau:g}"

@@ -83,7 +83,8 @@ def open_val_cache(url: str) -> RoICache:
 def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
     """Loads the head, or fits the method on `fit_cache` or the cache itself; None if the config names neither.
 
-    Raises ValueError if it belongs to another detector than the cache.
+    Raises ValueError if it belongs to another detector than the cache, or if a method that is fitted to labels has no
+    `fit_cache`: those of the cache itself are what it is evaluated on.
     """
     if config.head is not None:
         head = load_head(config.head)
@@ -93,6 +94,8 @@ def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
         return None
     method = build_method(config.method, **config.hyperparameters)
     if config.fit_cache is None:
+        if method.fits_labels:
+            raise ValueError(f"method is {config.method!r}, which is fitted to labels: give --fit-cache, a train cache")
         return method.fit(cache)
     fitted_on = open_cache(config.fit_cache)
     check_same_detector(fitted_on.url, fitted_on.detector, f"in {cache.url}", cache.detector)
@@ -100,7 +103,10 @@ def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
         raise ValueError(f"{fitted_on.url}: has other categories than {cache.url}")
     if fitted_on.class_map != cache.class_map:
         raise ValueError(f"{fitted_on.url}: has its detector's classes in another order than {cache.url}")
-    return method.fit(fitted_on)
+    scorer = method.fit(fitted_on)
+    if isinstance(scorer, Head):
+        scorer.check_cache(cache)
+    return scorer
 
 
 def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifier:

@@ -24,12 +24,13 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask
 
     Args:
         detector: with a linear classifier in every stage, its outputs in the order of the classes.
-        calibrated: a fitted method of `calib.posthoc`, or a head of type "linear".
+        calibrated: a fitted method of `calib.posthoc`, or a head of type "linear" or "ncm".
         tail_mask: (K,) bool, classes whose rows are replaced; None replaces all rows, background's too.
 
     Raises:
-        ValueError: another type of head, a detector whose classifiers are not linear, a head for a detector with
-            sigmoid scores, or a method that changes the background of a detector whose other outputs are part of it.
+        ValueError: another type of head, a method with a second factor, a detector whose classifiers are not linear, a
+            head for a detector with sigmoid scores, or a method that changes the background of a detector whose other
+            outputs are part of it.
     """
     stages = detector.fc_layers("embedding")
     name = detector.description["name"]
@@ -38,6 +39,8 @@ def folded_classifiers(detector: Detector, calibrated: Head | Posthoc, tail_mask
     own = [layers[-1] for layers in stages]
     rows = np.ones(detector.num_classes + 1, bool) if tail_mask is None else np.append(tail_mask, False)
     if isinstance(calibrated, Posthoc):
+        if calibrated.gate is not None:
+            raise ValueError(f"{calibrated.name} multiplies scores, which a classifier cannot: export without --fold")
         if tail_mask is None:
             _check_background(detector, calibrated)
         new = _of_method(calibrated, own)
@@ -71,7 +74,7 @@ def _of_method(method: Posthoc, own: list[Classifier]) -> list[Classifier]:
 def _of_head(head: Head, detector: Detector) -> list[Classifier]:
     """Returns the last layer of each stage of a linear head."""
     head.check_detector(detector)
-    if head.info.kind != "linear":
+    if head.info.kind not in ("linear", "ncm"):
         raise ValueError(f"head is {head.info.kind}: only a linear head has rows that fit the detector's classifier")
     name, activation = detector.description["name"], detector.description["activation"]
     if activation != "softmax":

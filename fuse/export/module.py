@@ -7,18 +7,20 @@ and nothing else, and for detectors exported to their framework (`fuse.plugins`)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calib.heads import Head
+from calib.classifiers import ClassifierKind
+from calib.heads import Head, build_mlp
 from calib.posthoc import Posthoc
 from calib.scoring import check_activation, check_average
 from extract.rois import RoIs
 from fuse.defaults import CAT_THRESHOLD
 from fuse.scores import SCORE_MODES, ScoreMode
+
+_AFFINE, _GATE = ("scale", "shift"), ("gate_scale", "gate_shift")
 
 
 class CalibratedScores(nn.Module):
@@ -30,11 +32,14 @@ class CalibratedScores(nn.Module):
         stages: a head's layers, per stage; empty for a method of `calib.posthoc`.
         tail: (K,) bool buffer, tail classes.
         scale, shift: (S, K+1) float32 buffers of a method of `calib.posthoc`; a head has none.
+        gate_scale, gate_shift: likewise, of the logit of the method's second factor, if it has one.
     """
 
     tail: Tensor
     scale: Tensor
     shift: Tensor
+    gate_scale: Tensor
+    gate_shift: Tensor
 
     def __init__(
         self,
@@ -47,6 +52,8 @@ class CalibratedScores(nn.Module):
         calibrated_average: str = "scores",
         cat_threshold: float = CAT_THRESHOLD,
         cat_scale: float | None = None,
+        classifier: ClassifierKind = "linear",
+        gated: bool = False,
     ):
         """
         Args:
@@ -56,6 +63,8 @@ class CalibratedScores(nn.Module):
             mode, cat_threshold, cat_scale: as in `fuse.fuse_scores`.
             activation: of the original classifier and of methods, see `calib.scoring`; heads have softmax.
             original_average, calibrated_average: what is averaged over the stages.
+            classifier: kind of the head's last layer.
+            gated: whether the method has a second factor, `calib.posthoc.Posthoc.gate`.
 
         Raises ValueError for an unknown mode, activation or average.
         """
@@ -66,11 +75,11 @@ class CalibratedScores(nn.Module):
         self.original_average, self.calibrated_average = map(check_average, (original_average, calibrated_average))
         self.cat_threshold, self.cat_scale = cat_threshold, cat_scale
         has_layers = len(widths) > 1
-        self.stages = nn.ModuleList(_layers(widths) for _ in range(stages if has_layers else 0))
+        self.stages = nn.ModuleList(build_mlp(widths, classifier) for _ in range(stages if has_layers else 0))
         self.register_buffer("tail", torch.zeros(widths[-1] - 1, dtype=torch.bool))
-        if not has_layers:
-            self.register_buffer("scale", torch.ones(stages, widths[-1]))
-            self.register_buffer("shift", torch.zeros(stages, widths[-1]))
+        self._buffers_of_method = () if has_layers else _AFFINE + _GATE * gated
+        for name in self._buffers_of_method:
+            self.register_buffer(name, torch.full((stages, widths[-1]), float(name == "scale")))
 
     @property
     def num_stages(self) -> int:
@@ -87,8 +96,9 @@ class CalibratedScores(nn.Module):
         if isinstance(scorer, Head):
             self.stages.load_state_dict(scorer.stages.state_dict())
         else:
-            for buffer, values in zip((self.scale, self.shift), scorer.affine, strict=True):
-                buffer.copy_(torch.from_numpy(values))
+            values = scorer.affine + (scorer.gate or ())
+            for name, array in zip(self._buffers_of_method, values, strict=True):
+                self.get_buffer(name).copy_(torch.from_numpy(array))
         self.tail.copy_(torch.from_numpy(tail_mask))
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
@@ -100,8 +110,7 @@ class CalibratedScores(nn.Module):
             own = [stage(features[:, s].float().flatten(1)) for s, stage in enumerate(self.stages)]
             calibrated = _scores(torch.stack(own, 1), self.calibrated_average, "softmax")
         else:
-            adjusted = logits.float() * self.scale + self.shift
-            calibrated = _scores(adjusted, self.calibrated_average, self.activation)
+            calibrated = self._method_scores(logits.float())
         return self._fuse(original, calibrated)
 
     def scores(self, rois: RoIs) -> np.ndarray:
@@ -110,6 +119,16 @@ class CalibratedScores(nn.Module):
         logits = torch.from_numpy(rois.logits).to(device)
         features = logits if rois.features is None else torch.as_tensor(rois.features, device=device)
         return self(features, logits).cpu().numpy()
+
+    def _method_scores(self, logits: Tensor) -> Tensor:
+        """Computes `calib.posthoc.Posthoc.scores` on tensors."""
+        adjusted = logits * self.scale + self.shift
+        if len(self._buffers_of_method) == len(_AFFINE):
+            return _scores(adjusted, self.calibrated_average, self.activation)
+        gate = logits * self.gate_scale + self.gate_shift
+        if self.calibrated_average == "logits":
+            return _activate(adjusted.mean(1), self.activation) * gate.mean(1).sigmoid()
+        return (_activate(adjusted, self.activation) * gate.sigmoid()).mean(1)
 
     def _fuse(self, original: Tensor, calibrated: Tensor) -> Tensor:
         """Computes `fuse.fuse_scores` on tensors."""
@@ -134,17 +153,12 @@ class CalibratedScores(nn.Module):
         return torch.where(denominator > 0, ratio, 1.0).float()
 
 
-def _layers(widths: Sequence[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        layers += [nn.utils.skip_init(nn.Linear, inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 def _scores(logits: Tensor, average: str, activation: str) -> Tensor:
     """Computes `calib.scoring.stage_scores` on tensors."""
+    if average == "scores":
+        return _activate(logits, activation).mean(1)
+    return _activate(logits.mean(1), activation)
 
-    def activate(z: Tensor) -> Tensor:
-        return z.softmax(-1) if activation == "softmax" else z.sigmoid()
 
-    return activate(logits).mean(1) if average == "scores" else activate(logits.mean(1))
+def _activate(logits: Tensor, activation: str) -> Tensor:
+    return logits.softmax(-1) if activation == "softmax" else logits.sigmoid()

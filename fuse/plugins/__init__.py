@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
+from calib.classifiers import ClassifierKind
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from calib.scoring import Activation, Average, Level, Original
@@ -62,6 +63,8 @@ class CalibrationConfig:
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     pooled_after_convolutions: bool = False
+    classifier: ClassifierKind = "linear"
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Calibration:
         class_outputs, num_outputs: as in `extract.data.class_map.ClassMap`; empty and 0 if output i is class i.
         class_names, category_ids: of each output of the detector, see `OutputClasses`; empty in older exports.
         pooled_after_convolutions: of a head on pooled features, as in `calib.heads.HeadInfo`.
+        classifier: of a head, as in `calib.heads.HeadInfo`.
+        gated: whether a method has a second factor, `calib.posthoc.Posthoc.gate`.
     """
 
     widths: tuple[int, ...]
@@ -93,6 +98,8 @@ class Calibration:
     class_names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     pooled_after_convolutions: bool = False
+    classifier: ClassifierKind = "linear"
+    gated: bool = False
 
     @classmethod
     def from_scorer(
@@ -127,6 +134,8 @@ class Calibration:
             class_names=classes.names,
             category_ids=classes.category_ids,
             pooled_after_convolutions=isinstance(scorer, Head) and scorer.info.pooled_after_convolutions,
+            classifier=scorer.info.classifier if isinstance(scorer, Head) else "linear",
+            gated=isinstance(scorer, Posthoc) and scorer.gate is not None,
         )
 
     @classmethod
@@ -176,6 +185,8 @@ class Calibration:
             calibrated_average=self.calibrated_average,
             cat_threshold=self.fusion.cat_threshold,
             cat_scale=self.fusion.cat_scale,
+            classifier=self.classifier,
+            gated=self.gated,
         )
 
     def mapped(self, detector: Detector) -> Detector:
