@@ -35,7 +35,7 @@ from calib.config import Config
 from calib.deployment import on_pooled_features
 from calib.heads import Head
 from extract import RoICache, open_cache
-from extract.config import ConvertConfig
+from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from fuse.config import FusionConfig
 from fuse.evaluation.dataset import load_annotations

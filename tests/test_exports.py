@@ -16,7 +16,7 @@ import extract
 import fuse
 from calib.deployment import on_pooled_features
 from calib.heads import Head
-from extract.config import ConvertConfig
+from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from extract.detectors import load_detector
 from extract.detectors.base import Image
