@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from extract.cache.format import CacheError, Layers
+from extract.cache.projections import check_hidden
 from extract.cache.reader import RoICache
 from extract.cache.values import all_finite, check_values
 from extract.rois import RoIs
@@ -22,6 +23,9 @@ def worst_logit_error(cache: RoICache) -> float | None:
     Raises CacheError naming the image if the difference exceeds rounding, or if a value is not valid.
     """
     stages = [feature_layers(cache, stage) for stage in range(len(cache.stages))]
+    if cache.level == "hidden":
+        own = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
+        check_hidden(cache.url, cache.level, cache.fields["features"][-1], own, cache.projections, len(own))
     columns = recomputable_columns(cache)
     worst: float | None = None
     for rois in tqdm(cache, desc="verify", unit="image", disable=None):
