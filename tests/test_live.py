@@ -76,6 +76,28 @@ def test_live_runs_the_functions_of_the_offline_path(setting, mode, tmp_path):
     np.testing.assert_allclose(detected.boxes, forward.rois[0].boxes[roi], atol=1e-4)
 
 
+@pytest.mark.parametrize("head_type", ["3fc_ft", "3fc_lowrank"])
+def test_heads_on_hidden_features_live_and_offline(setting, tiny, tmp_path, head_type):
+    """The detector's own pre-activations, and the head's directions, in place of a cache's."""
+    detector, _, _, pictures = setting
+    few = {"level": "hidden", "min_images_per_class": 1}
+    train = extract.run(tiny.config("train", tmp_path / "train.zarr", projection=8, **few))
+    val = extract.run(tiny.config("val", tmp_path / "val.zarr", proposals=1000, projection_from=train.url, **few))
+    head = calib.train_head(train, head_type=head_type, steps=3, device="cpu")
+    options = {"mode": "calibrated", "max_detections": 50}
+    offline = fuse.detect(val, head, masks=False, **options)
+    position = int(np.searchsorted(read_annotations(tiny.data / "val.json").image_ids, val.images["image_id"][0]))
+    live = CalibratedDetector(detector, head, views=(View(), View(size=(112, 112))), **options)
+    assert live.level == "hidden"
+    ((detected, _),) = CalibratedDetector(detector, head, **options).predict(pictures[position])
+    stored = of_image(offline, val, 0)
+    np.testing.assert_allclose(detected.scores, stored.scores, atol=2e-3)
+    same = (detected.labels == stored.labels) & (np.abs(detected.boxes - stored.boxes).max(1) < 0.1)
+    assert same.mean() > 0.8
+    ((views, _),) = live.predict(pictures[position])
+    assert len(views.scores) and abs(views.scores[0] - detected.scores[0]) < 1e-3
+
+
 @pytest.mark.parametrize("name", ["detectron2-cascade", "mmdet-hybrid"])
 @pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # detectron2's anchors
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # mmdetection's masks

@@ -1,10 +1,11 @@
 """Training from a cache four times as big as the memory that the process may use.
 
-    python -m benchmarks.speed.streaming
+    python -m benchmarks.speed.streaming [LEVEL …]
 
-There are two caches on disk (`benchmarks.speed.traincache`): pooled features for `2fc_rand`, embeddings for `linear`.
-For each, a child process is limited to a quarter of the features' size by a memory cgroup, page cache included; where
-no cgroup can be made, by RLIMIT_DATA, which leaves the page cache out. The child process times
+There are three caches on disk (`benchmarks.speed.traincache`): pooled features for `2fc_rand`, hidden ones for
+`3fc_lowrank`, embeddings for `linear`. For each, a child process is limited to a quarter of the features' size by a
+memory cgroup, page cache included; where no cgroup can be made, by RLIMIT_DATA, which leaves the page cache out. The
+child process times
 
 * training steps; baseline are the same steps from memory, on a stand-in of the same structure with fewer images;
 * prefetching the features of steps without training on them, in seconds per GB read from the disk (/proc/self/io);
@@ -16,6 +17,7 @@ Files are evicted from the page cache beforehand. `memory` is the child's peak a
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -69,8 +71,12 @@ class Streamed(NamedTuple):
     memory_end: int
 
 
-CASES = (Case("2fc_rand", "pooled", 1, 16), Case("linear", "embedding", 8, 120))
-"""6 and 3 GB of features. A quarter of them holds interpreter and network, too."""
+CASES = (
+    Case("2fc_rand", "pooled", 1, 16),
+    Case("3fc_lowrank", "hidden", 8, 40),
+    Case("linear", "embedding", 8, 120),
+)
+"""6, 4 and 3 GB of features. A quarter of them holds interpreter and network, too."""
 IN_MEMORY_IMAGES = 200
 ROUNDS = 3
 TARGET = 0.8
@@ -79,8 +85,11 @@ CGROUP = Path("/sys/fs/cgroup/memory/tailcal-streaming")
 
 
 def main() -> None:
-    """Times both caches and saves the results."""
-    save("streaming", [row for case in CASES for row in time_case(case)])
+    """Times all caches, or those of the given feature levels, and saves the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("levels", nargs="*", help="feature levels to measure")
+    levels = parser.parse_args().levels
+    save("streaming", [row for case in CASES if not levels or case.level in levels for row in time_case(case)])
 
 
 def time_case(case: Case) -> list[Result]:
@@ -194,7 +203,7 @@ def read_sequentially(url: Path) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] and sys.argv[1].startswith("["):
         url, limit, case, group = json.loads(sys.argv[1])
         print(json.dumps(measure_streaming(url, limit, Case(*case), group)))
     else:
