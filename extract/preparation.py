@@ -19,6 +19,7 @@ from extract.data.subset import with_classes
 from extract.detectors import load_detector, registered_dataset
 from extract.detectors.base import Detector, thresholds_of
 from extract.detectors.class_map import map_detector
+from extract.detectors.identity import PRECISION, precision_of
 from extract.extractor import Extractor
 from extract.projection import projection_sha256, projections_of
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
-RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order", "projection_from"}
+RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order", "precision", "projection_from"}
 """Options that do not change the cache's content, or whose files are recorded by their sha256, or whose effect is in
 the detector's description."""
 
@@ -197,7 +198,9 @@ def _provenance(
 def _identity(header: Header) -> dict[str, object]:
     """Returns the header as flat options, without versions."""
     options = flatten(asdict(header)).items()
-    return {name.removeprefix("provenance.config."): value for name, value in options if "version" not in name}
+    identity = {name.removeprefix("provenance.config."): value for name, value in options if "version" not in name}
+    identity.pop(f"detector.settings.{PRECISION}", None)
+    return identity | {PRECISION: precision_of(header.detector)}
 
 
 def _comparable(current: dict[str, object], stored: dict[str, object]) -> dict[str, object]:

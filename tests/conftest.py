@@ -29,6 +29,7 @@ FRAMEWORK_MODULES = {
     "test_paper_detectors.py",
     "test_painting.py",
     "test_plugins.py",
+    "test_precision.py",
     "test_predict.py",
     "test_readers.py",
     "test_torchvision.py",

@@ -161,7 +161,7 @@ def minilvis_job(split: Split) -> Iterator[Job]:
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
     with tempfile.TemporaryDirectory() as folder:
         proposals = 1000 if split == "train" else 300
-        config = _config(Path(folder), content, split, MINILVIS / split, proposals)
+        config = make_config(Path(folder), content, split, MINILVIS / split, proposals)
         yield Job(config, load_detector(config), MINILVIS / split)
 
 
@@ -169,19 +169,19 @@ def minilvis_job(split: Split) -> Iterator[Job]:
 def large_job() -> Iterator[Job]:
     """Yields a Mask R-CNN of LVIS's classes with peaked scores, and random images with some objects each."""
     with tempfile.TemporaryDirectory() as folder:
-        content = _make_images(Path(folder))
+        content = make_images(Path(folder), LARGE_IMAGES, LARGE_SIZE)
         subject = torchvision_subject("cpu")
         spread_scores(subject, np.asarray(PILImage.open(f"{folder}/1.jpg")))
-        yield Job(_config(Path(folder), content, "train", Path(folder), 1000), subject.detector, Path(folder))
+        yield Job(make_config(Path(folder), content, "train", Path(folder), 1000), subject.detector, Path(folder))
 
 
-def _make_images(folder: Path) -> dict[str, Any]:
-    """Writes images of random colours; returns their LVIS annotations, every object of another class."""
+def make_images(folder: Path, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Writes images of random colours, of (height, width); returns LVIS annotations, each object of another class."""
     rng = np.random.default_rng(0)
-    height, width = LARGE_SIZE
+    height, width = size
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for i in range(1, LARGE_IMAGES + 1):
+    for i in range(1, number + 1):
         pixels = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
         PILImage.fromarray(pixels).resize((width, height), PILImage.Resampling.BICUBIC).save(folder / f"{i}.jpg")
         images.append({"id": i, "file_name": f"{i}.jpg", "height": height, "width": width})
@@ -193,7 +193,8 @@ def _make_images(folder: Path) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _config(folder: Path, content: dict[str, Any], split: Split, images: Path, proposals: int) -> extract.Config:
+def make_config(folder: Path, content: dict[str, Any], split: Split, images: Path, proposals: int) -> extract.Config:
+    """Writes the annotations and returns the config that extracts their images."""
     annotations = folder / f"{split}.json"
     annotations.write_text(json.dumps(content))
     return extract.Config(

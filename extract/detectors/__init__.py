@@ -20,14 +20,19 @@ FRAMEWORKS = {
 
 
 def load_detector(spec: DetectorSpec) -> Detector:
-    """Builds the detector and loads its weights.
+    """Builds the detector, loads its weights and prepares it for `spec.precision`.
 
     Raises ValueError naming the part of the spec that is wrong, FileNotFoundError, or ImportError naming the package
     to install.
     """
     adapter, target = import_adapter(spec.detector)
     weights, config_file = (path and Path(path) for path in (spec.weights, spec.config_file))
-    return adapter.load(target, replace(spec, weights=weights, config_file=config_file))
+    detector = adapter.load(target, replace(spec, weights=weights, config_file=config_file))
+    if spec.precision != "fp32":
+        from extract.detectors.precision import set_precision  # imports torch, as all adapters do
+
+        set_precision(detector, spec.precision)
+    return detector
 
 
 def registered_dataset(detector: str, name: str) -> tuple[Path, Path] | None:

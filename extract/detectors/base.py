@@ -106,7 +106,8 @@ class Detector(Protocol):
         own_classes: its classes, in the order of its outputs; None if nothing names them.
 
     It may also have `read_image`, an `extract.data.decoding.ImageReader` that reads files as its framework does, and
-    `own_thresholds`, of type `OwnThresholds`.
+    `own_thresholds`, of type `OwnThresholds`, and `half_precision_parts()`, which returns
+    `extract.detectors.precision.HalfPrecisionParts`.
     """
 
     num_classes: int

@@ -34,6 +34,7 @@ from extract.detectors.detectron2_output import Detectron2Output
 from extract.detectors.detectron2_stages import BoxHeads, activation
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
+from extract.detectors.precision import HalfPrecisionParts
 
 logger = logging.getLogger(__name__)
 IMAGE_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -166,6 +167,14 @@ class Detectron2Detector:
         )
         refined = stages[-1].boxes
         return Detectron2Output(rois, self.model.roi_heads, feature_maps, scales, refined, resized.image_sizes)
+
+    def half_precision_parts(self) -> HalfPrecisionParts:
+        """See `extract.detectors.precision.HalfPrecisionParts`."""
+        heads = self.model.roi_heads
+        chains = [[self.model.backbone], *([[heads.res5]] if hasattr(heads, "res5") else [])]
+        named = ("box_head", "mask_head", "keypoint_head")
+        towers = [getattr(heads, name) for name in named if isinstance(getattr(heads, name, None), nn.Module)]
+        return HalfPrecisionParts(chains, [self.model.proposal_generator.rpn_head, *towers])
 
     def fc_layers(self, level: str) -> list[Layers]:
         """See `extract.detectors.base.Detector.fc_layers`."""

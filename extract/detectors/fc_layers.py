@@ -102,8 +102,12 @@ def replace_classifiers(
 ) -> dict[str, Tensor]:
     """Returns the model's state_dict with other weights (K+1, C) and biases (K+1,) in its classifiers, one per stage.
 
-    Raises ValueError for a classifier that is not a linear layer (None), or has no bias but needs one.
+    Raises ValueError for a classifier that is not a linear layer (None), or has no bias but needs one, and for a model
+    whose weights are in half precision.
     """
+    reduced = [name for name, parameter in model.named_parameters() if parameter.dtype in (torch.bfloat16, torch.half)]
+    if reduced:
+        raise ValueError(f"{reduced[0]} is in half precision: load the detector with precision fp32")
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     state = dict(model.state_dict())
     for module, (weight, bias) in zip(modules, classifiers, strict=True):

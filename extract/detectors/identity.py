@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 
 REFUSED = {"pixel_mean": "pixel mean", "pixel_std": "pixel std", "channel_order": "channel order"}
 """Settings that make other features of the same pixels. Nobody means them to differ."""
-WARNED = {"input_size": "input size (shorter, longer edge)", "options": "options"}
+PRECISION = "precision"
+"""Setting of a detector that runs in half precision, "bf16" or "fp16". Where it is absent, the precision is fp32."""
+WARNED = {"input_size": "input size (shorter, longer edge)", "options": "options", PRECISION: "precision"}
 """Settings that may differ on purpose, as in multi-scale testing."""
 MAX_VALUE_LENGTH = 160
 
@@ -40,6 +42,11 @@ def with_settings(description: Mapping[str, Any], **settings: object) -> dict[st
     return {**description, "settings": {**description.get("settings", {}), **settings}}
 
 
+def precision_of(description: Mapping[str, Any]) -> str:
+    """Returns the precision of a detector or a cache from its description."""
+    return str((description.get("settings") or {}).get(PRECISION, "fp32"))
+
+
 def check_same_detector(source: str, found: Mapping[str, Any], owner: str, expected: Mapping[str, Any]) -> None:
     """Raises ValueError naming field and both values unless both descriptions are of the same detector.
 
@@ -58,7 +65,7 @@ def check_same_detector(source: str, found: Mapping[str, Any], owner: str, expec
     else:
         _refuse("name", source, found.get("name", ""), owner, expected.get("name", ""))
         _refuse("weights", source, found.get("weights_sha256", ""), owner, expected.get("weights_sha256", ""))
-    own, other = found.get("settings") or {}, expected.get("settings") or {}
+    own, other = ({PRECISION: "fp32", **one["settings"]} if one.get("settings") else {} for one in (found, expected))
     for key, name in REFUSED.items():
         if key in own and key in other:
             _refuse(name, source, own[key], owner, other[key])

@@ -47,6 +47,7 @@ from extract.detectors.mmdet_output import MmdetOutput
 from extract.detectors.mmdet_roi_head import BatchFeatures
 from extract.detectors.mmdet_stages import layers_after_convolutions, run_stages, stage_fc_layers
 from extract.detectors.mmdet_weights import convert_names
+from extract.detectors.precision import HalfPrecisionParts
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
 
@@ -173,6 +174,14 @@ class MmdetDetector:
             features=kept,
         )
         return MmdetOutput(rois, features, scales, stages.boxes)
+
+    def half_precision_parts(self) -> HalfPrecisionParts:
+        """See `extract.detectors.precision.HalfPrecisionParts`."""
+        model, heads = self.model, self.model.roi_head
+        chains = [[model.backbone, *([model.neck] if model.with_neck else [])]]
+        chains += [[heads.semantic_head]] if getattr(heads, "with_semantic", False) else []
+        masks = list_stages(heads.mask_head) if model.with_mask else []
+        return HalfPrecisionParts(chains, [model.rpn_head, *self._heads, *masks])
 
     @torch.no_grad()
     def fc_layers(self, level: str) -> list[Layers]:

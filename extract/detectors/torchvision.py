@@ -34,6 +34,7 @@ from extract.detectors.base import (
 from extract.detectors.common import apply_selection, make_rois, no_proposals, scale_to_original
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
+from extract.detectors.precision import HalfPrecisionParts
 from extract.detectors.torchvision_build import build, check, own_classes
 from extract.detectors.torchvision_layers import BoxHead
 from extract.detectors.torchvision_output import TorchvisionOutput
@@ -135,6 +136,12 @@ class TorchvisionDetector:
             features=[] if level == "logits" else [output.features[level]],
         )
         return TorchvisionOutput(rois, self.model, feature_maps, scales, boxes, resized.image_sizes, sizes)
+
+    def half_precision_parts(self) -> HalfPrecisionParts:
+        """See `extract.detectors.precision.HalfPrecisionParts`."""
+        heads = self.model.roi_heads
+        mask_head = [heads.mask_head, heads.mask_predictor] if heads.has_mask() else []
+        return HalfPrecisionParts([[self.model.backbone]], [self.model.rpn.head, heads.box_head, *mask_head])
 
     def fc_layers(self, level: str) -> list[Layers]:
         """See `extract.detectors.base.Detector.fc_layers`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tyro.conf import Positional, Suppress
 
-from extract.config import DetectorSpec
+from extract.config import DetectorSpec, Precision
 from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
 from fuse.config import ClassifierConfig, EvaluationConfig, FusionConfig, MergeMethod
 from fuse.defaults import IOU_THRESHOLD
@@ -238,6 +238,8 @@ class ExportConfig(LiveConfig):
     model.yaml (detectron2, after `import fuse.plugins.detectron2`), model.py (mmdetection) or calibration.json
     (torchvision); and scores.pt2, a torch program of the calibrated classifier and the fusion alone.
     """
+
+    precision: Suppress[Precision] = "fp32"  # of the weights that are written
 
     fold: bool = False
     """Instead, fold a linear head or a method into the detector's own classifier, its rows of the tail classes (mode

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from extract.config import DetectorSpec
+from tyro.conf import Suppress
+
+from extract.config import DetectorSpec, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class MaskConfig(DetectorSpec):
 
     images: Path | None = None
     """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
+
+    precision: Suppress[Precision] = "fp32"  # masks are painted in that of the cache
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option that is missing."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from extract.cache.mask_store import MaskStore
 from extract.cache.reader import RoICache, open_cache
+from extract.config import Precision
 from extract.detectors import load_detector
+from extract.detectors.identity import precision_of
 from extract.utils.distributed import Coordinator, world_size
 from fuse.commands.inputs import open_val_cache
 from fuse.commands.mask_config import MaskConfig
@@ -117,7 +121,8 @@ class PaintedMasks:
     @cached_property
     def _painter(self) -> MaskPainter:
         assert self._config.images is not None, "resolve_annotations sets it"
-        detector = load_detector(self._config)
+        precision = cast(Precision, precision_of(self._cache.detector))
+        detector = load_detector(replace(self._config, precision=precision))
         return load_painter(detector, self._cache, self._annotations, self._config.images)
 
     @cached_property

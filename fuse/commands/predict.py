@@ -168,7 +168,9 @@ def _options(config: PredictConfig, detector: Detector, annotations: Annotations
         fingerprints["head_fingerprint"] = files_fingerprint([config.head / WEIGHTS_FILE, config.head / INFO_FILE])
     if config.fit_cache is not None:
         fingerprints["fit_cache_fingerprint"] = open_cache(config.fit_cache).fingerprint
-    return options_as_text(config, left_out=RUNTIME_OPTIONS, **fingerprints)
+    # Folders without a precision are from the time when fp32 was the only one.
+    left_out = (*RUNTIME_OPTIONS, *(["precision"] if config.precision == "fp32" else []))
+    return options_as_text(config, left_out=left_out, **fingerprints)
 
 
 def _drawing_file(config: PredictConfig, image: ImageFile) -> Path:
