@@ -179,7 +179,7 @@ def test_a_precision_that_cannot_be_had_is_refused_in_one_line(tmp_path):
         set_precision(detector, "bf16")
     set_precision(detector, "fp16")
     detector.model.backbone.body.conv1.weight.mul_(1e6)
-    with pytest.raises(ValueError, match="^precision fp16: values of BackboneWithFPN exceed its range; use bf16$"):
+    with pytest.raises(ValueError, match="^precision fp16: values of Backbone exceed its range; use bf16$"):
         detector.forward(make_images((96, 96)), "logits")
 
 
@@ -190,7 +190,7 @@ def test_an_operation_that_does_not_exist_is_refused_in_one_line():
     detector = TorchvisionDetector(builders.mask_rcnn())
     detector.model.backbone.forward = fail
     set_precision(detector, "bf16")
-    expected = '^precision bf16: BackboneWithFPN cannot run in it on cpu: "op" not implemented for BFloat16$'
+    expected = '^precision bf16: Backbone cannot run in it on cpu: "op" not implemented for BFloat16$'
     with pytest.raises(ValueError, match=expected):
         detector.forward(make_images((96, 96)), "logits")
 
