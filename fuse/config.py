@@ -17,7 +17,7 @@ from calib.posthoc.norcal import Variant as NorCalVariant
 from calib.scoring import Average
 from extract.data.bins import edges
 from extract.data.classes import CountColumn
-from fuse.defaults import CAT_THRESHOLD, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
+from fuse.defaults import CAT_THRESHOLD, ENGINE, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
 from fuse.scores import UNCALIBRATED_MODES, FusionMode
 
 MergeMethod = Literal["nms", "wbf"]
@@ -183,9 +183,9 @@ class EvaluationConfig:
     fixed_ap: bool = False
     """Fixed AP: the best 10,000 detections per class over the dataset and no cap per image."""
 
-    engine: Literal["hotcoco", "lvis", "pycocotools"] = "hotcoco"
-    """What computes precision and recall; lvis and pycocotools are the official packages of the two protocols,
-    slow."""
+    engine: Literal["native", "hotcoco", "lvis", "pycocotools"] = ENGINE
+    """What computes precision and recall, all with equal results: kernels of our own, hotcoco, or the official packages
+    of the two protocols, lvis and pycocotools, which are slow."""
 
     strict: bool = False
     """Refuse annotations of which something would be left out or changed, in place of a warning."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+ENGINE: Literal["native"] = "native"
+"""What computes precision and recall of the evaluation."""
+
 MAX_DETECTIONS = 300
 """Detections kept per image, as in LVIS evaluation."""
 

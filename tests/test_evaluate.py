@@ -71,8 +71,10 @@ def detections(images):
 def test_equals_the_official_code(iou_type, classes, images, detections):
     options = {"iou_type": iou_type, "image_ids": images}
     ours = evaluate(VAL, detections, classes, **options)
-    official = evaluate(VAL, detections, classes, engine="lvis", **options)
-    np.testing.assert_allclose(ours, official, rtol=0, atol=1e-9)
+    for engine in ("lvis", "hotcoco"):
+        np.testing.assert_allclose(
+            ours, evaluate(VAL, detections, classes, engine=engine, **options), rtol=0, atol=1e-9
+        )
     assert ours.loc[iou_type, "APr"] > 0 and ours.loc[iou_type, "AP(0,10)"] > 0
 
 
@@ -103,9 +105,10 @@ def test_cap_and_fixed_ap_equal_the_official_code(classes, images, detections):
     for options in ({"max_detections": 20}, {"fixed_ap": True}):
         both = [
             evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, engine=engine, **options)
-            for engine in ("hotcoco", "lvis")
+            for engine in ("native", "hotcoco", "lvis")
         ]
-        np.testing.assert_allclose(*both, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(both[0], both[2], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(both[1], both[2], rtol=0, atol=1e-9)
     few = evaluate(VAL, detections, classes, iou_type="bbox", image_ids=images, max_detections=20)
     assert few.loc["bbox", "AR"] < both[0].loc["bbox", "AR"]
 
@@ -121,7 +124,7 @@ def test_fixed_ap_takes_the_best_of_each_class_over_the_dataset(classes, images,
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "lvis"])
 def test_input_is_left_as_it_was(engine, classes, images, detections):
     content = json.loads(VAL.read_text())
     before, rle = json.dumps(content), copy.deepcopy(detections.rles)
@@ -147,7 +150,7 @@ def gt_as_detections(content: dict) -> Detections:
     )
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "lvis"])
 def test_ground_truth_scores_100_though_its_first_annotation_has_id_0(engine):
     content = annotations()
     assert content["annotations"][0]["id"] == 0
@@ -160,7 +163,7 @@ def test_ground_truth_scores_100_though_its_first_annotation_has_id_0(engine):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "lvis"])
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "lvis"])
 @pytest.mark.parametrize("rle", [[], None])
 def test_no_detections_score_0(engine, rle):
     empty = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 4), np.float32), rle)
@@ -350,7 +353,7 @@ def test_detections_that_are_refused(field, value, message):
     ("options", "message"),
     [
         ({"iou_type": "keypoints"}, "iou_type is 'keypoints'"),
-        ({"engine": "coco"}, "engine is 'coco', expected 'hotcoco' or 'lvis'"),
+        ({"engine": "coco"}, "engine is 'coco', expected 'native' or 'hotcoco' or 'lvis'"),
         ({"bins": (10,)}, "bins are"),
         ({"max_detections": -1}, "max_detections is -1, expected at least 1"),
     ],

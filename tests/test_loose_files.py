@@ -162,7 +162,7 @@ def test_results_keep_ids_that_are_text(tmp_path, caplog):
     (line,) = warnings_of(caplog)
     assert "2 of 2 records have text as image_id, which is an image of that id, such as 'img_0007' of record 0" in line
     classes = read_annotations(tmp_path / "a.json").classes
-    for engine in ("hotcoco", "pycocotools"):
+    for engine in ("native", "hotcoco", "pycocotools"):
         assert evaluate(dataset, again, classes, engine=engine)["AP"].item() == pytest.approx(100)
 
 

@@ -117,10 +117,11 @@ def in_lvis_format(content: dict, classes: pd.DataFrame, seed: int = 2) -> dict:
 def test_exhaustive_evaluation_equals_pycocotools(content, classes, detections, iou_type, options):
     tables = [
         per_class_ap(content, detections, classes, iou_type=iou_type, engine=engine, **options)
-        for engine in ("hotcoco", "pycocotools")
+        for engine in ("native", "hotcoco", "pycocotools")
     ]
     measures = tables[0].columns[4:]
-    np.testing.assert_allclose(tables[0][measures], tables[1][measures], rtol=0, atol=1e-9)
+    for table in tables[:2]:
+        np.testing.assert_allclose(table[measures], tables[2][measures], rtol=0, atol=1e-9)
     assert tables[0]["AP"].notna().tolist() == [True] * 9 + [False]
 
 
@@ -164,18 +165,21 @@ def test_the_means_of_exhaustive_evaluation(content, classes, detections):
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_crowd_regions_in_files_with_the_fields_of_lvis(content, classes, detections, iou_type):
-    """Both engines ignore them as COCO's protocol does, though the official `lvis` does not know them."""
+    """All engines ignore them as COCO's protocol does, though the official `lvis` does not know them."""
     federated = in_lvis_format(content, classes)
     tables = [
-        per_class_ap(federated, detections, classes, iou_type=iou_type, engine=engine) for engine in ("hotcoco", "lvis")
+        per_class_ap(federated, detections, classes, iou_type=iou_type, engine=engine)
+        for engine in ("native", "hotcoco", "lvis")
     ]
-    np.testing.assert_allclose(*(t[["AP", "AP50", "AP75", "AR"]] for t in tables), rtol=0, atol=1e-9)
+    for table in tables[:2]:
+        measures = ["AP", "AP50", "AP75", "AR"]
+        np.testing.assert_allclose(table[measures], tables[2][measures], rtol=0, atol=1e-9)
     objects = {**federated, "annotations": [{**a, "iscrowd": 0} for a in federated["annotations"]]}
     different = per_class_ap(objects, detections, classes, iou_type=iou_type)["AP"] - tables[0]["AP"]
     assert different.abs().max() > 1
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "lvis", "pycocotools"])
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "lvis", "pycocotools"])
 def test_a_crowd_region_is_no_object_and_detections_inside_are_no_mistakes(engine):
     """Of class 3, the object is found; two detections lie inside the crowd region and one beside it."""
     image = {"id": 1, "height": 200, "width": 400}
@@ -202,14 +206,14 @@ def test_a_crowd_region_is_no_object_and_detections_inside_are_no_mistakes(engin
     assert ap == pytest.approx(100 / 3)  # two mistakes come first
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "pycocotools"])
 def test_no_detections_score_0(engine):
     empty = Detections(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32), np.zeros((0, 4), np.float32), [])
     result = evaluate(as_coco(annotations()), empty, CLASSES, engine=engine)
     assert (result["AP"] == 0).all() and result["AP[1000,-)"].isna().all()
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "pycocotools"])
 def test_input_is_left_as_it_was(content, classes, detections, engine, capsys):
     before, masks = copy.deepcopy(content), copy.deepcopy(detections.rles)
     evaluate(content, detections, classes, engine=engine)
@@ -260,10 +264,10 @@ def test_the_warning_is_for_files_that_are_evaluated_as_federated(content, caplo
     ("options", "message"),
     [
         ({"protocol": "coco"}, "protocol is 'coco', expected 'federated' or 'exhaustive'"),
-        ({"engine": "lvis"}, "engine is 'lvis', expected 'hotcoco' or 'pycocotools' for COCO's protocol"),
+        ({"engine": "lvis"}, "engine is 'lvis', expected 'native' or 'hotcoco' or 'pycocotools' for COCO's protocol"),
         (
             {"engine": "pycocotools", "protocol": "federated"},
-            "engine is 'pycocotools', expected 'hotcoco' or 'lvis' for LVIS's protocol",
+            "engine is 'pycocotools', expected 'native' or 'hotcoco' or 'lvis' for LVIS's protocol",
         ),
         ({"max_detections": 0}, "max_detections is 0, expected at least 1"),
     ],

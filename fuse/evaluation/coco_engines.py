@@ -33,7 +33,7 @@ def hotcoco_coco_engine(
         ids = np.arange(1, len(detections) + 1)
         results.update_anns(ids=ids, area=detection_areas(detections, iou_type).astype(np.float64))
     evaluation = hotcoco.COCOeval(gt, results, iou_type)
-    caps = _caps(max_detections)
+    caps = recall_caps(max_detections)
     evaluation.params.max_dets = list(caps)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -49,7 +49,7 @@ def pycocotools_engine(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    caps = _caps(max_detections)
+    caps = recall_caps(max_detections)
     with contextlib.redirect_stdout(io.StringIO()):
         gt, results = COCO(), COCO()
         gt.dataset = {**dataset, "annotations": [dict(a) for a in dataset["annotations"]]}  # it changes annotations
@@ -72,6 +72,6 @@ COCO_ENGINES: dict[str, Callable[[EvaluationDataset, Detections, str, int], Prec
 }
 
 
-def _caps(max_detections: int) -> tuple[int, ...]:
+def recall_caps(max_detections: int) -> tuple[int, ...]:
     """Returns the caps at which AR is computed, ascending; the last is `max_detections`."""
     return (*(cap for cap in RECALL_CAPS if cap < max_detections), max_detections)

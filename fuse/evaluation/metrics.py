@@ -1,13 +1,13 @@
 """Average precision per class, per bin of training instances and over the dataset, by LVIS's or COCO's protocol.
 
-Engines compute precision and recall: hotcoco, and the official packages `lvis` and `pycocotools` as slow references.
-All get the same annotations and the same detections; the means are computed here for all.
+Engines compute precision and recall: kernels of our own; hotcoco; and the official packages `lvis` and `pycocotools` as
+slow references. All get the same annotations and the same detections; the means are computed here for all.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from extract.data.bins import BINS, bin_index, bin_names
-from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS
+from fuse.defaults import ENGINE, FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.detections import Detections
 from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
@@ -53,7 +53,7 @@ def evaluate(
     protocol: str | None = None,
     fixed_ap: bool = False,
     max_detections: int | None = None,
-    engine: str = "hotcoco",
+    engine: str = ENGINE,
     image_ids: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Computes average precision, in points of 0 to 100, by LVIS's or COCO's protocol.
@@ -70,7 +70,7 @@ def evaluate(
         fixed_ap: fixed AP: the best 10,000 detections per class over the dataset, no cap per image.
         max_detections: cap per image, best first; unused with `fixed_ap`. By default 300 by LVIS's protocol and 100 by
             COCO's, whose code caps the detections of each image and class.
-        engine: "hotcoco"; or "lvis" (LVIS's protocol) or "pycocotools" (COCO's).
+        engine: "native", kernels of our own; "hotcoco"; or "lvis" (LVIS's protocol) or "pycocotools" (COCO's).
         image_ids: images to evaluate; None evaluates all images of the file.
 
     Returns:
@@ -120,10 +120,15 @@ def evaluate_rows(
         options: fixed_ap, max_detections and engine of `evaluate`.
     """
     protocol = protocol or ("federated" if annotations.federated else "exhaustive")
-    jobs = [(iou_type, name) for iou_type in iou_types for name in detections]
+    iou_types, rows = list(iou_types), list(detections.values())
     tables = {}
-    for iou_type, name in tqdm(jobs, desc="evaluate", unit="row", disable=None if progress else True):
-        tables[iou_type, name] = _class_table(annotations, detections[name], classes, iou_type, protocol, **options)
+    hidden = None if progress else True
+    with tqdm(total=len(iou_types) * len(rows), desc="evaluate", unit="row", disable=hidden) as bar:
+        for iou_type in iou_types:
+            found = _class_tables(annotations, rows, classes, iou_type, protocol, **options)
+            for name, table in zip(detections, found, strict=True):
+                tables[iou_type, name] = table
+                bar.update()
     summary = pd.DataFrame({key: summarize(table, bins) for key, table in tables.items()}).T
     summary.index.names = ["iou_type", "row"]
     return Tables(summary, pd.concat(tables, names=["iou_type", "row", "class"]))
@@ -138,7 +143,7 @@ def per_class_ap(
     protocol: str | None = None,
     fixed_ap: bool = False,
     max_detections: int | None = None,
-    engine: str = "hotcoco",
+    engine: str = ENGINE,
     image_ids: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Returns the class table with columns AP, AP50, AP75, AR and those of COCO's protocol in points.
@@ -147,20 +152,21 @@ def per_class_ap(
     """
     dataset = load_annotations(annotations, image_ids)
     protocol = resolve_protocol(dataset, protocol)
-    return _class_table(dataset, detections, classes, iou_type, protocol, fixed_ap, max_detections, engine)
+    (table,) = _class_tables(dataset, [detections], classes, iou_type, protocol, fixed_ap, max_detections, engine)
+    return table
 
 
-def _class_table(
+def _class_tables(
     dataset: EvaluationDataset,
-    detections: Detections,
+    rows: Sequence[Detections],
     classes: pd.DataFrame,
     iou_type: str,
     protocol: str,
     fixed_ap: bool = False,
     max_detections: int | None = None,
-    engine: str = "hotcoco",
-) -> pd.DataFrame:
-    """Returns the table of `per_class_ap`; arguments and errors are those of `evaluate`."""
+    engine: str = ENGINE,
+) -> Iterator[pd.DataFrame]:
+    """Yields the table of `per_class_ap` of each row of detections; arguments and errors are those of `evaluate`."""
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
     check_engine(protocol, engine)
@@ -168,13 +174,14 @@ def _class_table(
     if cap < 1:
         raise ValueError(f"max_detections is {cap}, expected at least 1")
     dataset = with_categories(dataset, classes)
-    check_detections(dataset, detections, iou_type)
+    for row in rows:
+        check_detections(dataset, row, iou_type)
     if fixed_ap:
-        detections = detections.top_per_class(FIXED_AP_DETECTIONS_PER_CLASS)
-    curves = precision_recall(protocol, engine, dataset, detections, iou_type, None if fixed_ap else cap)
+        rows = [row.top_per_class(FIXED_AP_DETECTIONS_PER_CLASS) for row in rows]
     rank = np.argsort(np.argsort(classes["category_id"].to_numpy(np.int64)))  # the engines sort classes by category id
-    table = classes[["category_id", "name", "frequency", "instance_count"]].copy()
-    return table.assign(**{name: values[rank] for name, values in class_measures(curves).items()})
+    table = classes[["category_id", "name", "frequency", "instance_count"]]
+    for curves in precision_recall(protocol, engine, dataset, rows, iou_type, None if fixed_ap else cap):
+        yield table.assign(**{name: values[rank] for name, values in class_measures(curves).items()})
 
 
 def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fuse.defaults import COCO_MAX_DETECTIONS, MAX_DETECTIONS
 from fuse.detections import Detections
-from fuse.evaluation.coco_engines import COCO_ENGINES
+from fuse.evaluation.coco_engines import COCO_ENGINES, recall_caps
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.engines import LVIS_ENGINES, PrecisionRecall
 
@@ -31,8 +32,8 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS = {
-    "federated": Protocol("LVIS's protocol", MAX_DETECTIONS, tuple(LVIS_ENGINES)),
-    "exhaustive": Protocol("COCO's protocol", COCO_MAX_DETECTIONS, tuple(COCO_ENGINES)),
+    "federated": Protocol("LVIS's protocol", MAX_DETECTIONS, ("native", *LVIS_ENGINES)),
+    "exhaustive": Protocol("COCO's protocol", COCO_MAX_DETECTIONS, ("native", *COCO_ENGINES)),
 }
 """By the kind of dataset: each class is annotated in some images only, or every class in every image."""
 LVIS_FIELDS = "neg_category_ids or not_exhaustive_category_ids"
@@ -82,19 +83,28 @@ def precision_recall(
     protocol: str,
     engine: str,
     dataset: EvaluationDataset,
-    detections: Detections,
+    rows: Sequence[Detections],
     iou_type: str,
     max_detections: int | None,
-) -> PrecisionRecall:
-    """Runs an engine. `max_detections` None is no cap.
+) -> Iterator[PrecisionRecall]:
+    """Runs an engine on the detections of each row. `max_detections` None is no cap.
 
     LVIS's protocol caps the detections of each image; COCO's code caps those of each image and class.
     """
     if protocol == "exhaustive":
-        cap = max(len(detections), 1) if max_detections is None else max_detections
-        return COCO_ENGINES[engine](dataset, detections, iou_type, cap)
-    capped = detections if max_detections is None else detections.top_per_image(max_detections)
-    return LVIS_ENGINES[engine](dataset, capped, iou_type)
+        cap = max(1, *map(len, rows)) if max_detections is None else max_detections
+        if engine == "native":
+            from fuse.evaluation.native import coco_curves  # imports numba
+
+            return coco_curves(dataset, rows, iou_type, recall_caps(cap))
+        return (COCO_ENGINES[engine](dataset, row, iou_type, cap) for row in rows)
+    if max_detections is not None:
+        rows = [row.top_per_image(max_detections) for row in rows]
+    if engine == "native":
+        from fuse.evaluation.native import lvis_curves
+
+        return lvis_curves(dataset, rows, iou_type)
+    return (LVIS_ENGINES[engine](dataset, row, iou_type) for row in rows)
 
 
 def class_measures(curves: PrecisionRecall) -> dict[str, np.ndarray]:
