@@ -28,7 +28,7 @@ from fuse.fusion import Fusion
 from fuse.live import CalibratedDetector
 from tests import frameworks
 from tests.conftest import CLASSES
-from tests.exactness import assert_same_detections, make_images
+from tests.exactness import assert_hidden_features, assert_same_detections, make_images
 from tests.test_exports import loaded_by_the_framework
 
 pytestmark = [
@@ -105,6 +105,12 @@ def test_a_cache_does_not_depend_on_the_order_of_outputs(setting, cache, tmp_pat
     if setting.name.startswith("mmdet"):
         with pytest.raises(ValueError, match=r"permuted.pth \(dataset_meta\): class 0 is .*, but .* is listed there"):
             extract.run(replace(setting.config, class_order=None))
+
+
+def test_hidden_features_do_not_depend_on_the_order_of_outputs(setting):
+    class_map = ClassMap(tuple(np.argsort(CLASS_OF).tolist()), CLASSES)
+    detector = map_detector(load_detector(setting.permuted), class_map)
+    assert_hidden_features(detector, make_images((112, 112)))
 
 
 def test_the_same_command_finds_the_same_cache(setting, cache):

@@ -34,8 +34,9 @@ from benchmarks.speed.measure import (
     seconds,
     timing,
 )
+from benchmarks.speed.traincache import TrainCache
 from extract import RoICache, RoIs, open_cache, write_cache
-from extract.cache.format import IMAGES_PER_BLOCK, Header
+from extract.cache.format import IMAGES_PER_BLOCK, Header, row_bytes
 from extract.cache.writer import create_cache
 
 READ_TARGET = 1.25
@@ -51,7 +52,8 @@ def main() -> None:
     results: list[Result] = []
     with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as name:
         folder = Path(name) / "case"
-        for case in (time_writing, time_reading_features, time_reading_logits, time_sampling, time_opening):
+        cases = (time_writing, time_reading_features, time_reading_hidden, time_reading_logits, time_sampling)
+        for case in (*cases, time_opening):
             results += case(folder)
             shutil.rmtree(folder)
     save("storage", results)
@@ -80,6 +82,23 @@ def time_reading_features(folder: Path) -> list[Result]:
         *time_reading('read("features"), pooled', read, files, baseline_keeps=True),
         *time_reading("for rois in cache, pooled", partial(_iterate, cache), list_files(folder)),
     ]
+
+
+def time_reading_hidden(folder: Path) -> list[Result]:
+    """Times reading a val cache of level hidden, and prints the bytes of a RoI relative to one of pooled features.
+
+    There are no masks, whose size would be the same in both.
+    """
+    detector = TrainCache("hidden", images=1)
+    images = Images(40, 1000, features=True)
+    width = detector.fields["features"][-1]
+    hidden = [replace(one, features=np.asarray(one.features).reshape(1000, 1, -1)[..., :width]) for one in images]
+    options = {"fc_layers": [detector.fc_layers()], "projections": detector.projections}
+    cache = write_cache(str(folder), hidden, inputs.lvis_classes(), split="val", level="hidden", **options)
+    size, pooled = row_bytes(hidden[0]), row_bytes(images[0])
+    ratio, of_features = pooled / size, np.prod(FEATURE_SHAPE) / width
+    print(f"{size:,} bytes per RoI, 1/{ratio:.1f} of a pooled cache's {pooled:,}; features alone 1/{of_features:.1f}")
+    return time_reading("for rois in cache, hidden", partial(_iterate, cache), list_files(folder))
 
 
 def time_reading_logits(folder: Path) -> list[Result]:

@@ -129,7 +129,8 @@ class Detector(Protocol):
         Args:
             images: of one size; the framework would pad images of different sizes to a common one.
             level: feature level to keep: "pooled" (what enters the box head, or its fully connected layers where
-                convolutions precede them), "embedding" or "logits" (no features).
+                convolutions precede them), "embedding" or "logits" (no features). Level "hidden" follows from "pooled",
+                see `extract.hidden`.
             select_proposals: selects the proposals for the box head; by default all that the framework's inference
                 uses.
         """
