@@ -46,6 +46,7 @@ tables:
 	    --train-annotations $(FOLDER)/train.json --annotations $(FOLDER)/val.json --images $(FOLDER)/val \
 	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.folding data/cascade
+	$(BIN)/python -m benchmarks.recipes data/plain data/rfs data/cascade data/htc
 	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
 	    htc=data/htc/sweep coco=data/plain-coco/sweep recall=data/plain/proposals.zarr
 
@@ -60,7 +61,7 @@ pictures:
 	$(BIN)/python -m benchmarks.pictures
 
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
-BENCHMARKS = nms detection training streaming storage extraction precision painting evaluation imports compilation growth
+BENCHMARKS = nms detection training hidden streaming storage extraction precision painting evaluation imports compilation growth
 bench: $(VENV)/frameworks
 	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
 	test -e data/plain/head || $(MAKE) demo DETECTOR=plain

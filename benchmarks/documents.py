@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.recipes import recipes_table
 from benchmarks.tables import BINS, FREQUENCIES, accuracy_table, live_table, recall_table, speed_table, targets_table
 from extract import open_cache
 from extract.data.annotations import read_annotations
@@ -41,12 +42,13 @@ def main(arguments: list[str]) -> None:
 
 def fill_documents(root: Path) -> None:
     """Fills all tables of the documents below a folder."""
-    fill(root / "README.md", {"readme": readme_table})
+    fill(root / "README.md", {"readme": readme_table, "recipes": readme_recipes})
     accuracy = {name: partial(sweep_table, name) for name in SWEEPS}
     others: dict[str, Callable[[pd.DataFrame], str]] = {
         "recall": recall_table,
         "folding": partial(accuracy_table, columns=BINS),
         "live": live_table,
+        "recipes": recipes_table,
     }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
     fill(root / "docs" / "results.md", {**accuracy, **tables})
@@ -78,6 +80,12 @@ def fill(document: Path, tables: dict[str, Callable[[], str]]) -> None:
 def readme_table() -> str:
     """Returns the rows of the plain detector's table that show what calibration does."""
     return sweep_table("plain", README_ROWS, README_COLUMNS)
+
+
+def readme_recipes() -> str:
+    """Returns the plain detector's part of the table of recipes."""
+    results = pd.read_csv(RESULTS / "recipes.csv")
+    return recipes_table(results[results["detector"] == "plain"])
 
 
 def sweep_table(name: str, rows: list[str] | None = None, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import documents
+from benchmarks.recipes import recipes_table
 from benchmarks.speed.measure import Timing, result, save
 from benchmarks.tables import format_memory, format_ratio, format_target, format_time, speed_table
 
@@ -64,6 +65,28 @@ def test_documents_have_the_tables_of_the_committed_results(tmp_path):
     documents.fill_documents(tmp_path)
     for page in pages:
         assert (tmp_path / page).read_text() == (documents.ROOT / page).read_text()
+
+
+def recipe_rows(seed, recipe, chosen, ap):
+    """Results of one head, of the AP given, in every mode and for boxes and masks."""
+    row = {"detector": "d", "seed": seed, "recipe": recipe, "chosen": chosen, "seconds": 10.0 + seed}
+    row |= {"AP": ap, "AP(0,10)": ap / 2, "machine": "m", "commit": "c", "date": "today"}
+    return [row | {"iou_type": i, "mode": m} for i in ("bbox", "segm") for m in ("calibrated", "avg", "cat")]
+
+
+def test_recipes_are_compared_seed_by_seed():
+    rows = []
+    for seed, (paper, own) in enumerate([(40.0, 41.0), (30.0, 32.0), (35.0, 38.0)]):
+        other = recipe_rows(seed, "3fc_ft", seed == 2, own if seed == 2 else 0.0)
+        chosen = recipe_rows(seed, "3fc_lowrank", seed != 2, own if seed != 2 else 0.0)
+        rows += recipe_rows(seed, "paper", False, paper) + other + chosen
+    lines = recipes_table(pd.DataFrame(rows)).splitlines()
+    assert lines[2].startswith("| d | paper | 3fc_ft | 3 | 11 s | 35.0 | 35.0 | 17.5 |")
+    assert lines[3].startswith("| d | default | 3fc_ft, 3fc_lowrank | 3 | 11 s | 37.0 | 37.0 | 18.5 |")
+    # Differences of 1, 2 and 3 points: their standard error is 0.577, and t is 4.303 with two degrees of freedom.
+    assert lines[4].startswith("|  | difference |  |  |  | +2.0 ± 2.5 | +2.0 ± 2.5 | +1.0 ± 1.2 |")
+    single = recipes_table(pd.DataFrame(rows[: len(rows) // 3])).splitlines()
+    assert single[4].startswith("|  | difference |  |  |  | +1.0 | +1.0 | +0.5 |")
 
 
 def test_document_without_a_block_is_named(tmp_path):

@@ -28,7 +28,7 @@ PAPER_STEPS, STEPS = 20, 200
 
 
 def main(device: str) -> None:
-    """Times all cases and saves the results."""
+    """Times all cases and adds the results to those of `benchmarks.speed.training`."""
     paper = time_step(TrainCache("pooled", POOLED_IMAGES), "3fc_ft", device, PAPER_STEPS)
     images = LIVE_IMAGES_CPU if device == "cpu" else LIVE_IMAGES
     live = time_live_features(images, False, device) * LIVE_IMAGES / images
@@ -42,7 +42,7 @@ def main(device: str) -> None:
             against_live = Timing(step, live + step, (live + step) / step)
             results.append(result(case, "step of 3fc_ft on pooled features", against_paper, "at_least", target))
             results.append(result(case, "the step live", against_live, "at_least", LIVE_TARGET))
-    save("hidden" if device == "cpu" else f"hidden_{torch.device(device).type}", results)
+    save("training" if device == "cpu" else f"training_{torch.device(device).type}", results)
 
 
 if __name__ == "__main__":
