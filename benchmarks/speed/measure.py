@@ -63,15 +63,13 @@ def compare(
     baseline: Callable[[], object],
     rounds: int = 7,
     repeat: int = 1,
-    clock: Clock = time.perf_counter,
 ) -> Timing:
     """Times both in turn, after a call of each that warms up and measures its peak memory.
 
-    `repeat` calls of `case` are timed as one, for what is too short to time. With `time.process_time` as clock, the
-    CPU time of all threads is measured, which other processes hardly affect.
+    `repeat` calls of `case` are timed as one, for what is too short to time.
     """
     memory, baseline_memory = peak_memory(case), peak_memory(baseline)
-    pairs = [(seconds(case, repeat, clock), seconds(baseline, clock=clock)) for _ in range(rounds)]
+    pairs = [(seconds(case, repeat), seconds(baseline)) for _ in range(rounds)]
     return timing(pairs, memory, baseline_memory)
 
 
