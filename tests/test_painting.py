@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tyro
 from hotcoco import mask as coco_mask
 from torch import nn
 
@@ -29,7 +30,7 @@ from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image
 from extract.detectors.class_map import map_detector
 from fuse.__main__ import main
-from fuse.commands.config import MergeConfig
+from fuse.commands.config import EvaluateConfig, MergeConfig
 from fuse.commands.mask_config import MaskConfig
 from fuse.detections import Detections
 from fuse.painting import MaskPainter
@@ -448,6 +449,12 @@ def test_results_without_masks_get_those_that_are_painted(fresh, tiny, tmp_path,
     elsewhere = replace(detections, image_ids=detections.image_ids + 900)
     with pytest.raises(ValueError, match="the cache has no image"):
         fuse.paint_masks(elsewhere, fresh.cache, detector, *files)
+
+
+def test_a_detectors_own_options_follow_the_file_of_results():
+    inputs = ["a.json", "--annotations", "v.json", "--cache", "c", "--detector", "detectron2"]
+    config = tyro.cli(EvaluateConfig, args=[*inputs, "--images", "i", "MODEL.X", "3"])
+    assert (config.detections, config.detector_options) == (Path("a.json"), ("MODEL.X", "3"))
 
 
 def tiny_annotations(setting: Setting) -> Path:
