@@ -51,7 +51,7 @@ from fuse.painting import MaskPainter, paint_pairs
 PLAIN, MINILVIS = Path("data/plain"), Path("data/minilvis")
 BUILDER = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
 WEIGHTS = Path("benchmarks/minilvis/weights/plain.safetensors")
-MINILVIS_IMAGES, LARGE_IMAGES = 16, 1
+MINILVIS_IMAGES, LARGE_IMAGES = 8, 1
 SCORE_THRESHOLD = 1e-4
 """Of the LVIS configs of detectron2 and mmdetection."""
 TARGET = 1.3
@@ -73,7 +73,7 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names or ["minilvis", *BUILDERS]:
         with minilvis_job() if name == "minilvis" else large_job(name) as job:
-            save("painting", [time_painting(job, rounds=3 if name == "minilvis" else 1)])
+            save("painting", [time_painting(job, rounds=2 if name == "minilvis" else 1)])
 
 
 def time_painting(job: Job, rounds: int) -> Result:
