@@ -87,7 +87,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field, its value and what was expected."""
-        types = get_args(HeadTypeOrAuto)
+        types = ("auto", *HEAD_TYPES)
         self._expect("head_type", self.head_type in types, f"one of {', '.join(types)}")
         for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
