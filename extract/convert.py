@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from tqdm import tqdm
 
 from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice
+from extract.cache.location import refuse_same
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, create_cache
 from extract.command_configs import ConvertConfig
@@ -23,6 +24,7 @@ from extract.preparation import find_existing
 from extract.projection import fit_projections, projection_sha256, projections_of, sample_images, sample_rois
 from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
 from extract.utils.devices import resolve_device
+from extract.utils.distributed import world_size
 from extract.utils.prefetch import prefetch
 
 log = logging.getLogger(__name__)
@@ -33,15 +35,12 @@ def run(config: ConvertConfig) -> RoICache:
 
     Raises ValueError or FileNotFoundError naming the cache and what it lacks.
     """
-    source, order = open_cache(config.cache), list(LEVELS)
-    if order.index(config.level) <= order.index(source.level):
-        raise CacheError(f"{source.url}: level {source.level!r} does not give level {config.level!r}")
-    stages = [source.fc_layers(stage) for stage in range(len(source.stages))] if config.level != "logits" else []
-    if config.level == "hidden":
-        check_layers(source.url, stages)
-    elif stages and not all(stages):
-        raise CacheError(f"{source.url}: has no fully connected layers, which level {config.level!r} follows by")
-    taken = []
+    if world_size() > 1:
+        raise ValueError("convert runs in one process: start it without torchrun")
+    for read in (config.cache, config.projection_from):
+        refuse_same(config.out, read)
+    source = open_cache(config.cache)
+    stages, taken = _layers(source, config.level), []
     if config.projection_from is not None:
         taken = projections_of(config.projection_from, source.detector, stages, config.projection)
     header = _header(source, config, taken)
@@ -52,10 +51,26 @@ def run(config: ConvertConfig) -> RoICache:
     projections = existing.projections if existing else taken
     if config.level == "hidden" and config.projection and not projections:
         projections = _fit(source, config.projection)
-    feature = _conversion(source, config.level, stages, projections, resolve_device(config.device))
-    writer = existing or _create(source, config, header, feature, stages, projections)
-    _write(source, writer, feature)
+    convert = _conversion(source, config.level, stages, projections, resolve_device(config.device))
+    writer = existing or _create(source, config, header, convert, stages, projections)
+    _write(source, writer, convert)
     return writer.finish()
+
+
+def _layers(source: RoICache, level: str) -> list[Layers]:
+    """Returns the detector's layers that a cache of the level holds. Raises ValueError if the source does not give it.
+
+    At level "logits" there are none.
+    """
+    order = list(LEVELS)
+    if order.index(level) <= order.index(source.level):
+        raise CacheError(f"{source.url}: level {source.level!r} does not give level {level!r}")
+    stages = [source.fc_layers(stage) for stage in range(len(source.stages))] if level != "logits" else []
+    if level == "hidden":
+        check_layers(source.url, stages)
+    elif not all(stages):
+        raise CacheError(f"{source.url}: has no fully connected layers, which level {level!r} follows by")
+    return stages
 
 
 def _header(source: RoICache, config: ConvertConfig, taken: list[Projection]) -> Header:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from extract.cache.format import CacheError, Header, Projection, open_group
+from extract.cache.location import refuse_same
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, resume_cache
 from extract.class_order import find_class_map
@@ -167,6 +168,7 @@ def _taken_projections(config: Config, extractor: Extractor) -> list[Projection]
     """Returns the projections of `projection_from`. Raises ValueError unless they are of the same detector."""
     if config.projection_from is None:
         return []
+    refuse_same(config.out, config.projection_from)
     return projections_of(
         config.projection_from, extractor.detector.description, extractor.fc_layers, config.projection
     )

@@ -131,3 +131,13 @@ def test_a_cache_without_layers_converts_to_logits_only(tmp_path):
     assert (
         convert(ConvertConfig(bare.url, str(tmp_path / "logits.zarr"), level="logits", device="cpu")).level == "logits"
     )
+
+
+def test_the_cache_to_read_is_never_replaced(cache, monkeypatch):
+    fingerprint, config = cache.fingerprint, ConvertConfig(cache.url, f"{cache.url}/", level="logits", overwrite=True)
+    with pytest.raises(CacheError, match="hidden.zarr/: is the cache to read; give another place to write to"):
+        convert(config)
+    assert open_cache(cache.url).fingerprint == fingerprint
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="convert runs in one process"):
+        convert(config)

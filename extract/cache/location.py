@@ -51,3 +51,10 @@ def _occupied(url: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def refuse_same(out: str, source: str | None) -> None:
+    """Raises CacheError if a cache to write is at the place of one that is read, which `--overwrite` would remove."""
+    places = [str(url).rstrip("/") if "://" in str(url) else str(Path(url).resolve()) for url in (out, source or "")]
+    if source is not None and places[0] == places[1]:
+        raise CacheError(f"{out}: is the cache to read; give another place to write to")
