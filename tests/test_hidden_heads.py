@@ -117,6 +117,10 @@ def test_a_cache_without_projection_or_with_another_is_refused(caches, tmp_path)
     head.check_cache(caches[1])
     with pytest.raises(ValueError, match=r"bare.zarr: feature shape \(16,\), the head was trained for \(23,\)"):
         head.check_cache(bare)
+    with pytest.raises(
+        ValueError, match="pooled.zarr: level pooled, the head was trained for hidden; python -m extract"
+    ):
+        head.check_cache(caches[0])
     head.stages[1][0].center += 1
     with pytest.raises(ValueError, match="the projection of stage 1 has other directions than the head's train cache"):
         head.check_cache(caches[1])
