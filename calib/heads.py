@@ -121,8 +121,8 @@ class Head(nn.Module):
         self._check_origin(url, cache.detector)
         if (info.level, cache.level) == ("hidden", "pooled"):
             raise ValueError(
-                f"{url}: level pooled, the head was trained for hidden; python -m extract convert makes such a cache of "
-                "it, with --projection-from and the head's train cache"
+                f"{url}: level pooled, the head was trained for hidden; python -m extract convert makes such a cache "
+                "of it, with --projection-from and the head's train cache"
             )
         _check_same(url, "level", info.level, cache.level)
         shape = tuple(cache.fields.get("features", (0,))[1:])
