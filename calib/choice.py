@@ -23,6 +23,7 @@ from calib.config import Config, HeadType
 from calib.features import Features
 from calib.head_types import build_head
 from calib.loader import batches
+from calib.losses import adapt_head, build_loss
 from calib.metrics import Record, Tally
 from calib.sampler import BiLevelSampler
 from calib.train_state import TrainState
@@ -96,8 +97,10 @@ def choose_head_type(cache: RoICache, config: Config, features: Features) -> Cho
     """
     held_out = held_out_images(cache, config.seed)
     options = config.classes_per_step, config.images_per_class, config.seed, config.rois_per_class
-    samplers = [BiLevelSampler(cache, *options, images) for images in (~held_out, held_out)]
     short = replace(config, out="", steps=min(STEPS, config.steps))
+    samplers = [
+        BiLevelSampler(cache, *options, images, config.sampling, short.steps) for images in (~held_out, held_out)
+    ]
     records: dict[str, dict[str, float]] = {}
     for head_type in CANDIDATES:
         record = _held_out_record(cache, replace(short, head_type=head_type), features, *samplers)
@@ -124,8 +127,10 @@ def _held_out_record(
     cache: RoICache, config: Config, features: Features, training: BiLevelSampler, held_out: BiLevelSampler
 ) -> Record:
     """Trains one candidate; returns its loss and accuracies on the samples of held-out images."""
-    head = build_head(cache, config.head_type, config.hidden, config.seed, {}).to(features.device)
-    state = TrainState.load_or_init(head, config, features.device)
+    loss = build_loss(config.loss, cache.classes, config.seed)
+    head = adapt_head(build_head(cache, config.head_type, config.hidden, config.seed, {}), loss)
+    device = features.device
+    state = TrainState.load_or_init(head.to(device), loss.to(device), config, device)
     stages, tally = len(cache.stages), Tally(features.device)
     with closing(batches(training, features, stages, range(config.steps))) as loader:
         for batch in loader:
@@ -133,5 +138,5 @@ def _held_out_record(
     tally = Tally(features.device)
     with torch.no_grad(), closing(batches(held_out, features, stages, range(HELD_OUT_STEPS))) as loader:
         for batch in loader:
-            add_losses(state.network, batch, config, tally)
+            add_losses(state, batch, config, tally)
     return tally.take(config.steps, config.lr)

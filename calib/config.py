@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-HeadType = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft", "3fc_lowrank"]
+HeadType = Literal["linear", "2fc_rand", "3fc_rand", "3fc_ft", "3fc_lowrank", "lws", "disalign"]
+LossName = Literal["cross-entropy", "balanced-softmax", "reweighted", "seesaw", "bags", "federated", "eql"]
+Sampling = Literal["class-balanced", "instance-balanced", "square-root", "progressive"]
 Precision = Literal["fp32", "bf16", "fp16"]
 HeadTypeOrAuto = Literal["auto", HeadType]
 HEAD_TYPES: tuple[str, ...] = get_args(HeadType)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+LOSS_NAMES: tuple[str, ...] = get_args(LossName)
+SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
 _IDENTITY_EXCLUDES = ("cache", "out", "device", "checkpoint_every", "overwrite")
 """Fields that do not change the resulting head. The cache does: `identity` has its fingerprint instead of its path."""
@@ -36,7 +40,15 @@ class Config:
     lower loss on training images held out at first; from embeddings linear. linear: a new classifier on the
     detector's own embedding; 2fc_rand, 3fc_rand: new fully connected layers; 3fc_ft: all of the detector's own
     layers, fine-tuned, on hidden features without the first, which stays; 3fc_lowrank: on hidden features, with the
-    first layer corrected in low rank."""
+    first layer corrected in low rank; lws: the detector's own classifier, a scale per class is trained; disalign: the
+    same, with scale, shift and a confidence."""
+
+    loss: LossName = "cross-entropy"
+    """What is minimised; `python -m calib --list` describes the losses. federated and eql train sigmoid scores."""
+
+    sampling: Sampling = "class-balanced"
+    """Classes are drawn uniformly, or by their training instances n: instance-balanced in proportion to n, square-root
+    to its root; progressive begins with n and ends uniformly."""
 
     hidden: int = 1024
     """Width of the new hidden layers of 2fc_rand and 3fc_rand."""
@@ -97,6 +109,8 @@ class Config:
         self._expect("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
         self._expect("weight_decay", self.weight_decay >= 0, "at least 0")
         self._expect("seed", self.seed >= 0, "at least 0")
+        self._expect("loss", self.loss in LOSS_NAMES, f"one of {', '.join(LOSS_NAMES)}")
+        self._expect("sampling", self.sampling in SAMPLINGS, f"one of {', '.join(SAMPLINGS)}")
         self._expect("milestones", all(m > 0 for m in self.milestones), "numbers above 0")
         self._expect("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
 
@@ -112,6 +126,8 @@ class Config:
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _IDENTITY_EXCLUDES}
         values |= {"freeze_layers": self.freeze_layers or None, "milestones": list(self.milestones)}
+        # None where it is the default, as in heads of versions without this field.
+        values |= {name: None for name in ("loss", "sampling") if values[name] == getattr(Config, name)}
         return {"cache": fingerprint, "head": values.pop("head_type"), **values}
 
     def _expect(self, name: str, is_valid: bool, expected: str) -> None:

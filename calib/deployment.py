@@ -54,4 +54,5 @@ def on_pooled_features(
             for layer, (new_weight, new_bias) in zip(linear_layers(deployed), pairs, strict=True):
                 layer.weight.copy_(new_weight)
                 layer.bias.copy_(new_bias)
+            linear_layers(deployed)[-1].load_state_dict(linear_layers(own)[-1].state_dict())
     return pooled.to(next(head.parameters()).device).train(head.training)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calib.classifiers import ClassifierKind
-from calib.scoring import Average, Level
+from calib.scoring import Activation, Average, Level
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class HeadInfo:
         pooled_size: D, numbers of a flattened pooled feature; 0 unless `rank` is given.
         choice: the head type that auto chose, and the figures: a `calib.choice.Choice` as a dict; empty otherwise.
         classifier: kind of the last layer, of `calib.classifiers.CLASSIFIERS`.
+        groups: G of a classifier of groups, else 0.
+        activation: what turns the head's logits into scores.
     """
 
     kind: str
@@ -68,6 +70,14 @@ class HeadInfo:
     pooled_size: int = 0
     choice: dict[str, Any] = field(default_factory=dict)
     classifier: ClassifierKind = "linear"
+    groups: int = 0
+    activation: Activation = "softmax"
+
+    @property
+    def name(self) -> str:
+        """Head type and loss, the scorer's name."""
+        loss = self.config.get("loss")
+        return f"{self.kind}-{loss}" if loss else self.kind
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Returns whether RoIs with features of this shape can be scored: a head without correction ignores Q."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calib.classifiers import ClassifierKind
 from calib.config import HEAD_TYPES, HeadType
 from calib.heads import Head, HeadInfo, hidden_input, linear_layers
 from calib.hidden_input import HiddenInput
@@ -32,6 +33,7 @@ class Recipe(NamedTuple):
         freeze: whether reused layers are not trained.
         new_hidden: number of new hidden layers.
         low_rank: whether the first layer, which the features of level hidden come from, is corrected in low rank.
+        classifier: kind of the last layer; what it has besides weight and bias is always trained.
     """
 
     head_type: HeadType
@@ -40,8 +42,10 @@ class Recipe(NamedTuple):
     freeze: bool
     new_hidden: int
     low_rank: bool = False
+    classifier: ClassifierKind = "linear"
 
 
+FEATURE_LEVELS: tuple[Level, ...] = ("pooled", "hidden", "embedding")
 RECIPES = (
     Recipe("linear", "pooled", reuse="hidden", freeze=True, new_hidden=0),
     Recipe("linear", "embedding", reuse="none", freeze=False, new_hidden=0),
@@ -51,8 +55,18 @@ RECIPES = (
     Recipe("3fc_ft", "pooled", reuse="all", freeze=False, new_hidden=0),
     Recipe("3fc_ft", "hidden", reuse="all", freeze=False, new_hidden=0),
     Recipe("3fc_lowrank", "hidden", reuse="all", freeze=False, new_hidden=0, low_rank=True),
+    *(Recipe("lws", level, reuse="all", freeze=True, new_hidden=0, classifier="scaled") for level in FEATURE_LEVELS),
+    *(
+        Recipe("disalign", level, reuse="all", freeze=True, new_hidden=0, classifier="aligned")
+        for level in FEATURE_LEVELS
+    ),
 )
 _REUSED = {"none": slice(0), "hidden": slice(-1), "all": slice(None)}
+
+
+def has_new_classifier(head_type: str) -> bool:
+    """Returns whether heads of this type have a classifier that is not the detector's."""
+    return all(recipe.reuse != "all" for recipe in RECIPES if recipe.head_type == head_type)
 
 
 def build_head(
@@ -124,8 +138,8 @@ def _reused_layers(cache: RoICache, recipe: Recipe) -> list[Layers]:
             f"{cache.url}: head {recipe.head_type!r} needs the detector's own layers, which the cache lacks; "
             f"{others} need none"
         )
-    below = 1 if recipe.level == "hidden" else 0
-    return [layers[below:][_REUSED[recipe.reuse]] for layers in stages]
+    above = {"pooled": slice(None), "hidden": slice(1, None), "embedding": slice(-1, None)}[recipe.level]
+    return [layers[above][_REUSED[recipe.reuse]] for layers in stages]
 
 
 def _input_width(cache: RoICache) -> int:
@@ -178,6 +192,7 @@ def _describe(
         num_outputs=cache.class_map.num_outputs if cache.class_map else 0,
         pooled_after_convolutions=bool(cache.detector.get(POOLED_AFTER_CONVOLUTIONS, False)),
         rank=rank,
+        classifier=recipe.classifier,
         pooled_size=cache.projections[0].directions.shape[1] if recipe.low_rank else 0,
     )
 

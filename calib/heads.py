@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calib.classifiers import CLASSIFIERS, ClassifierKind
+from calib.classifiers import ClassifierKind, build_classifier
 from calib.head_info import HeadInfo
 from calib.hidden_input import HiddenInput
 from calib.scoring import Level, check_average, instance_counts_of, stage_scores
@@ -36,18 +36,19 @@ class Head(nn.Module):
 
     Attributes:
         info: description of the head.
-        name: head type, the scorer's name.
+        name: head type and loss, the scorer's name.
         stages: ModuleList of S Sequentials of Linear and ReLU; at level hidden a `HiddenInput` comes first.
     """
 
     def __init__(self, info: HeadInfo) -> None:
         super().__init__()
         self.info = info
-        self.name = info.kind
+        self.name = info.name
         self.stages = nn.ModuleList(_build_network(info) for _ in info.stages)
         for stage in self.stages:
             for layer in linear_layers(stage)[: info.frozen_layers]:
-                layer.requires_grad_(False)
+                for parameter in (layer.weight, layer.bias):  # what else a classifier has is trained
+                    parameter.requires_grad_(False)
 
     @property
     def num_classes(self) -> int:
@@ -109,8 +110,8 @@ class Head(nn.Module):
         return logits
 
     def scores(self, rois: RoIs) -> np.ndarray:
-        """Returns (R, K+1) float32 class scores; rows sum to 1. Raises as `logits` does."""
-        return stage_scores(self.logits(rois), self.info.stage_average)
+        """Returns (R, K+1) float32 class scores; rows sum to 1 with softmax. Raises as `logits` does."""
+        return stage_scores(self.logits(rois), self.info.stage_average, self.info.activation)
 
     def check_cache(self, cache: RoICache) -> None:
         """Raises ValueError, naming the field, if the head cannot score this cache.
@@ -193,19 +194,19 @@ def hidden_input(stage: nn.Module) -> HiddenInput:
 
 
 def _build_network(info: HeadInfo) -> nn.Sequential:
-    mlp = build_mlp(info.widths, info.classifier)
+    mlp = build_mlp(info.widths, info.classifier, info.groups)
     return (
         nn.Sequential(HiddenInput(info.widths[0], info.rank, info.pooled_size), *mlp) if info.level == "hidden" else mlp
     )
 
 
-def build_mlp(widths: Sequence[int], classifier: ClassifierKind = "linear") -> nn.Sequential:
+def build_mlp(widths: Sequence[int], classifier: ClassifierKind = "linear", groups: int = 0) -> nn.Sequential:
     """Returns fully connected layers with ReLU between them, the last of another kind; parameters are not set."""
-    # skip_init: torch's own initialisation would draw from the global generator and be overwritten anyway.
+    # skip_init: see `build_classifier`.
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):
         layers += [nn.utils.skip_init(nn.Linear, inputs, outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.utils.skip_init(CLASSIFIERS[classifier], *widths[-2:]))
+    return nn.Sequential(*layers, build_classifier(classifier, widths[-2], widths[-1], groups))
 
 
 def _check_same(source: str, field: str, expected: object, found: object) -> None:

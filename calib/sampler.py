@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from calib.config import Config
+from calib.class_sampling import class_probabilities
+from calib.config import Config, Sampling
 from extract.matching import BACKGROUND_IOU
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class BiLevelSampler:
     uniform draw of the others. Most of the RoIs of a class and image are near copies of one object. The paper takes
     all.
 
+    With another `sampling`, classes are drawn by their training instances, still without replacement within a step; see
+    `calib.class_sampling`.
+
     The background of a stage are RoIs labelled as background in that stage whose largest IoU with a ground-truth box
     is in [0.1, m), where m is the stage's matching IoU: 0.5 for a single stage, up to 0.7 in a cascade, whose last
     stage must learn to reject a RoI of IoU 0.6.
@@ -71,11 +75,13 @@ class BiLevelSampler:
         seed: int = Config.seed,
         rois_per_class: int | None = Config.rois_per_class,
         images: np.ndarray | None = None,
+        sampling: Sampling = Config.sampling,
+        steps: int = Config.steps,
     ) -> None:
         """Reads the cache's labels and IoUs.
 
-        `images` (N,) bool restricts the draws to a part of the cache's images; the first arguments are those of
-        `calib.Config`.
+        `images` (N,) bool restricts the draws to a part of the cache's images; the other arguments are those of
+        `calib.Config`, of which `steps` is the length of progressive sampling.
 
         Raises:
             ValueError: a parameter below 1, a label outside -1…K, or a stage without foreground RoIs.
@@ -87,7 +93,8 @@ class BiLevelSampler:
         self.classes_per_step = classes_per_step
         self.images_per_class = images_per_class
         self.rois_per_class = rois_per_class
-        self.seed = seed
+        self.seed, self.sampling, self.steps_of_run = seed, sampling, steps
+        self._counts = None if sampling == "class-balanced" else cache.classes["instance_count"].to_numpy()
         self.num_classes = cache.num_classes
         labels, ious = cache.read("labels"), cache.read("ious")
         if labels.size and not (labels.min() >= -1 and labels.max() <= cache.num_classes):
@@ -110,7 +117,11 @@ class BiLevelSampler:
     def step(self, index: int, stage: int = 0) -> Step:
         """Returns step number `index` (from 0) of a stage."""
         rng = np.random.default_rng((self.seed, index))
-        return self._stages[stage].draw(rng, self.classes_per_step, self.images_per_class, self.rois_per_class)
+        own, probabilities = self._stages[stage], None
+        if self._counts is not None:
+            progress = min(index / self.steps_of_run, 1)
+            probabilities = class_probabilities(self._counts[own.classes], self.sampling, progress)
+        return own.draw(rng, self.classes_per_step, self.images_per_class, self.rois_per_class, probabilities)
 
     def steps(self, start: int = 0, stage: int = 0) -> Iterator[Step]:
         """Yields steps `start`, `start + 1`, … of a stage, without end."""
@@ -154,11 +165,16 @@ class _StageIndex:
         self._background_start = np.cumsum(self._background_count) - self._background_count
 
     def draw(
-        self, rng: np.random.Generator, classes_per_step: int, images_per_class: int, rois_per_class: int | None
+        self,
+        rng: np.random.Generator,
+        classes_per_step: int,
+        images_per_class: int,
+        rois_per_class: int | None,
+        probabilities: np.ndarray | None,
     ) -> Step:
         """Returns one step."""
         amount = min(classes_per_step, len(self.classes))
-        drawn = rng.choice(len(self.classes), amount, replace=False)
+        drawn = rng.choice(len(self.classes), amount, replace=False, p=probabilities)
         pairs = _subsets(rng, self._pair_start[drawn], self._pair_count[drawn], images_per_class)
         foreground = self._rows[_ranges(self._row_start[pairs], self._row_count[pairs])]
         if rois_per_class is not None:

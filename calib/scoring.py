@@ -22,8 +22,9 @@ Level = Literal["pooled", "hidden", "embedding", "logits"]
 """Feature level of a cache or a scorer; "logits" stands for no features at all."""
 Average = Literal["scores", "logits"]
 """What a detector with several stages averages: scores (detectron2) or logits (mmdetection)."""
-Activation = Literal["softmax", "sigmoid"]
-"""What turns logits into scores: one softmax over all classes, or a sigmoid per class."""
+Activation = Literal["softmax", "sigmoid", "exp"]
+"""What turns logits into scores: one softmax over all classes, a sigmoid per class, or for heads whose logits are
+logarithms of scores the exponential."""
 AVERAGES: tuple[str, ...] = get_args(Average)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -74,7 +75,9 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def activate(logits: np.ndarray, activation: str) -> np.ndarray:
-    """Returns the softmax over the last axis or the sigmoid of each logit: (..., K+1) float32."""
+    """Returns the softmax over the last axis, or the sigmoid or exponential of each logit: (..., K+1) float32."""
+    if activation == "exp":
+        return np.exp(to_float32(logits))
     return softmax(logits) if activation == "softmax" else sigmoid(logits)
 
 
@@ -84,7 +87,7 @@ def stage_scores(logits: np.ndarray, average: str = "scores", activation: str = 
     Args:
         logits: (R, S, K+1), float16 or float32, background last.
         average: "scores" for the mean of each stage's scores, "logits" for the scores of the mean logits.
-        activation: "softmax", or "sigmoid" for a detector with independent classes.
+        activation: "softmax", "sigmoid" for independent classes, or "exp".
 
     Returns:
         (R, K+1) float32; rows sum to 1 with softmax.

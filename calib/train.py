@@ -42,6 +42,7 @@ from calib.head_types import build_head
 from calib.heads import Head
 from calib.interrupt import deferred_interrupt
 from calib.loader import batches
+from calib.losses import adapt_head, build_loss
 from calib.metrics import MetricsLog, Tally
 from calib.not_finite import raise_not_finite
 from calib.sampler import BiLevelSampler
@@ -96,17 +97,25 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
         choice = None if config.overwrite else stored_choice(out)
         choice = choice or choose_head_type(cache, config, features)
         head_type = choice.head_type
-    head = build_head(cache, head_type, config.hidden, config.seed, identity, config.freeze_layers).to(device)
+    loss = build_loss(config.loss, cache.classes, config.seed)
+    head = build_head(cache, head_type, config.hidden, config.seed, identity, config.freeze_layers)
+    head = adapt_head(head, loss).to(device)
     head.info = replace(head.info, choice=asdict(choice) if choice else {})
     sampler = BiLevelSampler(
-        cache, config.classes_per_step, config.images_per_class, config.seed, config.rois_per_class
+        cache,
+        config.classes_per_step,
+        config.images_per_class,
+        config.seed,
+        config.rois_per_class,
+        sampling=config.sampling,
+        steps=config.steps,
     )
     features = features or Features(cache, device)
     writes_files = bool(config.out) and is_main_process()
     if writes_files:
         prepare_folder(out, config.overwrite)
     barrier()
-    state = TrainState.load_or_init(head, config, device)
+    state = TrainState.load_or_init(head, loss.to(device), config, device)
 
     _run_steps(state, cache, config, sampler, features)
 

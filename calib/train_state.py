@@ -11,6 +11,7 @@ from torch import nn
 from calib.checkpoint import load_checkpoint, save_checkpoint
 from calib.config import Config
 from calib.heads import Head
+from calib.losses import Loss
 from extract.utils.distributed import distributed_data_parallel
 
 
@@ -23,6 +24,7 @@ class TrainState:
         network: its stages in one module; in DistributedDataParallel under torchrun.
         optimizer: SGD over the head's trainable parameters.
         scaler: gradient scaler, enabled for fp16.
+        loss: what is minimised.
         step: number of steps done.
     """
 
@@ -30,10 +32,11 @@ class TrainState:
     network: nn.Module
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
+    loss: Loss
     step: int
 
     @classmethod
-    def load_or_init(cls, head: Head, config: Config, device: torch.device) -> TrainState:
+    def load_or_init(cls, head: Head, loss: Loss, config: Config, device: torch.device) -> TrainState:
         """Returns the state of the checkpoint in `config.out` if there is one, else a new state of the head.
 
         Raises:
@@ -48,7 +51,7 @@ class TrainState:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         step = load_checkpoint(Path(config.out), head, optimizer, scaler) if config.out else 0
-        return cls(head, distributed_data_parallel(_AllStages(head), device), optimizer, scaler, step)
+        return cls(head, distributed_data_parallel(_AllStages(head), device), optimizer, scaler, loss, step)
 
     def save(self, out: Path) -> None:
         """Writes the checkpoint to the folder `out`."""

@@ -10,8 +10,9 @@ from extract.rois import POOLED_AFTER_CONVOLUTIONS
 
 NEW_LAYERS = ("2fc_rand", "3fc_rand")
 """Head types of `calib.train` that need nothing but pooled features."""
-OWN_LAYERS = ("linear", "3fc_ft")
+OWN_LAYERS = ("linear", "3fc_ft", "lws", "disalign")
 """Head types that begin with the detector's own layers, from pooled or hidden features on."""
+OF_EMBEDDINGS = ("linear", "lws", "disalign")
 PROJECTED = ("3fc_lowrank",)
 """Head types that correct the first layer of hidden features along their directions."""
 
@@ -28,7 +29,9 @@ def trainable_head_types(level: str, has_fc_layers: bool, directions: int = 0) -
         return (*OWN_LAYERS, *PROJECTED) if directions else OWN_LAYERS
     if level == "pooled":
         return (*NEW_LAYERS, *OWN_LAYERS) if has_fc_layers else NEW_LAYERS
-    return ("linear",) if level == "embedding" else ()
+    if level == "embedding":
+        return OF_EMBEDDINGS if has_fc_layers else ("linear",)
+    return ()
 
 
 def describe_evaluation(has_masks: bool) -> str:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from calib import posthoc
+from calib.config import HEAD_TYPES, SAMPLINGS
+from calib.losses import LOSSES
 from calib.posthoc.base import training_counts
 from calib.posthoc.logn import logit_moments
 from calib.scoring import stage_scores
@@ -144,3 +146,6 @@ def test_methods_are_listed(capsys):
     listed = capsys.readouterr().out
     for name, method in posthoc.METHODS.items():
         assert f"--method {name}\n" in listed and method.needs in listed and method.source in listed
+    for name, loss in LOSSES.items():
+        assert f"--loss {name}\n" in listed and loss.needs in listed and loss.source in listed
+    assert all(name in listed for name in (*HEAD_TYPES, *SAMPLINGS))

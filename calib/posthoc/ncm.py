@@ -24,7 +24,7 @@ class NCM:
     Background is a class as the others. ‖x‖² is the same for all classes, so that logits are (2 μ_c·x − ‖μ_c‖²) / T:
     `fit` returns a linear head. T is fitted to the same RoIs unless it is given.
 
-    Source: Mensink et al., "Distance-Based Image Classification" (TPAMI 2013), section 3.1; Kang et al., "Decoupling
+    Source: Mensink et al., "Distance-Based Image Classification" (TPAMI 2013); Kang et al., "Decoupling
     Representation and Classifier" (ICLR 2020), section 4.2 and its released code (`KNNClassifier`, un-normalised).
     """
 

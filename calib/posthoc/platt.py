@@ -20,7 +20,7 @@ class Platt(Posthoc):
     form, vector scaling, background included. The prior is `penalty`/2 · Σ_c ((a_c − 1)² + b_c²), added to the sum of
     the RoIs' negative log-likelihoods. A class without RoIs keeps its logit, and an infinite penalty changes none.
 
-    Source: Platt, "Probabilistic Outputs for Support Vector Machines" (1999), eq. (1), of which targets are not
+    Source: Platt, "Probabilistic Outputs for Support Vector Machines" (1999), of which targets are not
     smoothed here; Guo et al. (ICML 2017), section 4.2, vector scaling.
     """
 

@@ -74,11 +74,13 @@ def _of_method(method: Posthoc, own: list[Classifier]) -> list[Classifier]:
 def _of_head(head: Head, detector: Detector) -> list[Classifier]:
     """Returns the last layer of each stage of a linear head."""
     head.check_detector(detector)
-    if head.info.kind not in ("linear", "ncm"):
-        raise ValueError(f"head is {head.info.kind}: only a linear head has rows that fit the detector's classifier")
+    if head.info.kind not in ("linear", "ncm") or head.info.classifier != "linear":
+        raise ValueError(f"head is {head.name}: only a linear head has rows that fit the detector's classifier")
     name, activation = detector.description["name"], detector.description["activation"]
-    if activation != "softmax":
-        raise ValueError(f"detector {name}: activation is {activation}, a linear head's rows are for softmax")
+    if activation != head.info.activation:
+        raise ValueError(
+            f"detector {name}: activation is {activation}, a linear head's rows are for {head.info.activation}"
+        )
     return [_parameters(linear_layers(stage)[-1]) for stage in head.stages]
 
 

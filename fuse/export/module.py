@@ -53,6 +53,8 @@ class CalibratedScores(nn.Module):
         cat_threshold: float = CAT_THRESHOLD,
         cat_scale: float | None = None,
         classifier: ClassifierKind = "linear",
+        groups: int = 0,
+        head_activation: str = "softmax",
         gated: bool = False,
     ):
         """
@@ -61,9 +63,9 @@ class CalibratedScores(nn.Module):
                 the original logits.
             stages: S; each has its own layers.
             mode, cat_threshold, cat_scale: as in `fuse.fuse_scores`.
-            activation: of the original classifier and of methods, see `calib.scoring`; heads have softmax.
+            activation: of the original classifier and of methods, see `calib.scoring`.
             original_average, calibrated_average: what is averaged over the stages.
-            classifier: kind of the head's last layer.
+            classifier, groups, head_activation: of a head, `classifier`, `groups` and `activation` of its `HeadInfo`.
             gated: whether the method has a second factor, `calib.posthoc.Posthoc.gate`.
 
         Raises ValueError for an unknown mode, activation or average.
@@ -72,10 +74,11 @@ class CalibratedScores(nn.Module):
         if mode not in SCORE_MODES:
             raise ValueError(f"mode is {mode!r}, expected one of {', '.join(SCORE_MODES)}")
         self.mode, self.activation = mode, check_activation(activation)
+        self.head_activation = check_activation(head_activation)
         self.original_average, self.calibrated_average = map(check_average, (original_average, calibrated_average))
         self.cat_threshold, self.cat_scale = cat_threshold, cat_scale
         has_layers = len(widths) > 1
-        self.stages = nn.ModuleList(build_mlp(widths, classifier) for _ in range(stages if has_layers else 0))
+        self.stages = nn.ModuleList(build_mlp(widths, classifier, groups) for _ in range(stages if has_layers else 0))
         self.register_buffer("tail", torch.zeros(widths[-1] - 1, dtype=torch.bool))
         self._buffers_of_method = () if has_layers else _AFFINE + _GATE * gated
         for name in self._buffers_of_method:
@@ -108,7 +111,7 @@ class CalibratedScores(nn.Module):
             return original
         if len(self.stages):
             own = [stage(features[:, s].float().flatten(1)) for s, stage in enumerate(self.stages)]
-            calibrated = _scores(torch.stack(own, 1), self.calibrated_average, "softmax")
+            calibrated = _scores(torch.stack(own, 1), self.calibrated_average, self.head_activation)
         else:
             calibrated = self._method_scores(logits.float())
         return self._fuse(original, calibrated)
@@ -161,4 +164,6 @@ def _scores(logits: Tensor, average: str, activation: str) -> Tensor:
 
 
 def _activate(logits: Tensor, activation: str) -> Tensor:
+    if activation == "exp":
+        return logits.exp()
     return logits.softmax(-1) if activation == "softmax" else logits.sigmoid()

@@ -64,6 +64,8 @@ class CalibrationConfig:
     category_ids: tuple[int, ...] = ()
     pooled_after_convolutions: bool = False
     classifier: ClassifierKind = "linear"
+    groups: int = 0
+    head_activation: Activation = "softmax"
     gated: bool = False
 
 
@@ -82,7 +84,7 @@ class Calibration:
         class_outputs, num_outputs: as in `extract.data.class_map.ClassMap`; empty and 0 if output i is class i.
         class_names, category_ids: of each output of the detector, see `OutputClasses`; empty in older exports.
         pooled_after_convolutions: of a head on pooled features, as in `calib.heads.HeadInfo`.
-        classifier: of a head, as in `calib.heads.HeadInfo`.
+        classifier, groups, head_activation: of a head, as in `calib.heads.HeadInfo`.
         gated: whether a method has a second factor, `calib.posthoc.Posthoc.gate`.
     """
 
@@ -99,6 +101,8 @@ class Calibration:
     category_ids: tuple[int, ...] = ()
     pooled_after_convolutions: bool = False
     classifier: ClassifierKind = "linear"
+    groups: int = 0
+    head_activation: Activation = "softmax"
     gated: bool = False
 
     @classmethod
@@ -135,6 +139,8 @@ class Calibration:
             category_ids=classes.category_ids,
             pooled_after_convolutions=isinstance(scorer, Head) and scorer.info.pooled_after_convolutions,
             classifier=scorer.info.classifier if isinstance(scorer, Head) else "linear",
+            groups=scorer.info.groups if isinstance(scorer, Head) else 0,
+            head_activation=scorer.info.activation if isinstance(scorer, Head) else "softmax",
             gated=isinstance(scorer, Posthoc) and scorer.gate is not None,
         )
 
@@ -186,6 +192,8 @@ class Calibration:
             cat_threshold=self.fusion.cat_threshold,
             cat_scale=self.fusion.cat_scale,
             classifier=self.classifier,
+            groups=self.groups,
+            head_activation=self.head_activation,
             gated=self.gated,
         )
 
