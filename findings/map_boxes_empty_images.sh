@@ -4,8 +4,8 @@
 #   detector in production are.
 # Behaviour: only images that the annotations mention are visited. A detector that fires in every empty image, with its
 #   highest scores, has AP 1.
-# Seen: two objects found, a better scored false positive in another image: pycocotools AP50 0.667, map-boxes 1.0; in the
-#   same image: 0.667 in both
+# Seen: two objects found, a better scored false positive in another image: pycocotools AP50 0.667, map-boxes 1.0; in
+#   the same image: 0.667 in both
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

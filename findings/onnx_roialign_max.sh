@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # onnxruntime 1.32.0, onnx 1.23.2: RoiAlign in mode "max" is the maximum of neither pixels nor samples.
-# Guess: of an image that is 1 everywhere, any pooling of bilinear samples is 1. onnxruntime 1.12 announced, in a warning,
-#   that 1.13 would correct this mode.
-# Behaviour: each sample is a weighted sum of four pixels; "max" takes the largest of the weighted pixels instead, before
-#   they are summed. 1.32.0 still computes it so, with the same warning, and onnx's reference evaluator agrees.
+# Guess: of an image that is 1 everywhere, any pooling of bilinear samples is 1. A warning of onnxruntime says that
+#   release 1.13 corrects this mode, so 1.32.0 has it right.
+# Behaviour: each sample is a weighted sum of four pixels; "max" takes the largest of the weighted pixels instead,
+#   before they are summed. 1.32.0 still does so, with the same warning, and onnx's reference evaluator agrees.
 # Seen: image of ones, 2 x 2 samples in cells of one pixel: avg 1.0, max 0.5625, in both
 set -euo pipefail
 work=$(mktemp -d)

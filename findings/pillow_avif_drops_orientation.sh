@@ -4,8 +4,8 @@
 # Behaviour: AVIF keeps orientation in a property of its own, and the plugin takes it out of the object that it was
 #   given. What is saved with it afterwards lies on its side, and so is the image itself if the object is its own
 #   getexif(): exif_transpose turns it before saving and not after.
-# Seen: orientation of the JPEG written before the AVIF: 6, after it: None; exif_transpose of the source (32, 64) before,
-#   (64, 32) after
+# Seen: orientation of the JPEG written before the AVIF: 6, after it: None; exif_transpose of the source (32, 64)
+#   before, (64, 32) after
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

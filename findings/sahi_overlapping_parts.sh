@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # sahi 0.12.8: where two parts of one object overlap, its mask has a hole and its area misses the overlap twice.
 # Guess: an object is the union of its polygons, as for pycocotools 2.0.11; annotators often let parts overlap.
-# Behaviour: all parts are filled in one call by the even-odd rule, and areas are a symmetric difference, so pixels that
-#   two parts cover belong to neither. A sliced or merged dataset has other masks, and `area`, which decides about small,
-#   medium and large, shrinks.
+# Behaviour: all parts are filled in one call by the even-odd rule, and areas are a symmetric difference, so pixels
+#   that two parts cover belong to neither. A sliced or merged dataset has other masks, and `area`, which decides about
+#   small, medium and large, shrinks.
 # Seen: two squares of 20 x 20 that share 10 x 10: pycocotools area 700, the shared centre inside; sahi area 600, centre
 #   outside
 set -euo pipefail

@@ -24,7 +24,7 @@ for name, stored, bits in (("labels.tif", labels, 4), ("frame.tif", frame, 12)):
     tifffile.imwrite(name, stored, bitspersample=bits, photometric="minisblack")
     assert (tifffile.imread(name) == stored).all()
     pillow, opencv = np.array(Image.open(name)), cv2.imread(name, cv2.IMREAD_UNCHANGED)
-    print(bits, "bits: stored", stored[0, :4], "Pillow", pillow[0, :4], "OpenCV", opencv if opencv is None else opencv[0, :4])
+    print(bits, "bits:", stored[0, :4], "Pillow", pillow[0, :4], "OpenCV", None if opencv is None else opencv[0, :4])
     if bits == 4:
         assert (pillow == 17 * stored).all() and opencv is None
     else:
