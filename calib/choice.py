@@ -51,7 +51,8 @@ class Choice:
 
     Attributes:
         head_type: the candidate of the lowest loss.
-        held_out: per candidate its loss and its accuracies on foreground and background RoIs of held-out images.
+        held_out: per candidate its loss and its accuracies on foreground and background RoIs of held-out images; empty
+            if no image could be held out.
     """
 
     head_type: HeadType
@@ -93,9 +94,13 @@ def stored_choice(out: Path) -> Choice | None:
 def choose_head_type(cache: RoICache, config: Config, features: Features) -> Choice:
     """Trains the candidates without held-out images and returns the better one; logs the figures.
 
+    Where each image is the only one of a class, none can be held out, and the first layer is frozen.
     Under torchrun all processes call it, and all return the same.
     """
     held_out = held_out_images(cache, config.seed)
+    if not _has_foreground(cache, held_out):
+        logger.info("head type %s is taken: no training image can be held out to choose by", CANDIDATES[0])
+        return Choice(CANDIDATES[0], {})
     options = config.classes_per_step, config.images_per_class, config.seed, config.rois_per_class
     short = replace(config, out="", steps=min(STEPS, config.steps))
     samplers = [
@@ -121,6 +126,12 @@ def held_out_images(cache: RoICache, seed: int) -> np.ndarray:
     has_other = np.bincount(pairs[0], ~held_out[pairs[1]], cache.num_classes) > 0
     held_out[pairs[1, ~has_other[pairs[0]]]] = False
     return held_out
+
+
+def _has_foreground(cache: RoICache, images: np.ndarray) -> bool:
+    """Returns whether every stage has foreground RoIs in some of the images (N,) bool."""
+    labels = cache.read("labels")[np.repeat(images, np.diff(cache.offsets))]
+    return bool(((labels >= 0) & (labels < cache.num_classes)).any(axis=0).all())
 
 
 def _held_out_record(

@@ -109,6 +109,14 @@ def test_the_choice_is_recorded_and_resumed(hidden, tmp_path, monkeypatch):
     assert all(map(torch.equal, explicit.state_dict().values(), whole.state_dict().values()))
 
 
+def test_without_an_image_to_hold_out_the_first_layer_is_frozen(tmp_path, caplog):
+    cache = toy_cache(tmp_path / "c.zarr", "hidden", images=1, projection=9)
+    with caplog.at_level(logging.INFO):
+        head = calib.train_head(cache, steps=3)
+    assert head.name == "3fc_ft" and head.info.choice == {"head_type": "3fc_ft", "held_out": {}}
+    assert "head type 3fc_ft is taken: no training image can be held out to choose by" in caplog.text
+
+
 def test_the_papers_head_is_the_default_on_pooled_features(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", images=3)
     default, explicit = (calib.train_head(cache, steps=3, **options) for options in ({}, {"head_type": "3fc_ft"}))
