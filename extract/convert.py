@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -155,13 +156,13 @@ def _create(
 
 
 def _write(source: RoICache, writer: CacheWriter, convert: Callable[[RoIs], RoIs]) -> None:
-    """Converts the blocks that are not written yet; a thread reads the next one meanwhile."""
-    pending = writer.pending()
-    with closing(prefetch(lambda block: source[block_slice(block)], pending, threads=1, depth=1)) as blocks:
-        for block, images in zip(
-            pending, tqdm(blocks, "convert", len(pending), unit="block", disable=None), strict=True
-        ):
-            writer.write_block(block, [convert(rois) for rois in images])
+    """Converts the blocks that are not written yet; a thread reads the next images meanwhile."""
+    blocks = {block: range(len(source))[block_slice(block)] for block in writer.pending()}
+    positions = [position for images in blocks.values() for position in images]
+    with closing(prefetch(source.image_at, positions, threads=1, depth=2)) as read:
+        converted = map(convert, tqdm(read, "convert", len(positions), unit="image", disable=None))
+        for block, images in blocks.items():
+            writer.write_block(block, list(islice(converted, len(images))))
 
 
 def command(config: ConvertConfig) -> None:
