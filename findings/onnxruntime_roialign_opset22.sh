@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # onnxruntime 1.32.0: of a detector in opset 22, everything but RoiAlign can be loaded.
-# Guess: opset 22 (which added bfloat16 to many operators, and changed nothing in float32) is supported as a whole, since
-#   Conv, MaxPool, GridSample and DeformConv of 22 load.
+# Guess: opset 22 (which added bfloat16 to many operators, and changed nothing in float32) is supported as a whole,
+#   since Conv, MaxPool, GridSample and DeformConv of 22 load.
 # Behaviour: RoiAlign and MaxRoiPool of 22 have no kernel. A two-stage detector that is converted to opset 22 or later
 #   passes onnx.checker and fails when its session is made; at 21 the same model runs.
 # Seen: 21: all load; 22: NOT_IMPLEMENTED : Could not find an implementation for RoiAlign(22), MaxRoiPool(22)
