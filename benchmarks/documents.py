@@ -27,7 +27,18 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 VAL = ROOT / "data" / "minilvis" / "val.json"
 SWEEPS = ("plain", "rfs", "cascade", "htc", "coco")
-SPEED = ("nms", "detection", "training", "streaming", "storage", "extraction", "painting", "evaluation", "imports")
+SPEED = (
+    "nms",
+    "detection",
+    "training",
+    "streaming",
+    "storage",
+    "extraction",
+    "painting",
+    "evaluation",
+    "imports",
+    "compilation",
+)
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat", "props-gt"]
 README_COLUMNS = [column for column in BINS if column != "bAP"]
 

@@ -1,9 +1,10 @@
-"""Time of the first NMS and the first masks of a process: with no kernel on disk, and with those of an earlier process.
+"""Processor time of a process's first NMS and first masks: with no kernel on disk, and with those of another process.
 
     python -m benchmarks.speed.compilation
 
-Every process has Numba's cache in a folder of its own. What a later call takes, the baseline, is measured in the same
-process; results of both calls are checked to be equal. 1,000 RoIs, LVIS v0.5's 1,230 classes, 300 masks.
+Each pair of processes has Numba's cache in a folder of its own. The baseline is the second call in the same process;
+results of both calls are checked to be equal. Numba compiles in one thread, so processor time is wall time on a machine
+that does nothing else. 1,000 RoIs, LVIS v0.5's 1,230 classes, 300 masks.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def main(rounds: int = 3) -> None:
 
 
 def print_times() -> None:
-    """Prints seconds of the first and of the second call, of `class_nms` and of `encode_masks`; checks the results."""
-    from time import perf_counter
+    """Prints processor seconds of the first and the second call of two functions, and checks that results are equal."""
+    from time import process_time
 
     from benchmarks.speed.inputs import SIZE, disc_masks, logits, proposals
     from calib.scoring import softmax
@@ -53,10 +54,10 @@ def print_times() -> None:
     boxes, scores = proposals(), softmax(logits())
     masks = disc_masks(300, np.random.default_rng(0))
     for call in (lambda: class_nms(boxes, scores), lambda: encode_masks(masks, boxes[:300], *SIZE)):
-        results, moments = [], [perf_counter()]
+        results, moments = [], [process_time()]
         for _ in range(2):
             results.append(call())
-            moments.append(perf_counter())
+            moments.append(process_time())
         np.testing.assert_equal(results[0], results[1])
         print(*np.diff(moments))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from operator import itemgetter
 
 import numpy as np
@@ -75,9 +76,12 @@ def check_segmentations(dataset: EvaluationDataset) -> None:
 
 def _check_mask_sizes(dataset: EvaluationDataset, image_ids: np.ndarray, rles: list[dict]) -> None:
     """Raises ValueError for a mask of another size than its image, which would match nothing."""
-    sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
-    if list(map(itemgetter("size"), rles)) == list(map(sizes.__getitem__, image_ids.tolist())):  # compared in C
-        return
-    for image_id, rle in zip(image_ids.tolist(), rles, strict=True):
-        if list(rle["size"]) != sizes[image_id]:
-            raise ValueError(f"detections of image {image_id}: mask size {rle['size']}, expected {sizes[image_id]}")
+    expected = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
+    sizes = list(map(itemgetter("size"), rles))
+    starts = np.flatnonzero(np.diff(image_ids, prepend=image_ids[0] - 1)).tolist()
+    for start, stop in pairwise([*starts, len(sizes)]):
+        image_id = int(image_ids[start])
+        if sizes[start:stop] != [expected[image_id]] * (stop - start):  # compared in C
+            for size in sizes[start:stop]:
+                if list(size) != expected[image_id]:
+                    raise ValueError(f"detections of image {image_id}: mask size {size}, expected {expected[image_id]}")

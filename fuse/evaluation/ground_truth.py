@@ -9,6 +9,9 @@ import numpy as np
 
 from fuse.evaluation.dataset import EvaluationDataset
 
+TABLE_SIZE = 1 << 20
+"""Ids below this are looked up in a table, larger ones by bisection."""
+
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
@@ -55,8 +58,7 @@ class GroundTruth:
 
     def cells_of(self, image_ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
         """Returns the cells (N,) int64 of known images and categories (N,)."""
-        images = np.searchsorted(self.image_ids, image_ids)
-        return images * len(self.category_ids) + np.searchsorted(self.category_ids, category_ids)
+        return self._images(image_ids) * len(self.category_ids) + self._classes(category_ids)
 
     def cells_listed(self, field: str) -> np.ndarray:
         """Returns the cells of the categories that images list in a field, ascending."""
@@ -64,6 +66,14 @@ class GroundTruth:
         counts = [len(image[field]) for image in images]
         listed = np.array([i for image in images for i in image[field]], np.int64)
         return np.unique(self.cells_of(np.repeat(_column(images, "id"), counts), listed))
+
+    @cached_property
+    def _images(self) -> Lookup:
+        return Lookup(self.image_ids)
+
+    @cached_property
+    def _classes(self) -> Lookup:
+        return Lookup(self.category_ids)
 
     @cached_property
     def classes(self) -> np.ndarray:
@@ -75,6 +85,21 @@ class GroundTruth:
         """(I, 2) int64, height and width of the images, by ascending id."""
         known = {image["id"]: (image["height"], image["width"]) for image in self.dataset["images"]}
         return np.array([known[i] for i in self.image_ids.tolist()], np.int64)
+
+
+class Lookup:
+    """Positions of values among some that are ascending, all of which it has: from a table if they are small."""
+
+    def __init__(self, ascending: np.ndarray):
+        self._ascending = ascending
+        self._table: np.ndarray | None = None
+        if len(ascending) and ascending[0] >= 0 and ascending[-1] < TABLE_SIZE:
+            self._table = np.zeros(ascending[-1] + 1, np.int64)
+            self._table[ascending] = np.arange(len(ascending))
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Returns (N,) int64 positions of values (N,)."""
+        return np.searchsorted(self._ascending, values) if self._table is None else self._table[values]
 
 
 def contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -6,10 +6,11 @@ row; rows of a sweep share most of their masks, whose overlaps are computed once
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from extract.utils.prefetch import available_cpus, prefetch
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.engines import PrecisionRecall
@@ -24,7 +25,7 @@ AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
 
 
 def lvis_curves(dataset: EvaluationDataset, rows: Sequence[Detections], iou_type: str) -> Iterator[PrecisionRecall]:
-    """Yields precision and recall of each row by LVIS's protocol.
+    """Computes precision and recall of each row by LVIS's protocol.
 
     Args:
         dataset: of `load_annotations`.
@@ -33,21 +34,24 @@ def lvis_curves(dataset: EvaluationDataset, rows: Sequence[Detections], iou_type
     """
     gt = GroundTruth.from_dataset(dataset)
     annotated = np.union1d(gt.cells, gt.cells_listed("neg_category_ids"))
-    candidates = []
-    for row in rows:
-        cells = gt.cells_of(row.image_ids, row.category_ids)
-        candidates.append(_by_cell(row, cells, contains(annotated, cells)))
     lenient = gt.cells_listed("not_exhaustive_category_ids")
-    for one, found in zip(candidates, _overlaps(gt, candidates, iou_type), strict=True):
+
+    def select(row: Detections) -> Candidates:
+        cells = gt.cells_of(row.image_ids, row.category_ids)
+        return _by_cell(row, cells, contains(annotated, cells))
+
+    def curves(one: Candidates, found: Overlaps) -> PrecisionRecall:
         kept = found.areas > 0  # the official code leaves out detections without area
         overlaps = Overlaps(found.areas[kept], found.places[kept], found.values)
-        yield _curves(gt, one.take(kept), overlaps, lenient, AREA_RANGES[:1], (0,))
+        return _curves(gt, one.take(kept), overlaps, lenient, AREA_RANGES[:1], (0,))
+
+    return _of_rows(gt, rows, iou_type, select, curves)
 
 
 def coco_curves(
     dataset: EvaluationDataset, rows: Sequence[Detections], iou_type: str, caps: tuple[int, ...]
 ) -> Iterator[PrecisionRecall]:
-    """Yields precision and recall of each row by COCO's protocol.
+    """Computes precision and recall of each row by COCO's protocol.
 
     Args:
         dataset: of `load_annotations`.
@@ -57,19 +61,35 @@ def coco_curves(
     """
     gt = GroundTruth.from_dataset(dataset)
     shown = np.bincount(gt.classes, minlength=len(gt.category_ids)) > 0  # other classes have no AP
-    candidates = []
-    for row in rows:
+
+    def select(row: Detections) -> Candidates:
         cells = gt.cells_of(row.image_ids, row.category_ids)
         one = _by_cell(row, cells, shown[cells % len(gt.category_ids)])
-        candidates.append(one.take(_ranks(one.cells) < caps[-1]))
-    for one, found in zip(candidates, _overlaps(gt, candidates, iou_type), strict=True):
-        yield _curves(gt, one, found, np.empty(0, np.int64), AREA_RANGES, caps)
+        return one.take(_ranks(one.cells) < caps[-1])
+
+    def curves(one: Candidates, found: Overlaps) -> PrecisionRecall:
+        return _curves(gt, one, found, np.empty(0, np.int64), AREA_RANGES, caps)
+
+    return _of_rows(gt, rows, iou_type, select, curves)
 
 
-def _overlaps(gt: GroundTruth, candidates: Sequence[Candidates], iou_type: str) -> Iterable[Overlaps]:
+def _of_rows(
+    gt: GroundTruth,
+    rows: Sequence[Detections],
+    iou_type: str,
+    select: Callable[[Detections], Candidates],
+    curves: Callable[[Candidates, Overlaps], PrecisionRecall],
+) -> Iterator[PrecisionRecall]:
+    """Yields the curves of each row, computed by one thread per CPU."""
+    threads = available_cpus()
+    candidates = list(prefetch(select, rows, threads=threads, depth=len(rows)))
     if iou_type == "segm":
-        return overlaps_of_masks(gt, candidates)
-    return (overlaps_of_boxes(gt, row) for row in candidates)
+        jobs = list(zip(candidates, overlaps_of_masks(gt, candidates), strict=True))
+        yield from prefetch(lambda job: curves(*job), jobs, threads=threads, depth=threads)
+    else:
+        yield from prefetch(
+            lambda one: curves(one, overlaps_of_boxes(gt, one)), candidates, threads=threads, depth=threads
+        )
 
 
 def _by_cell(detections: Detections, cells: np.ndarray, chosen: np.ndarray) -> Candidates:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from extract.utils.prefetch import available_cpus, prefetch
 from fuse.defaults import COCO_MAX_DETECTIONS, MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation.coco_engines import COCO_ENGINES, recall_caps
@@ -99,7 +100,8 @@ def precision_recall(
             return coco_curves(dataset, rows, iou_type, recall_caps(cap))
         return (COCO_ENGINES[engine](dataset, row, iou_type, cap) for row in rows)
     if max_detections is not None:
-        rows = [row.top_per_image(max_detections) for row in rows]
+        cap = max_detections
+        rows = list(prefetch(lambda row: row.top_per_image(cap), rows, threads=available_cpus(), depth=len(rows)))
     if engine == "native":
         from fuse.evaluation.native import lvis_curves
 
