@@ -27,6 +27,7 @@ class ConvertConfig:
     """Writes a cache of a later feature level from the features of a cache. The same command again resumes.
 
     Example: python -m extract convert train.zarr hidden_train.zarr
+
     Example: python -m extract convert val.zarr hidden_val.zarr --projection-from hidden_train.zarr
     """
 
@@ -40,10 +41,11 @@ class ConvertConfig:
     """Feature level of the new cache, later than that of the old one: pooled, hidden, embedding, logits."""
 
     projection: int = Config.projection
-    """As for extraction."""
+    """Number of principal directions that level hidden keeps the coordinates of pooled maps along; 0 for none. They are
+    fitted on RoIs of a train cache."""
 
     projection_from: str | None = None
-    """As for extraction."""
+    """Cache of level hidden whose directions are taken over: a val cache's from its train cache."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one, else the CPU."""
