@@ -14,6 +14,7 @@ from extract.data.normalize import normalize_segmentation
 from extract.data.records import Id, parse_json
 from extract.data.repairs import Repairs
 from extract.utils.errors import shown
+from extract.utils.memory import garbage_collection_paused
 
 FIELDS: Mapping[str, Callable[[Any], object]] = {
     "image_id": identifier,
@@ -40,6 +41,7 @@ class ResultRecord(msgspec.Struct):
     segmentation: Mask | None = None
 
 
+@garbage_collection_paused()
 def read_records(path: str | os.PathLike, strict: bool = False) -> list[ResultRecord]:
     """Reads a file of results.
 

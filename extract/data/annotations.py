@@ -28,6 +28,7 @@ from extract.data.records import (
     without_repeats,
 )
 from extract.data.repairs import AnnotationError, Repairs, totals_of
+from extract.utils.memory import garbage_collection_paused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +79,7 @@ class Annotations:
         return slice(int(self.offsets[position]), int(self.offsets[position + 1]))
 
 
+@garbage_collection_paused()
 def read_annotations(path: str | Path, *, images: Path | None = None, strict: bool = False) -> Annotations:
     """Reads an LVIS (v0.5, v1) or COCO file, with or without annotations, as any tool may have written it.
 

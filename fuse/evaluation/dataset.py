@@ -25,6 +25,7 @@ from extract.data.records import (
     without_repeats,
 )
 from extract.data.repairs import AnnotationError, Repairs, totals_of
+from extract.utils.memory import garbage_collection_paused
 from fuse.evaluation.segmentations import mask_area, usable_segmentation
 
 Sizes = Mapping[int, tuple[int, int]]
@@ -61,6 +62,7 @@ class EvaluationDataset(dict[str, list[dict]]):
         return any(annotation["segmentation"] for annotation in self["annotations"])
 
 
+@garbage_collection_paused()
 def load_annotations(
     source: str | os.PathLike | dict,
     image_ids: Iterable[int] | None = None,
