@@ -18,13 +18,18 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def accuracy_table(metrics: pd.DataFrame, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:
-    """Formats AP in points of every `row`: by bin of training instances, of all classes, by LVIS's frequency tag."""
-    values = metrics[list(columns)].map("{:.1f}".format)
+    """Formats AP in points of every `row`: by bin of training instances, of all classes, by LVIS's frequency tag.
+
+    Columns without any value, as of bins without ground truth, are left out.
+    """
+    columns = [name for name in columns if metrics[name].notna().any()]
+    values = metrics[columns].map("{:.1f}".format)
     return markdown(["row", *columns], ([name, *row] for name, row in zip(metrics["row"], values.values, strict=True)))
 
 
 def recall_table(recall: pd.DataFrame) -> str:
-    """Formats the number of objects and the average recall by bin of training instances."""
+    """Formats the number of objects and the average recall by bin of training instances, without empty bins."""
+    recall = recall[recall["objects"] > 0]
     limits = [column for column in recall.columns if column.startswith("AR@")]
     rows = ([r["bin"], f"{r['objects']:,}", *(f"{r[n]:.1f}" for n in limits)] for r in recall.to_dict("records"))
     return markdown(["training instances", "objects", *limits], rows)

@@ -16,7 +16,7 @@ def inspect(config: InspectConfig) -> None:
     cache = open_cache(config.cache)
     print(cache)
     for name, value in cache.detector.get("settings", {}).items():
-        print(f"{name.replace('_', ' '):<14} {' '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(f"{name.replace('_', ' '):<14} {' '.join(map(str, value)) or '-' if isinstance(value, list) else value}")
     groups = cache.classes.groupby("frequency")
     table = groups[["image_count", "instance_count"]].sum().set_axis(["training images", "training instances"], axis=1)
     table.insert(0, "classes", groups.size())

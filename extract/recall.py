@@ -24,7 +24,10 @@ def report(config: RecallConfig) -> None:
     dataset = catalog_dataset(config.annotations, str(cache.provenance.get("config", {}).get("detector", "")))
     annotations = read_annotations(dataset[0] if dataset else config.annotations, strict=config.strict)
     table = proposal_recall(cache, annotations, bins=edges(config.bins))
-    print(table.to_string(float_format=lambda value: f"{value:.1f}"))
+    empty = table.index[table["objects"] == 0].tolist()
+    if empty:
+        print(f"Bins without objects are left out: {', '.join(empty)}.")
+    print(table.drop(index=empty).to_string(float_format=lambda value: f"{value:.1f}"))
 
 
 def proposal_recall(

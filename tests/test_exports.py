@@ -21,6 +21,7 @@ from extract.convert import run as convert
 from extract.detectors import load_detector
 from extract.detectors.base import Image
 from fuse.commands.export import export
+from fuse.export.program import described_shape
 from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration
 from tests import frameworks
@@ -91,10 +92,19 @@ def test_the_framework_loads_it_and_detects_as_live(setting, kind, tmp_path, cap
     namespace = {"features": rois.features.float(), "logits": torch.from_numpy(rois.logits)}
     exec(printed[printed.index("import torch\n") :], namespace)
     scores, program = namespace["scores"], namespace["program"]
-    assert all(str(tuple(values.shape[1:]))[1:-1].strip(",") in printed for values in (rois.features, rois.logits))
-    for wrong in (torch.zeros(len(rois), 9, 9), torch.zeros(len(rois) + 1, *rois.logits.shape[1:])):
-        with pytest.raises(AssertionError, match=r"Guard failed: (features|logits).size\(\)"):
+    code = printed[printed.index("import torch\n") :]
+    logits = described_shape(rois.logits.shape[1:])
+    for wrong in (torch.zeros(len(rois), 9, 9), namespace["logits"].double()):
+        with pytest.raises(RuntimeError) as error:
+            exec(code, {**namespace, "logits": wrong})
+        assert f"logits are {wrong.dtype} {tuple(wrong.shape)}, expected float32 {logits}" in str(error.value)
+        with pytest.raises((AssertionError, RuntimeError), match="Guard failed: logits.size|Expected: Float, Got: dou"):
             program(namespace["features"], wrong)
+    torch.export.load(out / "scores.pt2", extra_files=(extra := {"inputs.txt": ""}))
+    features = described_shape(rois.features.shape[1:])
+    assert extra["inputs.txt"].startswith(
+        f"features float32 {features}, logits float32 {logits} -> scores float32 (R, "
+    )
     np.testing.assert_allclose(scores[:, -1], live.fusion.original.scores(rois)[:, -1], atol=1e-5)
     assert scores.shape == (len(rois), CLASSES + 1)
 

@@ -341,7 +341,9 @@ def test_command_line(tiny, caches, tmp_path, capsys):
     )
     assert command("verify", out) == 0 and "intact, logits equal to within" in capsys.readouterr().out
     assert command("recall", out, "--annotations", config.annotations) == 0
-    assert "objects" in capsys.readouterr().out
+    recall = capsys.readouterr().out
+    assert "objects" in recall and "NaN" not in recall
+    assert re.search(r"^Bins without objects are left out: .*\[1000,-\)\.$", recall, re.MULTILINE)
     assert command("export", out, tmp_path / "c.h5") == 0
     assert command("import", tmp_path / "c.h5", tmp_path / "d.zarr") == 0
     assert extract.open_cache(tmp_path / "d.zarr").fingerprint == extract.open_cache(out).fingerprint

@@ -149,6 +149,29 @@ def test_ids_of_images_may_be_any_text(tmp_path, caplog):
     assert load_annotations(dataset, part.image_ids).text_ids == dataset.text_ids
 
 
+def test_messages_show_ids_that_are_text(tmp_path, caplog):
+    content = with_text_ids()
+    content["images"][0]["height"] = None
+    path = write(tmp_path, content)
+    read_annotations(path)
+    load_annotations(path)
+    assert [line.rpartition(" ")[2] for line in warnings_of(caplog)] == ["img_0007"] * 4
+
+
+def test_errors_show_ids_that_are_text(tmp_path):
+    content = with_text_ids()
+    content["annotations"][0] |= {"id": "a-1", "image_id": "img_9"}
+    path = write(tmp_path, content)
+    content["images"][1]["id"] = "img_0007"
+    other = write(tmp_path, content).rename(tmp_path / "b.json")
+    write(tmp_path, with_text_ids(annotations=content["annotations"]))
+    for read in (read_annotations, load_annotations):
+        with pytest.raises(ValueError, match="a.json: annotation a-1: image_id img_9 is not in the file"):
+            read(path)
+        with pytest.raises(ValueError, match="b.json: images: id img_0007 occurs more than once"):
+            read(other)
+
+
 def test_results_keep_ids_that_are_text(tmp_path, caplog):
     dataset = load_annotations(write(tmp_path, with_text_ids()))
     ids = np.array([identifier("img_0007"), identifier("a/b.png")])

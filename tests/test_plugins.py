@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import calib
+import extract
+import fuse.__main__
 from extract.detectors import load_detector
 from fuse.commands.config import ExportConfig
 from fuse.commands.export import export
+from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration, CalibrationConfig
 from tests import frameworks
 from tests.conftest import CLASSES
-from tests.exactness import make_images
+from tests.exactness import assert_same_detections, make_images
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning"),  # detectron2's anchors
@@ -146,6 +152,26 @@ def test_a_lazy_config_is_exported_as_it_came(tmp_path):
     for name, value in expected["instances"].get_fields().items():
         other = found["instances"].get(name)
         assert torch.equal(getattr(value, "tensor", value), getattr(other, "tensor", other))
+
+
+def test_a_lazy_config_is_exported_by_the_command_line(tiny, tmp_path, capsys):
+    spec = frameworks.import_framework("detectron2").write_reference("lazy", tmp_path).spec
+    cache = extract.run(tiny.config("val", tmp_path / "val.zarr", min_images_per_class=1, **vars(spec)))
+    options = {"mode": "calibrated", "max_detections": 20}
+    flags = ["--detector", "detectron2", "--config-file", spec.config_file, "--device", "cpu", "--method", "norcal"]
+    flags += ["--fit-cache", cache.url, "--mode", "calibrated", "--max-detections", 20, "--out", tmp_path / "out"]
+    assert fuse.__main__.main(["export", *map(str, flags)]) == 0
+    printed = capsys.readouterr().out
+    image = make_images((96, 144))[0].pixels
+    namespace = {"image": np.ascontiguousarray(image[..., ::-1])}
+    exec(printed[printed.index("import torch\n") : printed.index(f"{tmp_path}/out/scores.pt2 is")], namespace)
+    live = CalibratedDetector(detector := load_detector(spec), calib.posthoc.NorCal().fit(cache), **options)
+    ((expected, _),) = live.predict(image)
+    found, _ = detector.to_arrays(namespace["outputs"])
+    assert len(found.labels) and detector.num_classes > cache.num_classes
+    assert_same_detections(found, expected)
+    names = [row["name"] for row in json.loads((tmp_path / "out" / "classes.json").read_text())]
+    assert names[: cache.num_classes] == cache.classes["name"].tolist() and len(names) == detector.num_classes
 
 
 def test_a_lazy_config_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -105,7 +105,8 @@ def test_folders(setting, tmp_path, capsys, caplog):
         shutil.copy(setting[3][0], folder / name)
     out = folder / "runs" / "x"
     with caplog.at_level(logging.INFO):
-        assert run(setting, out, folder, folder / "b.png", save_images=True) == 0
+        assert run(setting, out, folder, folder / "b.png", save_images=True, tail=10**6) == 0
+        assert "12 of 12 classes are tail classes" in caplog.text
     names = list(dict.fromkeys(Path(r["file_name"]).relative_to(folder).as_posix() for r in results(out)))
     assert names == ["b.png", "a/b.PNG", "a/c.png"]
     assert f"{folder}: 3 images; 2 other files are left out, such as {folder}/._b.png" in caplog.text

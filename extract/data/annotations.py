@@ -98,7 +98,7 @@ def read_annotations(path: str | Path, *, images: Path | None = None, strict: bo
     raw = read_bytes(path)
     content = decode_records(raw, AnnotationFile[BoxRecord], repairs)
     records, categories = sorted(content.images, key=_id_of), sorted(content.categories, key=_id_of)
-    image_ids = unique_ids(str(path), "images", [image.id for image in records])
+    image_ids = unique_ids(repairs, "images", [image.id for image in records])
     names = file_candidates(records)
     sizes = _sizes(records, names, images, repairs)
     _report_repeated_names(records, categories, names, repairs)
@@ -135,12 +135,11 @@ def _annotation_arrays(
     repairs: Repairs,
 ) -> dict[str, np.ndarray]:
     """Returns owner (position of the image), labels, ids, boxes and crowd of the annotations that have an area."""
-    source = repairs.source
-    category_ids = unique_ids(source, "categories", [category.id for category in categories])
+    category_ids = unique_ids(repairs, "categories", [category.id for category in categories])
     ids = np.array([a.id for a in annotations], np.int64)
-    unique_ids(source, "annotations", sorted(ids.tolist()))
-    owner = positions_of(source, annotations, "image_id", image_ids)
-    labels = positions_of(source, annotations, "category_id", category_ids)
+    unique_ids(repairs, "annotations", sorted(ids.tolist()))
+    owner = positions_of(repairs, annotations, "image_id", image_ids)
+    labels = positions_of(repairs, annotations, "category_id", category_ids)
     boxes, has_area = clip_boxes(annotations, sizes[owner][:, ::-1], repairs)
     columns = {
         "owner": owner,
@@ -160,7 +159,7 @@ def _sizes(
     unknown = np.flatnonzero((sizes == 0).any(1)).tolist()
     if unknown:
         remedy = "their boxes are not clipped" if folder is None else "it is read from their files"
-        repairs.add("images", f"have no size: {remedy}", f"image {images[unknown[0]].id}", len(unknown))
+        repairs.add("images", f"have no size: {remedy}", f"image {images[unknown[0]].shown_id}", len(unknown))
         sizes[unknown] = 0 if folder is None else read_sizes(folder, [names[i] for i in unknown])
     return sizes
 
@@ -180,7 +179,7 @@ def _report_repeated_names(
         raise AnnotationError(f"{repairs.source}: category {nameless}: missing required field `name`")
     paths = [own[0] if own else "" for own in names]
     if pair := _first_repeat(paths):
-        example = f"images {images[pair[0]].id} and {images[pair[1]].id} ({paths[pair[0]]})"
+        example = f"images {images[pair[0]].shown_id} and {images[pair[1]].shown_id} ({paths[pair[0]]})"
         repairs.add("images", "have the file of another image", example, _repeats(paths))
     labels = [category.name for category in categories]
     if pair := _first_repeat(labels):

@@ -93,7 +93,9 @@ def _normalize_record(record: Any, section: str, fields: Fields, repairs: Repair
             where = _name(section, record)
             raise AnnotationError(f"{repairs.source}: {where}: {name} is {shown(value)}, expected {error}") from None
         is_text = read is identifier and is_text_id(value)
-        if not respelled and not is_text and is_respelled(value, values[name]):
+        if is_text:
+            repairs.text_ids[int(values[name])] = value
+        elif not respelled and is_respelled(value, values[name]):
             respelled = f"{name} {shown(value)} of {_name(section, record)}"
     repairs.add(section, RESPELLED, respelled, count=bool(respelled))
     return values

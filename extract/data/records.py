@@ -34,6 +34,11 @@ class ImageRecord(msgspec.Struct):
     text_id: str = msgspec.field(default="", name=TEXT_ID)
 
     @property
+    def shown_id(self) -> int | str:
+        """The id in the file, for messages."""
+        return self.text_id or self.id
+
+    @property
     def is_federated(self) -> bool:
         """Whether the image has a field of LVIS that says which classes are annotated in it."""
         return self.neg_category_ids is not None or self.not_exhaustive_category_ids is not None
@@ -131,17 +136,17 @@ def parse_json(content: bytes) -> Any:
         return json.loads(content)
 
 
-def unique_ids(source: str, section: str, ids: list[int]) -> np.ndarray:
+def unique_ids(repairs: Repairs, section: str, ids: list[int]) -> np.ndarray:
     """Returns the ids of a section of the file, which must be ascending, as (n,) int64.
 
     Raises AnnotationError if one repeats, or if there are no images or categories.
     """
     values = np.array(ids, np.int64)
     if len(values) == 0 and section != "annotations":
-        raise AnnotationError(f"{source}: {section} is empty")
+        raise AnnotationError(f"{repairs.source}: {section} is empty")
     repeats = values[1:][values[1:] == values[:-1]]
     if len(repeats):
-        raise AnnotationError(f"{source}: {section}: id {repeats[0]} occurs more than once")
+        raise AnnotationError(f"{repairs.source}: {section}: id {repairs.shown_id(repeats[0])} occurs more than once")
     return values
 
 
@@ -160,7 +165,7 @@ def without_repeats(annotations: list[R], repairs: Repairs) -> list[R]:
     return kept
 
 
-def positions_of(source: str, annotations: Sequence[HasIds], field: str, known: np.ndarray) -> np.ndarray:
+def positions_of(repairs: Repairs, annotations: Sequence[HasIds], field: str, known: np.ndarray) -> np.ndarray:
     """Returns (A,) int64, the positions of the annotations' ids in the ascending `known`.
 
     Raises AnnotationError for an id that is not there.
@@ -169,9 +174,8 @@ def positions_of(source: str, annotations: Sequence[HasIds], field: str, known: 
     position = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     bad = np.flatnonzero(known[position] != wanted)
     if len(bad):
-        raise AnnotationError(
-            f"{source}: annotation {annotations[bad[0]].id}: {field} {wanted[bad[0]]} is not in the file"
-        )
+        number, value = (repairs.shown_id(i) for i in (annotations[bad[0]].id, wanted[bad[0]]))
+        raise AnnotationError(f"{repairs.source}: annotation {number}: {field} {value} is not in the file")
     return position
 
 

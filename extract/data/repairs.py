@@ -17,10 +17,12 @@ class Repairs:
 
     Attributes:
         source: the file, or a name for content without a file.
+        text_ids: ids that are text in the file, by the number that takes their place.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self.text_ids: dict[int, str] = {}
         self._counts: dict[tuple[str, str], int] = {}
         self._examples: dict[tuple[str, str], str] = {}
 
@@ -36,6 +38,10 @@ class Repairs:
         if count:
             self._counts[noun, change] = self._counts.get((noun, change), 0) + count
             self._examples.setdefault((noun, change), example)
+
+    def shown_id(self, number: int) -> int | str:
+        """Returns an id as it is in the file, for messages."""
+        return self.text_ids.get(int(number), number)
 
     def lines(self, totals: Mapping[str, int]) -> list[str]:
         """Returns a line for each kind of change; `totals` has the number of all by noun."""

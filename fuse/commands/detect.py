@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-import pandas as pd
-
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from extract.utils.distributed import is_main_process
@@ -18,6 +16,7 @@ from fuse.commands.inputs import (
     open_val_cache,
     resolve_iou_types,
     resolve_protocol,
+    warn_of_tail,
 )
 from fuse.commands.manifest import new_manifest
 from fuse.commands.masks import painted_masks
@@ -64,7 +63,8 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     config = resolve_protocol(config, annotations)
     manifest = new_manifest(config, cache_fingerprint=cache.fingerprint)
     fusions = _fusions(config, cache, calibrated, make_rows)
-    _warn_of_tail(config, cache.classes["instance_count"])
+    if calibrated is not None:
+        warn_of_tail(config, cache.classes["instance_count"])
     if not annotated:
         fusions = {comparison.candidate: fusions[comparison.candidate]}
     painted = painted and painted.if_wanted(config.iou_types)
@@ -79,19 +79,6 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     tables = evaluate_all(config, annotations, detections, cache.classes)
     saved = detections[comparison.candidate] if save else None
     write_results(config, manifest, tables, scope, comparison, saved, annotations.text_ids)
-
-
-def _warn_of_tail(config: CacheConfig, instance_counts: pd.Series) -> None:
-    """Warns if the bound makes all classes tail classes, or none, so that one of the two classifiers is not used."""
-    splits_classes = config.mode == "det" or config.mode.startswith("cat")
-    if not splits_classes or (config.head is None and config.method is None):
-        return
-    tail, classes = int((instance_counts < config.tail).sum()), len(instance_counts)
-    if tail in (0, classes):
-        counts = f"{instance_counts.min()} to {instance_counts.max()} training instances"
-        unused = "calibrated" if tail == 0 else "original"
-        text = "tail is %g: %d of %d classes are tail classes (they have %s), so the %s scores of no class are used"
-        log.warning(text, config.tail, tail, classes, counts, unused)
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:

@@ -20,11 +20,11 @@ from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
 from extract.utils.files import replacing, write_bytes
 from fuse.commands.config import ExportConfig
-from fuse.commands.inputs import load_live_classifier
+from fuse.commands.inputs import load_live_classifier, warn_of_tail
 from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
 from fuse.export.own_order import OwnOrderScores
-from fuse.export.program import save_program
+from fuse.export.program import described_shape, save_program
 from fuse.plugins import WEIGHTS_FILE, Calibration
 from fuse.scores import tail_classes
 
@@ -49,6 +49,7 @@ def export(config: ExportConfig) -> None:
         _check_config(config)
     detector = load_detector(config)
     scorer = load_live_classifier(config, detector).scorer
+    warn_of_tail(config, scorer.instance_counts)
     tail_mask = tail_classes(np.array(scorer.instance_counts), config.tail)
     if config.fold:
         export_folded(detector, scorer, weights, None if config.mode == "calibrated" else tail_mask)
@@ -105,14 +106,22 @@ def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:
 
 
 def _program_code(scorer: Head | Posthoc, detector: Detector, program: Path) -> str:
-    """Returns Python code that loads the program, with the shapes of its inputs."""
+    """Returns Python code that loads the program, checks the inputs and runs it.
+
+    torch refuses other inputs as well, but names only the first size that differs.
+    """
     stages, outputs = len(detector.stages), detector.num_classes + 1
-    features = ", ".join(map(str, (stages, *_feature_shape(scorer))))
+    shapes = {"features": (stages, *_feature_shape(scorer)), "logits": (stages, outputs)}
+    checks = "\n".join(
+        f"torch._check({name}.dtype == torch.float32 and {name}.shape[1:] == {shape}, "
+        f'lambda: f"{name} are {{{name}.dtype}} {{tuple({name}.shape)}}, expected float32 {described_shape(shape)}")'
+        for name, shape in shapes.items()
+    )
     return f"""\
 import torch
 program = torch.export.load({str(program)!r}).module()
-# float32 (R, {features}) and (R, {stages}, {outputs}) -> (R, {outputs}), background last
-scores = program(features, logits)
+{checks}
+scores = program(features, logits)  # float32 {described_shape((outputs,))}, background last
 """
 
 

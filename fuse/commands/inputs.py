@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ from extract.data.annotations import read_annotations
 from extract.detectors.base import Detector
 from extract.detectors.identity import check_same_detector
 from fuse.commands.config import LiveConfig, ResultsConfig
-from fuse.config import ClassifierConfig, EvaluationConfig
+from fuse.config import ClassifierConfig, EvaluationConfig, FusionConfig
 from fuse.defaults import MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation import protocols
@@ -122,6 +122,17 @@ def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifi
     check_same_detector(cache.url, cache.detector, owner, detector.description)
     method = build_method(str(config.method), **config.hyperparameters).fit(cache)
     return LiveClassifier(method, tuple(cache.classes["category_id"]), tuple(cache.classes["name"]))
+
+
+def warn_of_tail(config: FusionConfig, instance_counts: Iterable[int]) -> None:
+    """Warns if the bound makes all classes tail classes, or none, so that one of the two classifiers is not used."""
+    counts = list(instance_counts)
+    tail = sum(count < config.tail for count in counts)
+    if tail in (0, len(counts)) and (config.mode == "det" or config.mode.startswith("cat")):
+        span = f"{min(counts)} to {max(counts)} training instances"
+        unused = "calibrated" if tail == 0 else "original"
+        text = "tail is %g: %d of %d classes are tail classes (they have %s), so the %s scores of no class are used"
+        _LOG.warning(text, config.tail, tail, len(counts), span, unused)
 
 
 def load_annotations_of(path: Path, cache: RoICache, strict: bool = False) -> tuple[EvaluationDataset, str]:

@@ -25,7 +25,7 @@ from extract.utils.prefetch import prefetch
 from fuse.commands.config import PredictConfig
 from fuse.commands.datasets import find_dataset
 from fuse.commands.image_files import ImageFile, find_images, match_annotations
-from fuse.commands.inputs import LiveClassifier, load_live_classifier
+from fuse.commands.inputs import LiveClassifier, load_live_classifier, warn_of_tail
 from fuse.commands.manifest import files_fingerprint, options_as_text
 from fuse.commands.predictions import LINES_FILE, PredictionLines
 from fuse.drawing import draw_detections, side_by_side
@@ -58,6 +58,7 @@ def predict(config: PredictConfig) -> None:
     _check_outputs(config, images)
     detector = load_detector(config)
     classifier = load_live_classifier(config, detector)
+    warn_of_tail(config, classifier.scorer.instance_counts)
     if annotations is not None:
         _check_names(classifier, annotations)
     if config.overwrite:

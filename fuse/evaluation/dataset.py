@@ -114,11 +114,11 @@ def _load(source: str | os.PathLike | dict, sizes: Sizes, strict: bool) -> Evalu
         source if isinstance(source, dict) else read_bytes(os.fspath(source)), AnnotationFile[ShapeRecord], repairs
     )
     annotations = without_repeats(content.annotations or [], repairs)
-    image_ids = unique_ids(name, "images", sorted(image.id for image in content.images))
-    category_ids = unique_ids(name, "categories", sorted(category.id for category in content.categories))
-    unique_ids(name, "annotations", sorted(annotation.id for annotation in annotations))
-    owners = positions_of(name, annotations, "image_id", image_ids)
-    labels = positions_of(name, annotations, "category_id", category_ids)
+    image_ids = unique_ids(repairs, "images", sorted(image.id for image in content.images))
+    category_ids = unique_ids(repairs, "categories", sorted(category.id for category in content.categories))
+    unique_ids(repairs, "annotations", sorted(annotation.id for annotation in annotations))
+    owners = positions_of(repairs, annotations, "image_id", image_ids)
+    labels = positions_of(repairs, annotations, "category_id", category_ids)
     federated = any(image.is_federated for image in content.images)
     images = _with_sizes(content.images, sizes, repairs)
     _remove_unknown_categories(images, set(category_ids.tolist()), repairs)
@@ -140,7 +140,7 @@ def _with_sizes(images: Sequence[ImageRecord], sizes: Sizes, repairs: Repairs) -
         if not (image.height and image.width):
             image.height, image.width = sizes.get(image.id, (0, 0))
             remedy = "it is that of the cache" if image.height else "there is no mask AP of them"
-            repairs.add("images", f"have no size: {remedy}", f"image {image.id}")
+            repairs.add("images", f"have no size: {remedy}", f"image {image.shown_id}")
     return list(images)
 
 
@@ -153,7 +153,7 @@ def _remove_unknown_categories(images: Sequence[ImageRecord], known: set[int], r
             if unknown:
                 setattr(image, field, [i for i in ids if i in known])
                 change = f"have {field} that are no categories of the file and are left out"
-                repairs.add("images", change, f"{unknown[0]} of image {image.id}")
+                repairs.add("images", change, f"{unknown[0]} of image {image.shown_id}")
 
 
 def _with_shapes(

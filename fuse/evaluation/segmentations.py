@@ -66,7 +66,7 @@ def _rle(annotation: ShapeRecord, rle: dict, image: ImageRecord, repairs: Repair
         rle = normalize_rle(rle)
     size = [image.height, image.width]
     if image.height and list(rle.get("size", ())) != size:
-        return rle, f"has another size than image {image.id}, which is {image.height} high and {image.width} wide"
+        return rle, f"has another size than image {image.shown_id}, which is {image.height} high and {image.width} wide"
     try:
         empty = mask.area(rle) == 0
     except (ValueError, TypeError, KeyError, OverflowError) as error:

@@ -13,11 +13,20 @@ from extract.utils.files import write_bytes
 from fuse.export.module import CalibratedScores
 from fuse.export.own_order import OwnOrderScores
 
+INPUTS_FILE = "inputs.txt"
+"""Extra file in a program: what its inputs are. `torch.export.load(path, extra_files={"inputs.txt": ""})` reads it."""
+
+
+def described_shape(shape: Sequence[int]) -> str:
+    """Returns the shape of an input or output of any number of RoIs, (R, *shape)."""
+    return f"(R, {', '.join(map(str, shape))})"
+
 
 def save_program(scores: CalibratedScores | OwnOrderScores, feature_shape: Sequence[int], path: str | Path) -> None:
     """Writes a program that `torch.export.load(path).module()` loads without this library.
 
-    The program is called like the module, with any number of RoIs, in float32 and on the CPU.
+    The program is called like the module, with any number of RoIs, in float32 and on the CPU. `INPUTS_FILE` in it
+    states the shapes.
 
     Args:
         scores: the module, weights loaded.
@@ -31,5 +40,7 @@ def save_program(scores: CalibratedScores | OwnOrderScores, feature_shape: Seque
         warnings.simplefilter("ignore")  # torch warns of its own internals while it traces
         program = torch.export.export(scores.cpu(), example, dynamic_shapes=({0: rois}, {0: rois}))
         content = io.BytesIO()
-        torch.export.save(program, content)
+        features, logits, outputs = (described_shape(tensor.shape[1:]) for tensor in (*example, example[1][:, 0]))
+        text = f"features float32 {features}, logits float32 {logits} -> scores float32 {outputs}, background last\n"
+        torch.export.save(program, content, extra_files={INPUTS_FILE: text})
     write_bytes(path, content.getvalue())

@@ -132,19 +132,22 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
 def loading_code(spec: DetectorSpec, out: Path, device: str) -> str:
     """Returns Python code that loads an export and detects in `image`.
 
-    A pixel array (H, W, 3) uint8 BGR; of a LazyConfig, the model's own input: a dict with the resized image.
+    A pixel array (H, W, 3) uint8, BGR or in the config's format.
     """
     module, _, function = spec.detector.partition(":")[2].partition(":")
     if spec.config_file is not None and spec.config_file.suffix == ".py":
         project = f"import {module}\n" if module else ""
         return f"""\
+import torch
 import fuse.plugins.detectron2
 {project}from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 cfg = LazyConfig.load({str(out / CONFIG)!r})
 model = instantiate(cfg.model).to({device!r})
 DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
-(outputs,) = model([image])
+(resize,) = instantiate(cfg.dataloader.test.mapper.augmentations)
+resized = torch.from_numpy(resize.get_transform(image).apply_image(image).transpose(2, 0, 1).copy())
+(outputs,) = model([{{"image": resized, "height": image.shape[0], "width": image.shape[1]}}])
 """
     project = f"from {module} import {function}\n{function}(cfg)\n" if module else ""
     return f"""\
