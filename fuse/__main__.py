@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from extract.utils import cli
-from fuse.commands.config import Config, EvaluateConfig, ExportConfig, MergeConfig, PredictConfig, SweepConfig
+from fuse.commands.config import Config, ExportConfig, PredictConfig, SweepConfig
+from fuse.commands.results_config import EvaluateConfig, MergeConfig
 
 COMMANDS = {
     "": cli.Command(Config, "fuse.commands.detect:run"),

@@ -30,8 +30,9 @@ from extract.matching import GroundTruth, match
 from extract.utils.cli import run as run_command
 from extract.verify import worst_logit_error
 from fuse import class_nms
-from fuse.commands.config import Config, MergeConfig
+from fuse.commands.config import Config
 from fuse.commands.datasets import resolve_annotations
+from fuse.commands.results_config import MergeConfig
 from tests.conftest import CLASSES as TINY_CLASSES
 from tests.exactness import (
     assert_layers_give_logits,

@@ -30,8 +30,8 @@ from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image
 from extract.detectors.class_map import map_detector
 from fuse.__main__ import main
-from fuse.commands.config import EvaluateConfig, MergeConfig
 from fuse.commands.mask_config import MaskConfig
+from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.detections import Detections
 from fuse.painting import MaskPainter
 from tests import frameworks

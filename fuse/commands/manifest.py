@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from extract.utils.identity import refuse_changes
-from fuse.commands.config import CacheConfig, MergeConfig, PredictConfig
+from fuse.commands.config import CacheConfig, PredictConfig
 from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
+from fuse.commands.results_config import MergeConfig
 
 MANIFEST_FILE = "run.json"
 

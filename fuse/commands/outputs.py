@@ -10,8 +10,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from extract.utils.files import write_bytes
-from fuse.commands.config import DETECTIONS_FILE, CacheConfig, MergeConfig
+from fuse.commands.config import DETECTIONS_FILE, CacheConfig
 from fuse.commands.manifest import MANIFEST_FILE
+from fuse.commands.results_config import MergeConfig
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from extract.utils.distributed import is_main_process
-from fuse.commands.config import EvaluateConfig, MergeConfig
 from fuse.commands.datasets import resolve_annotations
 from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.masks import PaintedMasks, masks_of_results
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
+from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
