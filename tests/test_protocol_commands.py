@@ -12,6 +12,7 @@ import pytest
 import fuse
 from extract.__main__ import main as extract_main
 from extract.cache.reader import open_cache
+from extract.data.loose import identifier
 from fuse.__main__ import main
 from fuse.detections import Detections
 from tests.fuse_fixtures import CLASSES, annotations, as_coco, tiny_cache, tiny_head
@@ -84,6 +85,44 @@ def test_every_command_takes_an_exhaustive_dataset(tmp_path, capsys, no_report):
     assert extract_main(["recall", "val.zarr", "--annotations", "val.json", *COCO_LT]) == 0
     recall = capsys.readouterr().out
     assert "(0,20)" in recall and "[400,8000)" in recall
+
+
+@pytest.mark.long
+def test_ids_that_are_text_and_missing_sizes_through_all_commands(folder, tmp_path, capsys, no_report):
+    content = json.loads((folder / "lvis.json").read_text())
+    images = content["images"]
+    texts = {image["id"]: f"img_{image['id']:04d}" for image in images}
+    numbers = {old: identifier(text) for old, text in texts.items()}
+    numbered = {
+        **content,
+        "images": [{**image, "id": numbers[image["id"]]} for image in images],
+        "annotations": [{**a, "image_id": numbers[a["image_id"]]} for a in content["annotations"]],
+    }
+    cache = tiny_cache(tmp_path / "val.zarr", numbered)
+    tiny_head(tmp_path / "head", cache)
+    for record in content["annotations"]:
+        record["image_id"] = texts[record["image_id"]]
+    for image in images:
+        image["id"] = texts[image["id"]]
+    del images[0]["height"]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    where = ["--annotations", str(tmp_path / "val.json"), "--cache", cache.url]
+    names = []
+    for mode in ("original", "calibrated"):
+        out = tmp_path / mode
+        assert main([*where, "--head", str(tmp_path / "head"), "--mode", mode, "--out", str(out)]) == 0
+        names.append(str(out / "detections.json"))
+        assert {record["image_id"] for record in json.loads((out / "detections.json").read_text())} <= set(
+            texts.values()
+        )
+    table = capsys.readouterr().out.splitlines()[-2:]
+    assert main(["evaluate", names[1], *where]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[1:] == table[1].split()[1:]
+    assert main(["merge", *names, *where, "--out", str(tmp_path / "both")]) == 0
+    merged = json.loads((tmp_path / "both" / "detections.json").read_text())
+    assert {record["image_id"] for record in merged} <= set(texts.values())
+    assert main(["evaluate", names[1], *where[:2], "--train-annotations", where[1]]) == 1
+    assert "1 of 6 images have no height and width, such as image img_" in capsys.readouterr().err
 
 
 def test_protocol_and_cap_can_be_set(tmp_path, capsys, no_report):

@@ -92,8 +92,7 @@ def _normalize_record(record: Any, section: str, fields: Fields, repairs: Repair
         except ValueError as error:
             where = _name(section, record)
             raise AnnotationError(f"{repairs.source}: {where}: {name} is {shown(value)}, expected {error}") from None
-        is_text = read is identifier and is_text_id(value)
-        if is_text:
+        if read is identifier and isinstance(value, str) and is_text_id(value):
             repairs.text_ids[int(values[name])] = value
         elif not respelled and is_respelled(value, values[name]):
             respelled = f"{name} {shown(value)} of {_name(section, record)}"

@@ -144,7 +144,7 @@ def load_annotations_of(path: Path, cache: RoICache, strict: bool = False) -> tu
     Raises ValueError naming what differs: categories, images, or an image's size.
     """
     cached = cache.images[["image_id", "height", "width"]].to_numpy(np.int64).tolist()
-    every = load_annotations(path, sizes={i: (height, width) for i, height, width in cached}, strict=strict)
+    every = load_annotations(path, sizes=_cached_sizes(cache), strict=strict)
     every = with_categories(every, cache.classes)
     sizes = {image["id"]: (image["height"], image["width"]) for image in every["images"]}
     missing = [image_id for image_id, *_ in cached if image_id not in sizes]
@@ -160,6 +160,13 @@ def load_annotations_of(path: Path, cache: RoICache, strict: bool = False) -> tu
         return every, f"{len(sizes)} images"
     scope = f"{len(cached)} of the {len(sizes)} images of {path.name}: those of the cache"
     return load_annotations(every, [image_id for image_id, *_ in cached]), scope
+
+
+def load_annotations_of_results(config: ResultsConfig) -> EvaluationDataset:
+    """Loads the annotations; sizes of images that the file lacks are those of the val cache, if the config has one."""
+    cache = None if config.cache is None else open_cache(config.cache)
+    sizes = _cached_sizes(cache) if cache is not None and cache.split == "val" else None
+    return load_annotations(config.annotations, sizes=sizes, strict=config.strict)
 
 
 def load_classes(config: ResultsConfig) -> pd.DataFrame:
@@ -184,3 +191,9 @@ def load_results(paths: Sequence[Path], annotations: EvaluationDataset, strict: 
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return results
+
+
+def _cached_sizes(cache: RoICache) -> dict[int, tuple[int, int]]:
+    """Returns (height, width) of a cache's images by id."""
+    rows = cache.images[["image_id", "height", "width"]].to_numpy(np.int64).tolist()
+    return {image_id: (height, width) for image_id, height, width in rows}

@@ -11,14 +11,20 @@ import numpy as np
 
 from extract.utils.distributed import is_main_process
 from fuse.commands.datasets import resolve_annotations
-from fuse.commands.inputs import load_classes, load_results, resolve_iou_types, resolve_protocol
+from fuse.commands.inputs import (
+    load_annotations_of_results,
+    load_classes,
+    load_results,
+    resolve_iou_types,
+    resolve_protocol,
+)
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.masks import PaintedMasks, masks_of_results
 from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
-from fuse.evaluation.dataset import EvaluationDataset, load_annotations
+from fuse.evaluation.dataset import EvaluationDataset
 from fuse.merge import check_options, have_masks, merge_detections
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +41,7 @@ def evaluate_file(config: EvaluateConfig) -> None:
     name, detections = config.detections.name, Detections.from_json(config.detections, strict=config.strict)
     if config.masks == "none":
         detections = replace(detections, rles=None)
-    annotations = load_annotations(config.annotations, strict=config.strict)
+    annotations = load_annotations_of_results(config)
     rows = {name: detections}
     painted = painted and painted.if_usable(rows, config.iou_types)
     config = resolve_iou_types(config, painted is not None or detections.rles is not None, annotations)
@@ -61,7 +67,7 @@ def merge_files(config: MergeConfig) -> None:
     if not is_main_process():
         return painted.assist() if painted else None
     classes = load_classes(config)
-    annotations = with_categories(load_annotations(config.annotations, strict=config.strict), classes)
+    annotations = with_categories(load_annotations_of_results(config), classes)
     results = load_results(config.detections, annotations, config.strict)
     if config.masks == "none":
         results = {name: replace(one, rles=None) for name, one in results.items()}

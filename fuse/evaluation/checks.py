@@ -65,10 +65,11 @@ def check_segmentations(dataset: EvaluationDataset) -> None:
     lacking = [a for a in annotations if not a["segmentation"]]
     unknown = [image["id"] for image in images if not image["height"]]
     if lacking:
-        example = f"one of category {lacking[0]['category_id']} in image {lacking[0]['image_id']}"
+        example = f"one of category {lacking[0]['category_id']} in image {dataset.shown_id(lacking[0]['image_id'])}"
         fault = f"{len(lacking):,} of {len(annotations):,} annotations have no segmentation, such as {example}"
     elif unknown:
-        fault = f"{len(unknown):,} of {len(images):,} images have no height and width, such as image {unknown[0]}"
+        example = f"image {dataset.shown_id(unknown[0])}"
+        fault = f"{len(unknown):,} of {len(images):,} images have no height and width, such as {example}"
     else:
         return
     raise ValueError(f"{dataset.source}: {fault}; iou_type 'segm' needs them, 'bbox' does not")
@@ -84,4 +85,5 @@ def _check_mask_sizes(dataset: EvaluationDataset, image_ids: np.ndarray, rles: l
         if sizes[start:stop] != [expected[image_id]] * (stop - start):  # compared in C
             for size in sizes[start:stop]:
                 if list(size) != expected[image_id]:
-                    raise ValueError(f"detections of image {image_id}: mask size {size}, expected {expected[image_id]}")
+                    image = f"image {dataset.shown_id(image_id)}"
+                    raise ValueError(f"detections of {image}: mask size {size}, expected {expected[image_id]}")

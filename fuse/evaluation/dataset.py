@@ -56,6 +56,10 @@ class EvaluationDataset(dict[str, list[dict]]):
         super().__init__(sections)
         self.federated, self.source, self.text_ids = federated, source, dict(text_ids or {})
 
+    def shown_id(self, image_id: int) -> int | str:
+        """Returns an image's id as it is in the file, for messages."""
+        return self.text_ids.get(int(image_id), image_id)
+
     @property
     def has_masks(self) -> bool:
         """Whether any annotation has a segmentation."""
