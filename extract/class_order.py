@@ -69,7 +69,8 @@ def _outputs_without_names(detector: Detector, annotations: Annotations, order: 
     if k != len(ids):
         raise ValueError(
             f"{_name(detector)} has {k} classes besides background, {annotations.path} has {len(ids)} categories, and "
-            f"nothing says which is which: {_REMEDY}"
+            "nothing says which is which: --classes names.txt gives names, one per line in the order of the outputs, "
+            "N/A for an output that is no category"
         )
     if order == "file":
         return np.argsort(annotations.listed)

@@ -156,7 +156,10 @@ def test_a_lazy_config_is_exported_as_it_came(tmp_path):
 
 def test_a_lazy_config_is_exported_by_the_command_line(tiny, tmp_path, capsys):
     spec = frameworks.import_framework("detectron2").write_reference("lazy", tmp_path).spec
-    cache = extract.run(tiny.config("val", tmp_path / "val.zarr", min_images_per_class=1, **vars(spec)))
+    names = [c["name"] for c in json.loads((tiny.data / "train.json").read_text())["categories"]]
+    (tmp_path / "names.txt").write_text("\n".join([*names, *["N/A"] * 8]))
+    config = tiny.config("val", tmp_path / "val.zarr", min_images_per_class=1, **vars(spec))
+    cache = extract.run(replace(config, classes=tmp_path / "names.txt"))
     options = {"mode": "calibrated", "max_detections": 20}
     flags = ["--detector", "detectron2", "--config-file", spec.config_file, "--device", "cpu", "--method", "norcal"]
     flags += ["--fit-cache", cache.url, "--mode", "calibrated", "--max-detections", 20, "--out", tmp_path / "out"]
@@ -170,8 +173,8 @@ def test_a_lazy_config_is_exported_by_the_command_line(tiny, tmp_path, capsys):
     found, _ = detector.to_arrays(namespace["outputs"])
     assert len(found.labels) and detector.num_classes > cache.num_classes
     assert_same_detections(found, expected)
-    names = [row["name"] for row in json.loads((tmp_path / "out" / "classes.json").read_text())]
-    assert names[: cache.num_classes] == cache.classes["name"].tolist() and len(names) == detector.num_classes
+    rows = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert [row["name"] for row in rows][: len(names)] == names and len(rows) == detector.num_classes
 
 
 def test_a_lazy_config_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
