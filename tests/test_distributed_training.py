@@ -113,6 +113,16 @@ def test_a_process_without_an_image_of_a_step_takes_part(tmp_path):
     assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (25, 50, 75, 100, 120))
 
 
+@pytest.mark.parametrize("loss", ["bags", "reweighted", "federated"])
+def test_losses_over_all_rois_of_a_step_are_those_of_one_process(tmp_path, loss):
+    cache = toy_cache(tmp_path / "train.zarr")
+    options = {**OPTIONS, "steps": 20, "classes_per_step": 2, "lr": 0.001, "loss": loss, "sampling": "progressive"}
+    code, stdout, stderr = run(tmp_path, 2, "streamed", cache, options)
+    assert code == 0 and stdout.count("finished") == 1, stderr
+    calib.train_head(cache, out=str(tmp_path / "alone"), **options)
+    assert_equal_to_rounding(tmp_path / "head", tmp_path / "alone", (20,))
+
+
 def test_all_processes_choose_the_same_head_type(tmp_path, monkeypatch):
     monkeypatch.setattr("calib.choice.HELD_OUT_STEPS", 4)
     cache = toy_cache(tmp_path / "hidden.zarr", "hidden", projection=9)
