@@ -25,7 +25,7 @@ from extract.data.image_files import find_image
 from extract.data.images import SizedReader, flip_boxes
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of, select_no_proposals
 from extract.detectors.class_map import map_detector
-from extract.detectors.identity import check_same_detector
+from extract.detectors.identity import check_same_detector, precision_of
 from extract.utils.distributed import Coordinator, is_main_process
 from extract.utils.prefetch import available_cpus, prefetch
 from fuse.detections import positions_by_image
@@ -202,9 +202,15 @@ def load_painter(
         annotations: file of the cache's images.
         images: folder of the images.
 
-    Raises ValueError for another detector than the cache's, and what the annotation reader and `MaskPainter` raise.
+    Raises ValueError for another detector than the cache's or another precision, and what the annotation reader and
+    `MaskPainter` raise.
     """
     check_same_detector(cache.url, cache.detector, f"in detector {detector.description['name']}", detector.description)
+    precision = precision_of(cache.detector)
+    if precision_of(detector.description) != precision:
+        raise ValueError(
+            f"{cache.url}: precision of its detector is {precision}: load the detector in it to paint masks"
+        )
     detector = map_detector(detector, ClassMap.from_description(cache.detector))
     return MaskPainter(detector, cache, read_annotations(Path(annotations)), Path(images))
 

@@ -22,6 +22,7 @@ from extract.detectors.torchvision import TorchvisionDetector
 from extract.verify import worst_logit_error
 from fuse.commands.mask_config import MaskConfig
 from fuse.commands.masks import PaintedMasks
+from fuse.painting import load_painter
 from tests import frameworks
 from tests.exactness import assert_layers_give_logits, make_images
 
@@ -163,6 +164,12 @@ def test_masks_are_painted_in_the_precision_of_the_cache(caches, tiny):
         with patch("fuse.commands.masks.load_detector", lambda s: loaded.append(load_detector(s)) or loaded[-1]):  # noqa: B023
             PaintedMasks(config, cache, spec.annotations)._painter.check()
         assert precision_of(loaded[0].description) == name
+
+
+def test_painting_in_another_precision_is_refused(caches, tiny):
+    spec = tiny_config(tiny, Path("unused"))
+    with pytest.raises(ValueError, match="precision of its detector is bf16: load the detector in it to paint masks$"):
+        load_painter(load_detector(spec), caches["bf16"], spec.annotations, spec.images)
 
 
 def test_weights_in_half_precision_are_not_exported(tiny):
