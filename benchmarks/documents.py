@@ -64,7 +64,8 @@ def fill_documents(root: Path) -> None:
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
     fill(root / "docs" / "results.md", {**accuracy, **tables})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
-    fill(root / "docs" / "performance.md", {"targets": speed_targets, **speed})
+    precision = partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv")
+    fill(root / "docs" / "performance.md", {"targets": speed_targets, "precision": precision, **speed})
 
 
 def keep_metrics(name: str, source: Path) -> None:

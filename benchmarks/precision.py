@@ -1,4 +1,4 @@
-"""Mask AP of Mini-LVIS's plain detector in half precision against fp32, with the original classifier and with `cat`.
+"""AP of Mini-LVIS's plain detector in half precision against fp32, with the original classifier and with `cat`.
 
     python -m benchmarks.precision data/plain                                # the folder of a finished `make demo`
     python -m benchmarks.precision data/plain --precision fp16 --device cuda
@@ -81,13 +81,13 @@ def evaluate(cache: extract.RoICache, head: Path) -> pd.DataFrame:
 
 
 def save(tables: dict[str, pd.DataFrame]) -> None:
-    """Writes the mask AP of all precisions: one row for each classifier and precision."""
-    segm = {precision: table.loc["segm"] for precision, table in tables.items()}
+    """Writes the AP by bin, one row for each IoU type, classifier and precision."""
     rows = pd.DataFrame(
         [
-            {"row": f"{row}, {precision}", **table.loc[row].iloc[:6].round(4)}
+            {"row": f"{row}, {name}, {precision}", **table.loc[iou_type, row].iloc[:6].round(4)}
+            for iou_type, name in (("segm", "masks"), ("bbox", "boxes"))
             for row in ("original", "cat")
-            for precision, table in segm.items()
+            for precision, table in tables.items()
         ]
     )
     if RESULTS.is_file():

@@ -17,13 +17,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def accuracy_table(metrics: pd.DataFrame, columns: Sequence[str] = (*BINS, *FREQUENCIES)) -> str:
+def accuracy_table(metrics: pd.DataFrame, columns: Sequence[str] = (*BINS, *FREQUENCIES), decimals: int = 1) -> str:
     """Formats AP in points of every `row`: by bin of training instances, of all classes, by LVIS's frequency tag.
 
     Columns without any value, as of bins without ground truth, are left out.
     """
     columns = [name for name in columns if metrics[name].notna().any()]
-    values = metrics[columns].map("{:.1f}".format)
+    values = metrics[columns].map(f"{{:.{decimals}f}}".format)
     return markdown(["row", *columns], ([name, *row] for name, row in zip(metrics["row"], values.values, strict=True)))
 
 

@@ -33,7 +33,7 @@ from extract.config import Precision
 from extract.detectors import load_detector
 
 SIZE = (800, 1216)
-IMAGES, ROUNDS = 2, 2
+IMAGES = 2
 TARGET = 0.55
 """Upper bound of the time of an extraction, relative to that of the forward pass in fp32."""
 
@@ -45,6 +45,8 @@ class Config:
     precision: Precision = "bf16"
     device: str = "cpu"
     splits: tuple[Split, ...] = ("train", "val")
+    rounds: int = 2
+    """Pairs of runs; the median of their ratios is reported."""
 
 
 class SharedBoxPredictor(nn.Module):
@@ -84,7 +86,7 @@ def time_extraction(config: Config, split: Split, exact: Job, reduced: Job) -> R
         timing = compare(
             lambda: extract.run(replace(reduced.config, out=f"{reduced.config.out}{next(numbers)}")),
             lambda: [forward(batch) for batch in forward.batches()],
-            ROUNDS,
+            config.rounds,
         )
     masks = " with masks" * (split == "val")
     case = f"extraction in {config.precision}, R50-FPN {SIZE[0]} × {SIZE[1]} {split}{masks}, {IMAGES} images"
