@@ -183,7 +183,7 @@ def _log_estimate(extractor: Extractor, first: list[RoIs], seconds: float) -> No
     images, rois, size = len(extractor.positions), np.mean([len(r) for r in first]), row_bytes(first[0])
     speed = world_size() * len(first) / seconds
     log.info(
-        "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.1f minutes at %.1f images per second",
+        "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.1f minutes at %.3g images per second",
         f"{images:,}",
         rois,
         f"{size:,}",

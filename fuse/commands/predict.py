@@ -102,7 +102,7 @@ def _logging_estimate(items: Iterator[T], count: int) -> Iterator[T]:
         elif position == 2:
             seconds = time.perf_counter() - started
             _LOG.info(
-                "%s images: about %.1f minutes at %.1f images per second",
+                "%s images: about %.1f minutes at %.3g images per second",
                 f"{count:,}",
                 count * seconds / 60,
                 1 / seconds,
