@@ -83,9 +83,9 @@ def overlap_bitmasks(columns: np.ndarray, iou_threshold: np.float32, hits: np.nd
             intersection = width * height
             hits[i] = intersection / (columns[4, i] + area - intersection) > iou_threshold
         for w in range(bitmasks.shape[1]):
-            word = np.uint64(0)
+            bits, word = hits[w * WORD_BITS : (w + 1) * WORD_BITS], np.uint64(0)
             for i in range(WORD_BITS):
-                word |= np.uint64(hits[w * WORD_BITS + i]) << np.uint64(i)
+                word |= np.uint64(bits[i]) << np.uint64(i)
             bitmasks[r, w] = word
 
 
@@ -114,5 +114,6 @@ def bitmask_nms(
             r = roi_index[p]
             if not removed[r >> 6] >> np.uint64(r & 63) & np.uint64(1):
                 keep[p] = 1
+                overlapping = bitmasks[r]
                 for w in range(removed.size):
-                    removed[w] |= bitmasks[r, w]
+                    removed[w] |= overlapping[w]

@@ -93,21 +93,21 @@ def nms_by_class(
     np.cumsum(np.bincount(class_index, minlength=num_classes), out=offsets[1:])
     grouped, queue = np.empty(score.size, np.int32), np.empty(score.size, np.int32)
     _group_by_class(np.arange(score.size, dtype=np.int32), class_index, offsets.copy(), grouped)
-    order = argsort_descending(score[grouped])
-    _group_by_class(order, class_index[grouped], offsets.copy(), queue)
+    order = argsort_descending(score.take(grouped))
+    _group_by_class(order, class_index.take(grouped), offsets.copy(), queue)
     keep, threshold = np.zeros(score.size, np.uint8), np.float32(iou_threshold)
     if boxes.shape[1] == 1 and score.size > BITMASK_CANDIDATES_PER_BOX * len(boxes):
         words = (len(boxes) + WORD_BITS - 1) // WORD_BITS
         bitmasks, columns = np.empty((len(boxes), words), np.uint64), as_columns(boxes[:, 0], words * WORD_BITS)
         overlap_bitmasks(columns, threshold, np.empty(words * WORD_BITS, np.uint8), bitmasks)
-        bitmask_nms(queue, offsets, roi_index[grouped], bitmasks, np.empty(words, np.uint64), keep)
+        bitmask_nms(queue, offsets, roi_index.take(grouped), bitmasks, np.empty(words, np.uint64), keep)
     else:
         gathered = np.empty((score.size, 4), np.float32)
         _gather_boxes(boxes, roi_index, class_index, offsets.copy(), gathered)
         kept = np.zeros((5, np.diff(offsets).max(initial=0) + STEP_BOXES), np.float32)
         greedy_nms(queue, offsets, gathered, threshold, kept, keep)
-    best = grouped[order[keep[order].view(bool)][:max_detections]]
-    return roi_index[best].astype(np.int64), class_index[best].astype(np.int64), score[best]
+    best = grouped.take(order.compress(keep.take(order))[:max_detections])  # quicker than indexing
+    return roi_index.take(best).astype(np.int64), class_index.take(best).astype(np.int64), score.take(best)
 
 
 @cached_njit
@@ -116,11 +116,13 @@ def _block_maxima(scores: np.ndarray, maxima: np.ndarray) -> np.uint32:
     num_classes = scores.shape[1] - 1
     largest = np.uint32(0)
     for r in range(scores.shape[0]):
+        row = scores[r, :num_classes]
         largest = max(largest, scores[r, num_classes])
         for b in range(maxima.shape[1]):
+            block = row[b * BLOCK_CLASSES : (b + 1) * BLOCK_CLASSES]
             maximum = np.uint32(0)
-            for c in range(b * BLOCK_CLASSES, min((b + 1) * BLOCK_CLASSES, num_classes)):
-                maximum = max(maximum, scores[r, c])
+            for i in range(block.size):  # vectorized; a loop over columns of `scores` is not
+                maximum = max(maximum, block[i])
             maxima[r, b] = maximum
             largest = max(largest, maximum)
     return largest
