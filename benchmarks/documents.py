@@ -18,7 +18,16 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.recipes import recipes_table
-from benchmarks.tables import BINS, FREQUENCIES, accuracy_table, live_table, recall_table, speed_table, targets_table
+from benchmarks.tables import (
+    BINS,
+    FREQUENCIES,
+    accuracy_table,
+    cost_table,
+    live_table,
+    recall_table,
+    speed_table,
+    targets_table,
+)
 from extract import open_cache
 from extract.data.annotations import read_annotations
 from extract.recall import proposal_recall
@@ -64,8 +73,12 @@ def fill_documents(root: Path) -> None:
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
     fill(root / "docs" / "results.md", {**accuracy, **tables})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
-    precision = partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv")
-    fill(root / "docs" / "performance.md", {"targets": speed_targets, "precision": precision, **speed})
+    performance = {
+        "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),
+        "targets": speed_targets,
+        "precision": partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv"),
+    }
+    fill(root / "docs" / "performance.md", {**performance, **speed})
 
 
 def keep_metrics(name: str, source: Path) -> None:

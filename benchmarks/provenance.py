@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -20,8 +19,8 @@ def provenance() -> dict[str, str]:
 
 
 def machine() -> str:
-    """Returns the CPU model, the number of CPUs of this process and, if there is one, the GPU."""
-    parts = [_cpu_model(), f"{len(os.sched_getaffinity(0))} CPUs"]
+    """Returns the number of CPUs of this process and, if there is one, the GPU."""
+    parts = [f"{len(os.sched_getaffinity(0))} CPUs"]
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
@@ -40,10 +39,3 @@ def commit() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

@@ -71,6 +71,21 @@ def speed_table(results: pd.DataFrame) -> str:
     return markdown(header, rows) + "\n\n" + provenance_line(results)
 
 
+def cost_table(costs: pd.DataFrame) -> str:
+    """Formats a whole calibration's hours by machine and gigabytes of its caches, by dataset and recipe."""
+    machines = list(dict.fromkeys(costs["machine"]))
+    rows = []
+    for (dataset, recipe), table in costs.groupby(["dataset", "recipe"], sort=False):
+        stages = table[["extract_train", "extract_val", "train", "fuse"]].set_axis(table["machine"], axis=0)
+        parts = " + ".join(_format_hours(hours) for hours in stages.loc[machines[0]])
+        totals = [_format_hours(hours) for hours in stages.sum(axis=1)[machines]]
+        sizes = [f"{size:,.0f}" if size >= 10 else f"{size:.1f}" for size in table[["train_gb", "val_gb"]].iloc[0]]
+        rows.append([str(dataset), str(recipe), *totals, parts, *sizes])
+    header = ["dataset", "recipe", *(f"{machine}, h" for machine in machines)]
+    header += [f"{machines[0]}: extract train + val + train + fuse", "train, GB", "val, GB"]
+    return markdown(header, rows) + "\n\n" + provenance_line(costs)
+
+
 def targets_table(results: Mapping[str, pd.DataFrame]) -> str:
     """Formats, by benchmark, how many targets are met and which are not."""
     rows = []
@@ -105,6 +120,10 @@ def format_target(target: float, bound: object) -> str:
     """Formats a bound of the ratio or of the time; empty if there is none."""
     formats = {"at_least": "≥ {:,g}×", "at_most": "≤ {:,g}×", "seconds_at_most": "≤ {:,g} s"}
     return formats[bound].format(target) if isinstance(bound, str) else ""
+
+
+def _format_hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}" if hours >= 0.1 else f"{hours:.2f}"
 
 
 def format_memory(count: float) -> str:
