@@ -16,7 +16,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 import numpy as np
@@ -136,7 +135,7 @@ def step_seconds(recipe: Recipe, num_classes: int) -> float:
     if recipe == "paper":
         step = read("training", "step of 3fc_ft")
     else:
-        step = max(read("hidden", f"step of {head} on hidden features, bf16") for head in ("3fc_ft", "3fc_lowrank"))
+        step = max(read("training", f"step of {head} on hidden features, bf16") for head in ("3fc_ft", "3fc_lowrank"))
     extra = max(num_classes - len(inputs.lvis_classes()), 0)
     return step + extra * seconds_per_class() * rois_per_step(recipe) / 512
 
