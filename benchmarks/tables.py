@@ -73,10 +73,10 @@ def speed_table(results: pd.DataFrame) -> str:
 
 def cost_table(costs: pd.DataFrame) -> str:
     """Formats a whole calibration's hours by machine and gigabytes of its caches, by dataset and recipe."""
-    machines = list(dict.fromkeys(costs["machine"]))
+    machines = list(dict.fromkeys(costs["hardware"]))
     rows = []
     for (dataset, recipe), table in costs.groupby(["dataset", "recipe"], sort=False):
-        stages = table[["extract_train", "extract_val", "train", "fuse"]].set_axis(table["machine"], axis=0)
+        stages = table[["extract_train", "extract_val", "train", "fuse"]].set_axis(table["hardware"], axis=0)
         parts = " + ".join(_format_hours(hours) for hours in stages.loc[machines[0]])
         totals = [_format_hours(hours) for hours in stages.sum(axis=1)[machines]]
         sizes = [f"{size:,.0f}" if size >= 10 else f"{size:.1f}" for size in table[["train_gb", "val_gb"]].iloc[0]]

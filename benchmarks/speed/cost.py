@@ -92,7 +92,7 @@ def main() -> None:
             fusion = time_fusion(recipe, dataset.num_classes)
             for machine in MACHINES:
                 cost = calibration_cost(dataset, recipe, machine, fusion)
-                rows.append({"dataset": dataset.name, "recipe": recipe, "machine": machine, **cost._asdict()})
+                rows.append({"dataset": dataset.name, "recipe": recipe, "hardware": machine, **cost._asdict()})
     table = pd.DataFrame(rows).round(4).assign(**provenance())
     print(table.to_string(index=False))
     table.to_csv(RESULTS / "cost.csv", index=False)
