@@ -71,7 +71,7 @@ bench: $(VENV)/frameworks
 test: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m "not slow"
 
-# Under a minute: without the frameworks, without tests that start processes and without long ones.
+# A minute or two: without the frameworks, without tests that start processes and without long ones.
 FAST = not framework and not process and not long and not slow
 test-fast: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(FAST)"

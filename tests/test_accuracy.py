@@ -45,6 +45,7 @@ def test_verify_prints_it(tmp_path, capsys):
     assert "the detector's own classifier is right on" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_cache_without_objects(tmp_path):
     toy = toy_cache(tmp_path / "toy.zarr", images=1)
     rois = [replace(one, labels=np.full_like(one.labels, CLASSES)) for one in toy]

@@ -77,6 +77,7 @@ def test_samplers_of_two_parts_share_no_image(caplog):
     assert not caplog.records
 
 
+@pytest.mark.long
 def test_the_lower_loss_is_chosen_and_stated(hidden, caplog):
     config = resolve_auto(Config(cache="", out="", steps=60), hidden)
     features = Features(hidden, torch.device("cpu"))
@@ -89,6 +90,7 @@ def test_the_lower_loss_is_chosen_and_stated(hidden, caplog):
     assert line.startswith(f"head type {first.head_type} is chosen on ") and f"{losses['3fc_ft']:.4f}" in line
 
 
+@pytest.mark.long
 def test_the_choice_is_recorded_and_resumed(hidden, tmp_path, monkeypatch):
     out = tmp_path / "head"
     whole = calib.train_head(hidden, out=str(tmp_path / "whole"), **OPTIONS)

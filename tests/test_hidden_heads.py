@@ -83,6 +83,7 @@ def test_the_correction_is_folded_exactly(caches):
         np.testing.assert_array_equal(own.center, stored.center)
 
 
+@pytest.mark.long
 def test_low_rank_training_is_training_within_the_directions(tmp_path):
     """One step on all of the detector's layers, its first weight's gradient restricted to the span of V."""
     hidden = toy_cache(tmp_path / "hidden.zarr", "hidden", projection=RANK)
@@ -99,6 +100,7 @@ def test_low_rank_training_is_training_within_the_directions(tmp_path):
     np.testing.assert_allclose(head.stages[0][0].weight.detach().numpy(), expected, rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.long
 def test_a_head_without_correction_ignores_the_projection(caches, tmp_path):
     bare = toy_cache(tmp_path / "bare.zarr", "hidden", CASCADE)
     head, other = (calib.train_head(cache, head_type="3fc_ft", **OPTIONS) for cache in (caches[1], bare))

@@ -158,6 +158,7 @@ def test_aligned_classifiers_are_their_formula():
         torch.testing.assert_close(layer(x), torch.cat([expected, z[:, 3:]], 1))
 
 
+@pytest.mark.long
 def test_scaled_classifiers_start_as_the_detectors_own_and_train_scales_only(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", "embedding", images=6)
     for head_type in ("lws", "disalign"):
@@ -260,6 +261,7 @@ def test_probabilities_of_classes():
         np.testing.assert_allclose(class_probabilities(counts, "progressive", t), expected)
 
 
+@pytest.mark.long
 def test_samplers_draw_classes_by_their_counts(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", "logits", images=60)
     drawn = {}

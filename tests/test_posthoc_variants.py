@@ -242,6 +242,7 @@ def test_class_means(tmp_path, name):
     assert not np.array_equal(fitted.scores(rois), head.scores(rois))
 
 
+@pytest.mark.long
 def test_class_means_of_pooled_features_and_of_classes_without_rois(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", images=3)
     absent = np.setdiff1d(np.arange(CLASSES), cache.read("labels"))

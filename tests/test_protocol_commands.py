@@ -125,6 +125,7 @@ def test_ids_that_are_text_and_missing_sizes_through_all_commands(folder, tmp_pa
     assert "1 of 6 images have no height and width, such as image img_" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_protocol_and_cap_can_be_set(tmp_path, capsys, no_report):
     where = [*CACHE, "--iou-types", "bbox", "--out", str(tmp_path)]
     assert main([*where, "--annotations", "lvis.json", "--protocol", "exhaustive", "--max-detections", "7"]) == 0
@@ -146,6 +147,7 @@ def test_folders_from_before_the_protocol_was_an_option_are_continued(tmp_path, 
     assert main(command) == 0
 
 
+@pytest.mark.long
 def test_detections_in_a_test_set_are_written_and_not_evaluated(tmp_path, capsys, no_report):
     test, val = tmp_path / "test", tmp_path / "val"
     command = [*CACHE, "--tail", "10", "--max-detections", "50"]

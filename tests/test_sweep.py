@@ -107,6 +107,7 @@ def test_the_same_command_again_and_another_one(arguments, tmp_path, capsys):
     assert main([*arguments, "--out", str(out), "--tail", "10", "--overwrite"]) == 0
 
 
+@pytest.mark.long
 def test_fixed_ap(arguments, tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "o"), "--fixed-ap"]) == 0
     assert "fixed AP" in capsys.readouterr().out
