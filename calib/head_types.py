@@ -14,6 +14,7 @@ from calib.config import HEAD_TYPES, HeadType
 from calib.heads import Head, HeadInfo, hidden_input, linear_layers
 from calib.hidden_input import HiddenInput
 from calib.scoring import Level, check_average, instance_counts_of
+from extract.cache.format import layers_above
 from extract.data.class_map import MIN_LOGIT
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
 
@@ -138,8 +139,7 @@ def _reused_layers(cache: RoICache, recipe: Recipe) -> list[Layers]:
             f"{cache.url}: head {recipe.head_type!r} needs the detector's own layers, which the cache lacks; "
             f"{others} need none"
         )
-    above = {"pooled": slice(None), "hidden": slice(1, None), "embedding": slice(-1, None)}[recipe.level]
-    return [layers[above][_REUSED[recipe.reuse]] for layers in stages]
+    return [layers_above(recipe.level, layers)[_REUSED[recipe.reuse]] for layers in stages]
 
 
 def _input_width(cache: RoICache) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from tqdm import tqdm
 
-from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice
+from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice, layers_above
 from extract.cache.location import refuse_same
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, create_cache
@@ -129,7 +129,7 @@ def _networks(
     if level == "hidden":
         networks = [[layer] for layer in hidden_layers(stages, projections)]
     else:
-        networks = [[hidden_layer(layer) for layer in layers[source_level == "hidden" : -1]] for layers in stages]
+        networks = [[hidden_layer(layer) for layer in layers_above(source_level, layers)[:-1]] for layers in stages]
     return [[(weight.to(device), bias.to(device)) for weight, bias in network] for network in networks]
 
 

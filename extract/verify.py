@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
-from extract.cache.format import CacheError, Layers
+from extract.cache.format import CacheError, Layers, layers_above
 from extract.cache.projections import check_hidden
 from extract.cache.reader import RoICache
 from extract.cache.values import all_finite, check_values
@@ -64,10 +64,7 @@ def recomputable_columns(cache: RoICache) -> np.ndarray:
 
 def feature_layers(cache: RoICache, stage: int) -> Layers:
     """Returns those of the detector's fully connected layers that apply to the stored features; [] if none does."""
-    layers = cache.fc_layers(stage)
-    return layers[
-        {"pooled": slice(None), "hidden": slice(1, None), "embedding": slice(-1, None)}.get(cache.level, slice(0))
-    ]
+    return layers_above(cache.level, cache.fc_layers(stage))
 
 
 def layer_inputs(cache: RoICache, rois: RoIs, stage: int) -> np.ndarray:

@@ -141,10 +141,8 @@ class MaskPainter:
     def _chunks(self, jobs: Iterator[_Job], images: Iterator[Image]) -> Iterator[_Chunk]:
         """Yields the masks of some pairs of one image, after another."""
         for job, image in zip(jobs, images, strict=False):
-            output, flipped = (
-                self._detector.forward([image], "logits", select_no_proposals),
-                self._flipped(job.image_id),
-            )
+            output = self._detector.forward([image], "logits", select_no_proposals)
+            flipped = self._flipped(job.image_id)
             owners = [job.positions[index] for index in self._sharing(job.painted.pairs.take(job.positions))]
             for first in range(0, len(owners), MASKS_AT_ONCE):
                 chunk = owners[first : first + MASKS_AT_ONCE]  # of few boxes, which is all that mask heads compute

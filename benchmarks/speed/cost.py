@@ -13,8 +13,10 @@ training in bf16. Its choice between two heads costs less than a hundred of thes
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, cast
 
@@ -23,20 +25,17 @@ import pandas as pd
 
 from benchmarks.provenance import provenance
 from benchmarks.speed import inputs
+from benchmarks.speed.detection import detect_on
 from benchmarks.speed.measure import RESULTS, seconds
-from benchmarks.speed.traincache import BACKGROUND, DIRECTIONS, ROIS_PER_INSTANCE
+from benchmarks.speed.traincache import BACKGROUND, DIRECTIONS, ROIS_PER_INSTANCE, SHAPES
 from calib.choice import ROIS_PER_CLASS
 from calib.head_types import build_head
 from extract import write_cache
 from extract.cache.format import Projection, row_bytes
 from extract.rois import RoIs
-from fuse.config import FusionConfig
-from fuse.fusion import Fusion
-from fuse.inference import detect_many
 
 Recipe = Literal["paper", "default"]
 LEVELS = {"paper": "pooled", "default": "hidden"}
-FEATURES = {"pooled": (256, 7, 7), "hidden": (1024 + DIRECTIONS,)}
 STEPS = 12_000
 PROPOSALS, MASK = 1000, 28
 FUSED_IMAGES = 4
@@ -188,19 +187,15 @@ def time_fusion(recipe: Recipe, num_classes: int) -> float:
             fc_layers=[layers],
             projections=[directions] if recipe == "default" else (),
         )
-        head = build_head(cache, "3fc_ft", 0, 0, {})
-        fusions = {
-            "original": Fusion.for_cache(cache, FusionConfig(mode="original")),
-            "cat": Fusion.for_cache(cache, FusionConfig(mode="cat"), head),
-        }
-        detect_many(cache, fusions)
-        return seconds(lambda: detect_many(cache, fusions)) / FUSED_IMAGES
+        detect = partial(detect_on, os.sched_getaffinity(0), cache, build_head(cache, "3fc_ft", 0, 0, {}))
+        detect()
+        return seconds(detect) / FUSED_IMAGES
 
 
 def make_val_image(image_id: int, recipe: Recipe, num_classes: int, masks: bool, rois: int = PROPOSALS) -> RoIs:
     """Makes an image's RoIs, of noise."""
     rng = np.random.default_rng(image_id)
-    shape = (rois, 1, *FEATURES[LEVELS[recipe]])
+    shape = (rois, 1, *SHAPES[LEVELS[recipe]])
     return inputs.make_rois(
         image_id,
         inputs.proposals(rois, image_id),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calib.posthoc.base import Affine, Posthoc, append_background, training_counts
+from calib.scoring import Original
 from extract.data.classes import CountColumn
 
 if TYPE_CHECKING:
@@ -116,4 +117,4 @@ def box_counting_dimensions(
 
 
 def _is_sigmoid(cache: RoICache) -> bool:
-    return cache.detector.get("activation", "softmax") == "sigmoid"
+    return Original.from_description(cache.detector).activation == "sigmoid"

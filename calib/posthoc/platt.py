@@ -8,6 +8,7 @@ import numpy as np
 
 from calib.posthoc.base import Affine, Posthoc
 from calib.posthoc.fitting import labelled_logits, one_hot
+from calib.scoring import Original
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -39,7 +40,7 @@ class Platt(Posthoc):
         """Returns scale a_c and shift b_c. Raises ValueError if the cache has no labels."""
         if np.isinf(self.penalty):
             return Affine(np.ones(1), np.zeros(1))
-        activation = str(cache.detector.get("activation", "softmax"))
+        activation = Original.from_description(cache.detector).activation
         fitted = [
             fit_platt(*labelled_logits(cache, stage), self.penalty, activation) for stage in range(len(cache.stages))
         ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from calib.posthoc.base import Affine, Posthoc
 from calib.posthoc.fitting import fit_temperature, labelled_logits
+from calib.scoring import Original
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -36,7 +37,7 @@ class Temperature(Posthoc):
         """Returns scale 1/T and shift 0. Raises ValueError if T is to be fitted and the cache has no labels."""
         if self.temperature is not None:
             return Affine(np.full(1, 1 / self.temperature), np.zeros(1))
-        activation = str(cache.detector.get("activation", "softmax"))
+        activation = Original.from_description(cache.detector).activation
         temperatures = [
             fit_temperature(*labelled_logits(cache, stage), activation) for stage in range(len(cache.stages))
         ]

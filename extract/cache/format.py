@@ -43,6 +43,15 @@ class Projection(NamedTuple):
     center: np.ndarray
 
 
+def layers_above(level: str, layers: Layers) -> Layers:
+    """Returns those of a stage's fully connected layers that features of a level enter; [] at level "logits".
+
+    Hidden features enter the second layer, after a ReLU.
+    """
+    first = {"pooled": 0, "hidden": 1, "embedding": -1}.get(level, len(layers))
+    return layers[first:]
+
+
 class CacheError(ValueError):
     """A cache that is missing, unfinished, damaged or of the wrong kind."""
 

@@ -30,14 +30,7 @@ def with_categories(dataset: EvaluationDataset, classes: pd.DataFrame) -> Evalua
         return dataset
     columns = zip(category_ids, classes["name"], classes["frequency"], strict=True)
     missing = [{"id": i, "name": name, "frequency": tag} for i, name, tag in columns if i not in found]
-    return EvaluationDataset(
-        federated=dataset.federated,
-        source=dataset.source,
-        text_ids=dataset.text_ids,
-        images=dataset["images"],
-        categories=[*dataset["categories"], *missing],
-        annotations=dataset["annotations"],
-    )
+    return dataset.with_sections(categories=[*dataset["categories"], *missing])
 
 
 def check_detections(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> None:

@@ -56,6 +56,12 @@ class EvaluationDataset(dict[str, list[dict]]):
         super().__init__(sections)
         self.federated, self.source, self.text_ids = federated, source, dict(text_ids or {})
 
+    def with_sections(self, **sections: list[dict]) -> EvaluationDataset:
+        """Returns a dataset with other images, categories or annotations."""
+        return EvaluationDataset(
+            federated=self.federated, source=self.source, text_ids=self.text_ids, **{**self, **sections}
+        )
+
     def shown_id(self, image_id: int) -> int | str:
         """Returns an image's id as it is in the file, for messages."""
         return self.text_ids.get(int(image_id), image_id)
@@ -100,12 +106,8 @@ def load_annotations(
             raise ValueError(f"{dataset.source}: has no image {min(chosen - kept)}")
         kept = chosen
     annotations = [a for a in dataset["annotations"] if a["image_id"] in kept]
-    return EvaluationDataset(
-        federated=dataset.federated,
-        source=dataset.source,
-        text_ids=dataset.text_ids,
+    return dataset.with_sections(
         images=[image for image in dataset["images"] if image["id"] in kept],
-        categories=dataset["categories"],
         annotations=[{**a, "id": i} for i, a in enumerate(annotations, start=1)],
     )
 

@@ -152,9 +152,7 @@ def _with_exact_ids(dataset: EvaluationDataset, detections: Detections) -> tuple
     ranks = [{int(value): rank for rank, value in enumerate(ids, 1)} for ids in (images, categories)]
     by_key = {"image_id": ranks[0], "category_id": ranks[1]}
     lists = ("neg_category_ids", "not_exhaustive_category_ids")
-    ranked = EvaluationDataset(
-        federated=dataset.federated,
-        source=dataset.source,
+    ranked = dataset.with_sections(
         images=[
             {**image, "id": ranks[0][image["id"]], **{name: [ranks[1][c] for c in image[name]] for name in lists}}
             for image in dataset["images"]
