@@ -68,13 +68,16 @@ bench: $(VENV)/frameworks
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.speed.$$name || exit; done
 	$(BIN)/python -m benchmarks.documents
 
-test: $(VENV)/frameworks
-	$(BIN)/python -m pytest -m "not slow"
+# Each worker process has a thread and up to 2 GB.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
 
-# A minute or two: without the frameworks, without tests that start processes and without long ones.
+test: $(VENV)/frameworks
+	$(PYTEST) -m "not slow"
+
+# Under a minute: without the frameworks, without tests that start processes and without long ones.
 FAST = not framework and not process and not long and not slow
 test-fast: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(FAST)"
+	$(PYTEST) -m "$(FAST)"
 
 test-slow: $(VENV)/frameworks
 	$(BIN)/python -m pytest -m slow

@@ -33,6 +33,7 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(choice, "HELD_OUT_STEPS", 10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("level", "options", "expected"),
     [
@@ -111,6 +112,7 @@ def test_the_choice_is_recorded_and_resumed(hidden, tmp_path, monkeypatch):
     assert all(map(torch.equal, explicit.state_dict().values(), whole.state_dict().values()))
 
 
+@pytest.mark.long
 def test_without_an_image_to_hold_out_the_first_layer_is_frozen(tmp_path, caplog):
     cache = toy_cache(tmp_path / "c.zarr", "hidden", images=1, projection=9)
     with caplog.at_level(logging.INFO):

@@ -55,6 +55,7 @@ def test_linear_on_hidden_features_trains_the_classifier_only(caches):
     np.testing.assert_allclose(head.logits(rois)[:, 1], expected, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head_type", HIDDEN_TYPES)
 def test_a_trained_head_scores_pooled_features_alike(caches, head_type):
     pooled, hidden = caches
@@ -142,6 +143,7 @@ def test_other_first_layers_are_refused(caches):
         on_pooled_features(head, first_layers(caches[1])[:1], (3, 7, 7))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", ["pooled", "hidden"])
 @pytest.mark.parametrize("count", [1, 2])
 def test_frozen_layers_stay_the_detectors(caches, level, count):
@@ -157,6 +159,7 @@ def test_frozen_layers_stay_the_detectors(caches, level, count):
             assert layer.weight.requires_grad is not frozen
 
 
+@pytest.mark.long
 def test_hidden_features_train_as_pooled_ones_with_a_frozen_first_layer(caches):
     pooled = calib.train_head(caches[0], head_type="3fc_ft", freeze_layers=1, **OPTIONS)
     hidden = calib.train_head(caches[1], head_type="3fc_ft", **OPTIONS)

@@ -128,6 +128,7 @@ def inputs(draw):
     return boxes, scores.astype(np.float32)
 
 
+@pytest.mark.long
 @REFERENCES
 @settings(max_examples=150, deadline=None)
 @given(

@@ -96,6 +96,7 @@ def test_overlaps_equal_pycocotools(content, detections, block, monkeypatch):
     assert compared > 50
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("iou_type", ["segm", "bbox"])
 def test_rows_are_evaluated_together_as_alone(content, detections, iou_type):
     """Rows that share masks, in another order and with other scores and classes; one is empty."""

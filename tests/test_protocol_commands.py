@@ -164,6 +164,7 @@ def test_detections_in_a_test_set_are_written_and_not_evaluated(tmp_path, capsys
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"detections.json", "run.json"}
 
 
+@pytest.mark.long
 def test_a_folder_never_holds_results_of_two_runs(tmp_path, monkeypatch, no_report):
     """Neither after a test set takes the place of an evaluated one nor after a stop in the middle of writing."""
     command = [*CACHE, "--iou-types", "bbox", "--out", str(tmp_path), "--overwrite"]

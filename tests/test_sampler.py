@@ -100,6 +100,7 @@ def test_steps_are_those_of_the_slow_reference(classes_per_step, images_per_clas
         check(sampler.step(index, stage), cache, stage, classes_per_step, images_per_class, rois_per_class)
 
 
+@pytest.mark.long
 @given(
     seed=st.integers(0, 10_000),
     num_classes=st.integers(1, 6),
@@ -125,6 +126,7 @@ def _chi_square(counts):
     return ((counts - expected) ** 2 / expected).sum()
 
 
+@pytest.mark.long
 def test_classes_are_drawn_uniformly_however_long_the_tail():
     cache = make(num_classes=40, images=400, long_tail=1.2)
     sampler = BiLevelSampler(cache, classes_per_step=4)
@@ -134,6 +136,7 @@ def test_classes_are_drawn_uniformly_however_long_the_tail():
     assert _chi_square(counts) < len(counts) + 3 * np.sqrt(2 * len(counts))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("images_per_class", [1, 3])
 def test_images_of_a_class_are_drawn_uniformly(images_per_class):
     # One class, 20 images with 1, 2, … 20 RoIs of it: the number of RoIs must not matter.
@@ -152,6 +155,7 @@ def test_images_of_a_class_are_drawn_uniformly(images_per_class):
     assert _chi_square(np.bincount(drawn, minlength=20)) < 20 + 3 * np.sqrt(40)
 
 
+@pytest.mark.long
 def test_thinned_rois_are_drawn_uniformly_after_ground_truth():
     # One class in one image: rows 3 and 8 are ground truth, two of the other ten are drawn beside them.
     cache = Labels(np.zeros((12, 1), np.int32), np.ones((12, 1), np.float32), np.array([0, 12]), 1)

@@ -133,6 +133,7 @@ def test_a_method_is_given_by_name_with_its_hyperparameters(files, tmp_path):
         assert main([*command, "--out", str(tmp_path / method[0])]) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -180,6 +181,7 @@ def test_a_head_of_another_detector_is_refused(files, tmp_path, capsys):
     assert "detector name toy, the head was trained for another" in refused(command, tmp_path, capsys)
 
 
+@pytest.mark.long
 def test_a_head_of_another_number_of_stages_is_refused(files, tmp_path, capsys):
     _, annotation_file, cache, _ = files
     head = tiny_head(tmp_path / "head", tiny_cache(tmp_path / "other.zarr", annotations(), stages=3))

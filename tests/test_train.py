@@ -134,6 +134,7 @@ def test_streamed_features_give_the_same_head(cache, monkeypatch):
     assert_same(calib.train_head(cache, **OPTIONS), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stages", [(0.5,), (0.5, 0.6)])
 @pytest.mark.parametrize("memory", [0, 10**9])
 def test_fetched_features_are_those_of_their_rows(tmp_path, stages, memory):
@@ -188,6 +189,7 @@ def test_metrics_and_finished_folder(cache, tmp_path):
     assert info.config["steps"] == 120 and "out" not in info.config
 
 
+@pytest.mark.long
 def test_without_tensorboard_there_are_json_lines(cache, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level("INFO"):
@@ -312,6 +314,7 @@ def test_a_val_cache_is_refused(tmp_path, capsys):
     assert not (tmp_path / "head").exists()
 
 
+@pytest.mark.long
 def test_a_cache_of_other_features_is_another_cache(cache, tmp_path):
     out = str(tmp_path / "head")
     calib.train_head(cache, out=out, **OPTIONS)
@@ -363,6 +366,7 @@ def test_folders_of_others_are_left_alone(cache, tmp_path, files, overwrite):
     assert found == files
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [10, 70])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_is_recognised_before_and_after_its_first_checkpoint(cache, tmp_path, monkeypatch, step, overwrite):
@@ -377,6 +381,7 @@ def test_a_run_is_recognised_before_and_after_its_first_checkpoint(cache, tmp_pa
     assert (out / "config.json").exists()
 
 
+@pytest.mark.long
 def test_overwriting_keeps_the_old_head_until_training_begins(cache, tmp_path):
     calib.train_head(cache, out=str(tmp_path / "head"), **OPTIONS)
     bare = toy_cache(tmp_path / "bare.zarr", images=2, fc_layers=False)
