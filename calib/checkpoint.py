@@ -1,11 +1,13 @@
 """The folder of a training run: whether it is one, and the checkpoint in it.
 
-A checkpoint is one safetensors file with weights, momentum and the state of the run.
+A checkpoint is one safetensors file with weights, momentum and the state of the run, which has a sha256 over all of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors.torch import save
 from calib.head_io import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info
 from calib.heads import Head
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER, is_metrics_file
-from extract.utils.files import PARTIAL, write_bytes
+from extract.utils.files import PARTIAL, is_partial, remove_partials, write_bytes
 from extract.utils.identity import refuse_changes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -64,6 +66,7 @@ def save_checkpoint(
         if parameter.requires_grad:
             tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     state = {"step": step, "config": head.info.config, "choice": head.info.choice, "scaler": scaler.state_dict()}
+    state["sha256"] = _sha256(tensors, state)
     write_bytes(out / CHECKPOINT_FILE, save(tensors, {"state": msgspec.json.encode(state).decode()}))
 
 
@@ -87,18 +90,22 @@ def load_checkpoint(out: Path, head: Head, optimizer: torch.optim.Optimizer, sca
     if not file.exists():
         return 0
     state = _read_state(file)
-    with safe_open(file, framework="pt") as tensors:
-        head.load_state_dict({name: tensors.get_tensor(f"head.{name}") for name in head.state_dict()})
-        for name, parameter in head.named_parameters():
-            if parameter.requires_grad:
-                optimizer.state[parameter]["momentum_buffer"].copy_(tensors.get_tensor(f"momentum.{name}"))
+    with safe_open(file, framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+    if "sha256" in state and state["sha256"] != _sha256(tensors, state):
+        raise ValueError(f"{file}: damaged: its content does not have the sha256 in it; remove it to start anew")
+    head.load_state_dict({name: tensors[f"head.{name}"] for name in head.state_dict()})
+    for name, parameter in head.named_parameters():
+        if parameter.requires_grad:
+            optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
     scaler.load_state_dict(state["scaler"])
     return state["step"]
 
 
 def remove_checkpoint(out: Path) -> None:
-    """Removes the checkpoint of a finished run."""
+    """Removes the checkpoint of a finished run, and what killed processes have left of files they were writing."""
     (out / CHECKPOINT_FILE).unlink(missing_ok=True)
+    remove_partials(out)
 
 
 def _read_state(file: Path) -> dict[str, Any]:
@@ -106,14 +113,15 @@ def _read_state(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, framework="pt") as tensors:
             return msgspec.json.decode(tensors.metadata()["state"], type=dict)
-    except (SafetensorError, TypeError, KeyError, msgspec.MsgspecError) as error:
+    except (SafetensorError, TypeError, KeyError, msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"{file}: damaged or not a checkpoint ({error}); remove it to start anew") from None
 
 
 def _check_folder(out: Path) -> None:
     """Raises ValueError for a folder that is neither empty nor a run's, so that no other files are overwritten.
 
-    A finished run has a config.json, an unfinished one a checkpoint; before the first checkpoint it has only metrics.
+    A finished run has a config.json, an unfinished one a checkpoint; before the first checkpoint it has only metrics,
+    and weights if it was killed before it could write the config.json.
     """
     if not out.exists():
         return
@@ -130,11 +138,23 @@ def _check_folder(out: Path) -> None:
 def _read_format(file: Path) -> object:
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict).get("format")
-    except (ValueError, msgspec.MsgspecError):
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         return None
 
 
 def _has_only_metrics(out: Path) -> bool:
-    """Returns whether the folder is empty or has only metrics, beside partial files of this library."""
-    names = {file.name for file in out.iterdir()} - {name + PARTIAL for name in _OWN_FILES}
-    return not names or (names <= {METRICS_FILE, TENSORBOARD_FOLDER} and is_metrics_file(out / METRICS_FILE))
+    """Returns whether the folder is empty or has only metrics and weights, beside partial files of this library."""
+    names = {file.name for file in out.iterdir() if not is_partial(file.name)}
+    names -= {name + PARTIAL for name in _OWN_FILES}  # of earlier versions
+    own = {METRICS_FILE, TENSORBOARD_FOLDER, WEIGHTS_FILE}
+    return not names or (names <= own and is_metrics_file(out / METRICS_FILE))
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> str:
+    """Returns the sha256 of a checkpoint's tensors, with their names and shapes, and of its state."""
+    description = {name: value for name, value in state.items() if name != "sha256"}
+    digest = hashlib.sha256(msgspec.json.encode(description, order="sorted"))
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().cpu().numpy().data)
+    return digest.hexdigest()

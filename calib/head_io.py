@@ -1,10 +1,17 @@
-"""Heads on disk: a folder with `head.safetensors` (weights) and `config.json` (the description, `HeadInfo`)."""
+"""Heads on disk: a folder with `head.safetensors` (weights) and `config.json` (the description, `HeadInfo`).
+
+`config.json` has the sha256 of the weights' file and of its own content, which loading compares. Heads of versions
+without them load unchecked.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -18,6 +25,9 @@ FORMAT = "tailcal-head"
 VERSION = 1
 WEIGHTS_FILE = "head.safetensors"
 INFO_FILE = "config.json"
+WEIGHTS_SUM, INFO_SUM = "head_sha256", "config_sha256"
+"""Fields of `config.json`: sha256 of the weights' file, and of the other fields."""
+LARGEST_WIDTH = 2**31
 
 
 def save_head(head: Head, path: str | Path) -> None:
@@ -26,9 +36,11 @@ def save_head(head: Head, path: str | Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     (path / INFO_FILE).unlink(missing_ok=True)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in head.state_dict().items()}
-    write_bytes(path / WEIGHTS_FILE, save(tensors))
-    info = msgspec.json.encode({"format": FORMAT, "version": VERSION, **asdict(head.info)})
-    write_bytes(path / INFO_FILE, msgspec.json.format(info, indent=2) + b"\n")
+    weights = save(tensors)
+    write_bytes(path / WEIGHTS_FILE, weights)
+    info = {"format": FORMAT, "version": VERSION, **asdict(head.info), WEIGHTS_SUM: hashlib.sha256(weights).hexdigest()}
+    info[INFO_SUM] = _info_sha256(info)
+    write_bytes(path / INFO_FILE, msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
 
 
 def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
@@ -39,10 +51,12 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
         ValueError: a file is damaged, of another version, or its tensors do not fit `config.json`.
     """
     path = Path(path)
-    head = Head(load_info(path))
-    file = path / WEIGHTS_FILE
+    raw = _read_info(path)
+    info, file = _check_info(raw, path / INFO_FILE), path / WEIGHTS_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
+    _check_size(info, file)
+    head = Head(info)
     try:
         tensors = load_file(file)
     except SafetensorError as error:
@@ -52,28 +66,70 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
         found = tuple(tensors[name].shape) if name in tensors else None
         if found != expected.get(name):
             raise ValueError(f"{file}: {name} is {found}, expected {expected.get(name)} from {INFO_FILE}")
+    _check_weights(raw, file)
     head.load_state_dict(tensors)
     return head.to(device).eval()
 
 
 def load_info(path: str | Path) -> HeadInfo:
     """Reads and checks the `config.json` of a head's folder. Raises FileNotFoundError or ValueError."""
-    file = Path(path) / INFO_FILE
+    return _check_info(_read_info(Path(path)), Path(path) / INFO_FILE)
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """Reads `config.json`. Raises FileNotFoundError, or ValueError for what is no JSON object."""
+    file = path / INFO_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{path}: no finished head there; calib.train makes one, and finishes one it began")
     try:
-        raw = msgspec.json.decode(file.read_bytes(), type=dict)
+        return msgspec.json.decode(file.read_bytes(), type=dict)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _check_info(raw: dict[str, Any], file: Path) -> HeadInfo:
+    """Returns the description in the content of `config.json`. Raises ValueError naming the file and the field."""
+    try:
         if raw.get("format") != FORMAT:
             raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
-        if raw.get("version") != VERSION:
-            raise ValueError(f"version is {raw.get('version')!r}, this library reads {VERSION}")
+        if (version := raw.get("version")) != VERSION:
+            newer = " (written by a newer version)" if isinstance(version, int) and version > VERSION else ""
+            raise ValueError(f"version is {version!r}, this library reads {VERSION}{newer}")
         info = msgspec.convert(raw, HeadInfo)
         ends = (math.prod(info.feature_shape) - info.rank, len(info.category_ids) + 1)
         if len(info.widths) < 2 or (info.widths[0], info.widths[-1]) != ends:
             raise ValueError(f"widths are {info.widths}, expected to lead from {ends[0]} to {ends[1]}")
+        if not all(0 < width < LARGEST_WIDTH for width in info.widths):
+            raise ValueError(f"widths are {info.widths}, expected 1 to {LARGEST_WIDTH - 1}")
         for field in ("names", "instance_counts"):
             if (count := len(getattr(info, field))) != len(info.category_ids):
                 raise ValueError(f"{count} {field} for {len(info.category_ids)} category_ids")
+        if INFO_SUM in raw and raw[INFO_SUM] != _info_sha256(raw):
+            raise ValueError(f"damaged, or changed by hand: its content does not have the sha256 in {INFO_SUM}")
     except (ValueError, msgspec.MsgspecError) as error:
         raise ValueError(f"{file}: {error}") from None
     return info
+
+
+def _check_size(info: HeadInfo, file: Path) -> None:
+    """Raises ValueError if the file is too small for the head's layers, before memory is allocated for them."""
+    weights = sum(a * b for a, b in pairwise(info.widths))
+    weights += info.rank * info.pooled_size + info.groups * info.widths[-2]
+    size = file.stat().st_size
+    if min(info.rank, info.pooled_size, info.groups) < 0 or weights * len(info.stages) > size:
+        raise ValueError(f"{file}: has {size:,} bytes, too few for widths {info.widths} in {INFO_FILE}")
+
+
+def _check_weights(raw: dict[str, Any], file: Path) -> None:
+    """Raises ValueError if the file is not the one that `config.json` was written for."""
+    if WEIGHTS_SUM in raw:
+        with file.open("rb") as weights:
+            found = hashlib.file_digest(weights, "sha256").hexdigest()
+        if found != raw[WEIGHTS_SUM]:
+            raise ValueError(f"{file}: damaged, or of another head: its sha256 is not the {WEIGHTS_SUM} of {INFO_FILE}")
+
+
+def _info_sha256(info: dict[str, Any]) -> str:
+    """Returns the sha256 of the fields of `config.json` without their own."""
+    others = {name: value for name, value in info.items() if name != INFO_SUM}
+    return hashlib.sha256(msgspec.json.encode(others, order="sorted")).hexdigest()

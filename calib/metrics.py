@@ -139,5 +139,5 @@ def _step_of(line: bytes) -> float:
     """Returns the step of a record; infinity for an incomplete line."""
     try:
         return msgspec.json.decode(line, type=dict)["step"]
-    except (msgspec.MsgspecError, KeyError):
+    except (msgspec.MsgspecError, KeyError, RecursionError):
         return float("inf")

@@ -114,6 +114,9 @@ class Config(DetectorSpec):
     strict: bool = False
     """Refuse annotations of which something would be left out or changed, in place of a warning."""
 
+    allow_outside: bool = False
+    """Read images whose file names in the annotations lead out of `images`, as ../ and absolute paths do."""
+
     overwrite: bool = False
     """Replace an existing cache instead of resuming it."""
 

@@ -153,7 +153,9 @@ class Extractor:
         """Reads an image, flipped if it is to be."""
         position = self.positions[index]
         size = (int(self.annotations.heights[position]), int(self.annotations.widths[position]))
-        pixels = self._read(find_image(self._folder, self.annotations.file_names[position]), size)
+        pixels = self._read(
+            find_image(self._folder, self.annotations.file_names[position], self.config.allow_outside), size
+        )
         image_id = int(self.annotations.image_ids[position])
         return Image(image_id, pixels[:, ::-1] if self.flipped[index] else pixels)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
 RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order", "precision", "projection_from"}
+RUNTIME_FIELDS |= {"allow_outside"}
 """Options that do not change the cache's content, or whose files are recorded by their sha256, or whose effect is in
 the detector's description."""
 
@@ -59,7 +60,8 @@ def prepare(config: Config) -> Job:
     Raises ValueError or FileNotFoundError naming what is missing or does not fit.
     """
     config = resolve_files(config)
-    annotations = read_annotations(config.annotations, images=config.images, strict=config.strict)
+    options = {"strict": config.strict, "allow_outside": config.allow_outside}
+    annotations = read_annotations(config.annotations, images=config.images, **options)
     train_annotations = annotations
     if config.train_annotations and config.train_annotations != config.annotations:
         train_annotations = read_annotations(config.train_annotations, strict=config.strict)

@@ -71,17 +71,20 @@ class _Chunk(NamedTuple):
 class MaskPainter:
     """A detector that paints masks in the images of a cache."""
 
-    def __init__(self, detector: Detector, cache: RoICache, annotations: Annotations, folder: Path) -> None:
+    def __init__(
+        self, detector: Detector, cache: RoICache, annotations: Annotations, folder: Path, allow_outside: bool = False
+    ) -> None:
         """
         Args:
             detector: the one that made the cache.
             cache: a val cache.
             annotations: of the cache's images, for the names of their files.
             folder: of the images.
+            allow_outside: see `find_image`.
 
         Raises ValueError if the annotations lack an image of the cache.
         """
-        self._detector, self._cache, self._folder = detector, cache, folder
+        self._detector, self._cache, self._folder, self._allow_outside = detector, cache, folder, allow_outside
         self._read = SizedReader(reader_of(detector))
         self._class_agnostic = bool(detector.description.get("class_agnostic_masks"))
         class_map = ClassMap.from_description(cache.detector)
@@ -182,7 +185,7 @@ class MaskPainter:
     def _load(self, image_id: int) -> Image:
         """Reads an image, flipped if it is in the cache."""
         height, width = self._images.loc[image_id, ["height", "width"]].astype(int)
-        pixels = self._read(find_image(self._folder, self._names[image_id]), (height, width))
+        pixels = self._read(find_image(self._folder, self._names[image_id], self._allow_outside), (height, width))
         return Image(image_id, pixels[:, ::-1] if self._flipped(image_id) else pixels)
 
     def _flipped(self, image_id: int) -> bool:
@@ -190,7 +193,11 @@ class MaskPainter:
 
 
 def load_painter(
-    detector: Detector, cache: RoICache, annotations: str | os.PathLike, images: str | os.PathLike
+    detector: Detector,
+    cache: RoICache,
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    allow_outside: bool = False,
 ) -> MaskPainter:
     """Returns the painter of a cache's masks; call its `check` before painting.
 
@@ -199,6 +206,7 @@ def load_painter(
         cache: a val cache that this detector made.
         annotations: file of the cache's images.
         images: folder of the images.
+        allow_outside: see `extract.data.image_files.find_image`.
 
     Raises ValueError for another detector than the cache's or another precision, and what the annotation reader and
     `MaskPainter` raise.
@@ -210,7 +218,7 @@ def load_painter(
             f"{cache.url}: precision of its detector is {precision}: load the detector in it to paint masks"
         )
     detector = map_detector(detector, ClassMap.from_description(cache.detector))
-    return MaskPainter(detector, cache, read_annotations(Path(annotations)), Path(images))
+    return MaskPainter(detector, cache, read_annotations(Path(annotations)), Path(images), allow_outside)
 
 
 def paint_pairs(store: MaskStore, pairs: BoxClassPairs, painter: MaskPainter, coordinator: Coordinator) -> None:

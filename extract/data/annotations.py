@@ -80,7 +80,9 @@ class Annotations:
 
 
 @garbage_collection_paused()
-def read_annotations(path: str | Path, *, images: Path | None = None, strict: bool = False) -> Annotations:
+def read_annotations(
+    path: str | Path, *, images: Path | None = None, strict: bool = False, allow_outside: bool = False
+) -> Annotations:
     """Reads an LVIS (v0.5, v1) or COCO file, with or without annotations, as any tool may have written it.
 
     Classes are numbered by ascending category id. If the file has no frequency (r, c or f) of a category, it follows
@@ -91,6 +93,7 @@ def read_annotations(path: str | Path, *, images: Path | None = None, strict: bo
         path: the file.
         images: folder of the images; the sizes that the file lacks are read there.
         strict: raises in place of a warning.
+        allow_outside: whether these images may be outside of the folder.
 
     Raises FileNotFoundError, or AnnotationError naming the file, the entry, the field and the value.
     """
@@ -100,7 +103,7 @@ def read_annotations(path: str | Path, *, images: Path | None = None, strict: bo
     records, categories = sorted(content.images, key=_id_of), sorted(content.categories, key=_id_of)
     image_ids = unique_ids(repairs, "images", [image.id for image in records])
     names = file_candidates(records)
-    sizes = _sizes(records, names, images, repairs)
+    sizes = _sizes(records, names, images, allow_outside, repairs)
     _report_repeated_names(records, categories, names, repairs)
     annotations = without_repeats(content.annotations or [], repairs)
     arrays = _annotation_arrays(annotations, image_ids, categories, sizes, repairs)
@@ -152,7 +155,11 @@ def _annotation_arrays(
 
 
 def _sizes(
-    images: Sequence[ImageRecord], names: Sequence[tuple[str, ...]], folder: Path | None, repairs: Repairs
+    images: Sequence[ImageRecord],
+    names: Sequence[tuple[str, ...]],
+    folder: Path | None,
+    allow_outside: bool,
+    repairs: Repairs,
 ) -> np.ndarray:
     """Returns (N, 2) int32 heights and widths, those that the file lacks from the images in the folder, if given."""
     sizes = np.array([(image.height, image.width) for image in images], np.int32)
@@ -160,7 +167,8 @@ def _sizes(
     if unknown:
         remedy = "their boxes are not clipped" if folder is None else "it is read from their files"
         repairs.add("images", f"have no size: {remedy}", f"image {images[unknown[0]].shown_id}", len(unknown))
-        sizes[unknown] = 0 if folder is None else read_sizes(folder, [names[i] for i in unknown])
+        of_unknown = [names[i] for i in unknown]
+        sizes[unknown] = 0 if folder is None else read_sizes(folder, of_unknown, allow_outside)
     return sizes
 
 

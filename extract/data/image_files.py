@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import numpy as np
 
 from extract.data.decoding import read_orientation
 from extract.data.records import ImageRecord
+from extract.utils.errors import shown
 
 COCO_2014 = re.compile(r"COCO_\w+_(\d{12}\.jpg)")
 """Names of COCO 2014, which LVIS v0.5 uses; COCO 2017 has the same images under the number alone."""
@@ -32,12 +34,18 @@ def file_candidates(images: Sequence[ImageRecord]) -> list[tuple[str, ...]]:
     return [tuple(n for n in names if n == names[0] or owners[n] == names[0]) for names in candidates]
 
 
-def find_image(folder: Path, names: Sequence[str]) -> Path:
-    """Returns the first of the names that exists in the folder. Raises FileNotFoundError naming both."""
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
+def find_image(folder: Path, names: Sequence[str], allow_outside: bool = False) -> Path:
+    """Returns the first of the names that exists in the folder; with `allow_outside`, also outside of it.
+
+    Raises FileNotFoundError naming both, and ValueError for an existing file whose name leads out of the folder, as
+    `../` does: annotations of strangers must not choose which files are read. Links in the folder may lead anywhere.
+    """
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if name is None:
         raise FileNotFoundError(f"{folder}: has no {' or '.join(names) or 'image without a file name'}")
-    return path
+    if not allow_outside and _leaves(folder, name):
+        raise ValueError(f"{folder}: the file name {shown(name)} leads out of this folder; --allow-outside permits it")
+    return folder / name
 
 
 def check_namesakes(folder: Path, image_ids: np.ndarray, names: Sequence[tuple[str, ...]], use: Iterable[int]) -> None:
@@ -66,18 +74,24 @@ def check_namesakes(folder: Path, image_ids: np.ndarray, names: Sequence[tuple[s
             )
 
 
-def read_sizes(folder: Path, names: Iterable[Sequence[str]]) -> list[tuple[int, int]]:
+def read_sizes(folder: Path, names: Iterable[Sequence[str]], allow_outside: bool = False) -> list[tuple[int, int]]:
     """Returns (height, width) of images from the headers of their files, upright by EXIF as `decode_image` reads them.
 
-    Raises FileNotFoundError, or ValueError for a file that is no image.
+    Raises as `find_image` does, and ValueError for a file that is no image.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda own: _read_size(find_image(folder, own)), names))
+        return list(pool.map(lambda own: _read_size(find_image(folder, own, allow_outside)), names))
 
 
 def base_name(name: str) -> str:
     """Returns a path without its folders, whether it was written on Windows or not."""
     return re.split(r"[/\\]", name)[-1]
+
+
+def _leaves(folder: Path, name: str) -> bool:
+    """Returns whether a name leads out of the folder, links aside."""
+    inside = os.path.abspath(folder)
+    return os.path.commonpath([inside, os.path.abspath(folder / name)]) != inside
 
 
 def _read_size(path: Path) -> tuple[int, int]:

@@ -69,13 +69,18 @@ def real_number(value: object) -> float:
         except ValueError:
             raise ValueError("a number") from None
     if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            raise ValueError("a number of double precision") from None
     raise ValueError("a number")
 
 
 def text(value: object) -> str:
-    """Reads text; a number becomes its digits."""
+    """Reads text; a number becomes its digits. Half a surrogate pair, which JSON can have, is no text."""
     if isinstance(value, str):
+        if not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError("text that UTF-8 can have")
         return value
     if isinstance(value, Real) and not isinstance(value, bool):
         return str(value)

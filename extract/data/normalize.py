@@ -146,7 +146,7 @@ def segmentation_box(segmentation: list | dict) -> tuple[float, ...] | None:
             return tuple(mask.to_bbox(segmentation).tolist())
         points = np.concatenate([np.asarray(polygon, np.float64).reshape(-1, 2) for polygon in segmentation])
         low, high = points.min(0), points.max(0)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return (*low.tolist(), *(high - low).tolist())
 

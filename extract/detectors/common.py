@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from extract.detectors.base import SelectProposals
+from extract.detectors.base import Image, SelectProposals
 from extract.rois import RoIs
 
 MASK_BATCH, MASK_BATCH_CPU = 1024, 32
@@ -29,6 +29,16 @@ class SelectedProposals(NamedTuple):
 
     num_gt: list[int]
     """Number of appended ground-truth boxes."""
+
+
+def check_resizable(image: Image, size: tuple[int, int]) -> None:
+    """Raises ValueError for an image so narrow that resizing leaves it no pixel; `size` is the detector's."""
+    height, width = image.pixels.shape[:2]
+    shorter, longer = size
+    if min(height, width) == 0 or (shorter and longer * min(height, width) < max(height, width)):
+        raise ValueError(
+            f"image {image.image_id}: is {width}×{height}, too narrow to resize to {longer} along the longer edge"
+        )
 
 
 def no_proposals(images: int, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -26,7 +26,7 @@ from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import naming_image
 from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
-from extract.detectors.common import apply_selection, make_rois, no_proposals, scale_to_original
+from extract.detectors.common import apply_selection, check_resizable, make_rois, no_proposals, scale_to_original
 from extract.detectors.detectron2_classes import own_classes
 from extract.detectors.detectron2_config import build, naming_errors
 from extract.detectors.detectron2_config import registered_dataset as registered_dataset
@@ -211,6 +211,7 @@ class Detectron2Detector:
 
     def to_tensor(self, image: Image) -> Tensor:
         """Returns the image as (C, h, w) float32, resized as uint8 like `DefaultPredictor` does."""
+        check_resizable(image, self.size)
         pixels = self._in_image_format(image.pixels)
         pixels = self._resize.get_transform(pixels).apply_image(pixels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))

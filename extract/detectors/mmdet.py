@@ -25,7 +25,7 @@ from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import ImageReader, decode_image
 from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
-from extract.detectors.common import apply_selection, capture_inputs, make_rois, no_proposals
+from extract.detectors.common import apply_selection, capture_inputs, check_resizable, make_rois, no_proposals
 from extract.detectors.fc_layers import as_maps, describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.mmdet_classes import dataset_meta, own_classes
@@ -212,6 +212,8 @@ class MmdetDetector:
 
     def _preprocess(self, images: Sequence[Image]) -> dict[str, Any]:
         """Applies the config's test pipeline, which takes BGR, and the model's `data_preprocessor`."""
+        for image in images:
+            check_resizable(image, self.size)
         arrays = [np.ascontiguousarray(swap_colours(image.pixels)) for image in images]
         packed = [self._pipeline({"img": a, "img_id": i.image_id}) for a, i in zip(arrays, images, strict=True)]
         return self.model.data_preprocessor({key: [image[key] for image in packed] for key in packed[0]}, False)

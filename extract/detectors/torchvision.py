@@ -31,7 +31,7 @@ from extract.detectors.base import (
     SelectProposals,
     select_no_proposals,
 )
-from extract.detectors.common import apply_selection, make_rois, no_proposals, scale_to_original
+from extract.detectors.common import apply_selection, check_resizable, make_rois, no_proposals, scale_to_original
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.precision import HalfPrecisionParts
@@ -172,6 +172,7 @@ class TorchvisionDetector:
 
     def to_tensor(self, image: Image) -> Tensor:
         """Returns the image as (3, H, W) float, 0 to 1, on the model's device."""
+        check_resizable(image, self.size)
         pixels = torch.from_numpy(image.pixels.copy()).to(self.device)
         return pixels.permute(2, 0, 1).float() / 255
 

@@ -1,25 +1,34 @@
-"""Atomic writing of files."""
+"""Atomic and durable writing of files."""
 
 from __future__ import annotations
 
 import os
+import re
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""Suffix of a file that is being written."""
+"""Suffix of a file or a folder that is being written."""
+_LEFTOVER = re.compile(rf".+\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` if the block raises no error; creates the folder."""
+    """Yields a temporary path that replaces `path` if the block raises no error; creates the folder.
+
+    Every call has a path of its own, so that two writers never see each other's half file. When the block is left, the
+    file is on the disk.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = partial_path(path)
     try:
         yield partial
+        flush(partial)
         os.replace(partial, path)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -28,3 +37,34 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Replaces a file atomically: readers see the old or the new content."""
     with replacing(path) as partial:
         partial.write_bytes(data)
+
+
+def partial_path(path: Path) -> Path:
+    """Returns a new path beside `path` for what will take its place."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Waits until a file, or the names in a folder, are on the disk; not all systems can flush folders."""
+    with suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            if not os.path.isdir(path):
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def is_partial(name: str) -> bool:
+    """Returns whether a file of this name is one of `replacing`, or of Zarr, that a kill has left."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def remove_partials(folder: str | os.PathLike[str]) -> None:
+    """Deletes the files that killed writers have left in a folder; nobody else may be writing there."""
+    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+        if is_partial(entry.name):
+            with suppress(FileNotFoundError):
+                os.unlink(entry.path)

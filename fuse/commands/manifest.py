@@ -58,5 +58,5 @@ def _text(value: object) -> str:
 def _read(file: Path) -> dict[str, str]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, str])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{file}: damaged: {error}") from None

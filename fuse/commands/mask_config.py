@@ -25,6 +25,9 @@ class MaskConfig(DetectorSpec):
     images: Path | None = None
     """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
 
+    allow_outside: bool = False
+    """Read images whose file names in the annotations lead out of `images`, as ../ and absolute paths do."""
+
     precision: Suppress[Precision] = "fp32"  # masks are painted in that of the cache
 
     def __post_init__(self) -> None:
@@ -57,6 +60,9 @@ class MergeMaskConfig:
     images: Path | None = None
     """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
 
+    allow_outside: bool = False
+    """Read images whose file names in the annotations lead out of `images`, as ../ and absolute paths do."""
+
     device: str = DetectorSpec.device
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one, else the CPU."""
 
@@ -73,5 +79,6 @@ class MergeMaskConfig:
             config_file=self.config_file,
             detector_options=self.detector_options,
             images=self.images,
+            allow_outside=self.allow_outside,
             device=self.device,
         )

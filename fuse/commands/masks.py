@@ -123,7 +123,7 @@ class PaintedMasks:
         assert self._config.images is not None, "resolve_annotations sets it"
         precision = cast(Precision, precision_of(self._cache.detector))
         detector = load_detector(replace(self._config, precision=precision))
-        return load_painter(detector, self._cache, self._annotations, self._config.images)
+        return load_painter(detector, self._cache, self._annotations, self._config.images, self._config.allow_outside)
 
     @cached_property
     def _checked_painter(self) -> MaskPainter:

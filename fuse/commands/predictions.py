@@ -76,5 +76,5 @@ class PredictionLines:
     def _decode(self, line: bytes, kind: type) -> Any:
         try:
             return msgspec.json.decode(line, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ValueError(f"{self._path}: damaged: {error}; --overwrite starts anew") from None

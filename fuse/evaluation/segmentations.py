@@ -47,7 +47,7 @@ def _polygons(annotation: ShapeRecord, polygons: list, repairs: Repairs) -> tupl
     """Returns the polygons of three or more points, and what is wrong with them, if anything is."""
     try:  # a sum is finite only if all its terms are
         faulty = [len(p) >= 6 and not (len(p) % 2 == 0 and math.isfinite(sum(p))) for p in polygons]
-    except TypeError:
+    except (TypeError, OverflowError):
         return polygons, NOT_POLYGONS
     if any(faulty):
         return polygons, NOT_POLYGONS
@@ -64,8 +64,10 @@ def _rle(annotation: ShapeRecord, rle: dict, image: ImageRecord, repairs: Repair
 
     if not isinstance(rle.get("counts"), str):
         rle = normalize_rle(rle)
-    size = [image.height, image.width]
-    if image.height and list(rle.get("size", ())) != size:
+    size, found = [image.height, image.width], rle.get("size")
+    if not isinstance(found, list | tuple):
+        return rle, f"is not a run-length encoding: size is {shown(found)}, expected height and width"
+    if image.height and list(found) != size:
         return rle, f"has another size than image {image.shown_id}, which is {image.height} high and {image.width} wide"
     try:
         empty = mask.area(rle) == 0
