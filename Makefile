@@ -8,12 +8,14 @@ FOLDER = $(if $(filter minilvis coco,$(DATA)),data/minilvis,$(DATA))
 COCO = $(filter coco,$(DATA))
 # The folder of the annotation files.
 ANNOTATIONS = $(FOLDER)$(if $(COCO),/coco)
-# Which of the trained detectors: plain, rfs (torchvision), cascade (detectron2) or htc (mmdetection).
+# Which of the trained detectors: plain, rfs, quarter (torchvision; the last has a quarter of plain's training), cascade
+# (detectron2) or htc (mmdetection).
 DETECTOR ?= plain
 RUN ?= data/$(DETECTOR)$(if $(COCO),-coco)
 WEIGHTS = --weights benchmarks/minilvis/weights/$(DETECTOR).safetensors
 SPEC_plain = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn $(WEIGHTS)
 SPEC_rfs = $(SPEC_plain)
+SPEC_quarter = $(SPEC_plain)
 SPEC_cascade = --detector detectron2:benchmarks.minilvis.cascade:register \
     --config-file benchmarks/minilvis/cascade.yaml $(WEIGHTS)
 SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
@@ -39,6 +41,7 @@ tables: export OMP_NUM_THREADS = 1
 tables:
 	$(MAKE) demo DETECTOR=plain
 	$(MAKE) demo DETECTOR=rfs
+	$(MAKE) demo DETECTOR=quarter
 	$(MAKE) demo DETECTOR=cascade
 	$(MAKE) demo DETECTOR=htc
 	$(MAKE) demo DETECTOR=plain DATA=coco
@@ -46,7 +49,7 @@ tables:
 	    --train-annotations $(FOLDER)/train.json --annotations $(FOLDER)/val.json --images $(FOLDER)/val \
 	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.folding data/cascade
-	$(BIN)/python -m benchmarks.recipes data/plain data/rfs data/cascade data/htc
+	$(BIN)/python -m benchmarks.recipes data/plain data/rfs data/quarter data/cascade data/htc
 	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
 	    htc=data/htc/sweep coco=data/plain-coco/sweep recall=data/plain/proposals.zarr
 

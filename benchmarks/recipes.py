@@ -1,6 +1,6 @@
 """AP and training time of the paper's recipe and of the default on hidden features, for several detectors and seeds.
 
-    python -m benchmarks.recipes data/plain data/rfs data/cascade data/htc
+    python -m benchmarks.recipes data/plain data/rfs data/quarter data/cascade data/htc
     python -m benchmarks.recipes data/plain --seeds 0
 
 The arguments are folders with `train.zarr` and `val.zarr` of level pooled, as `make demo` leaves them. The train cache
