@@ -1,6 +1,11 @@
 """Trains the Hybrid Task Cascade of `htc.py` on Mini-LVIS, with mmengine's own runner.
 
     OMP_NUM_THREADS=1 python -m benchmarks.minilvis.train_htc --out data/runs/htc
+    OMP_NUM_THREADS=1 python -m benchmarks.minilvis.train_htc --no-semantic --out data/runs/htc_no_semantic
+    OMP_NUM_THREADS=1 python -m benchmarks.minilvis.train_htc --no-pretrained --no-semantic \
+        --out data/runs/htc_scratch_no_semantic
+
+The last two are the other rows of the paper's Table 11.
 
 As detectors for LVIS start from COCO weights, this one starts from the plain detector's backbone and FPN
 (`weights/plain.safetensors`). The backbone is frozen, the FPN is fine-tuned, everything after it is trained from
@@ -31,7 +36,6 @@ from benchmarks.minilvis.train import Log, half_precision, run_identity
 LOG_EVERY = 50  # steps
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
-RECIPE = Path(__file__).parent / "htc.py"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,21 @@ class Config:
     weight_decay: float = 1e-4
     warmup: int = 100
     """Steps in which the learning rate rises from 0 to `lr`, before it falls to 0 along a cosine."""
+    pretrained: bool = True
+    """Start from the plain detector's backbone and FPN, the backbone frozen; otherwise train both from scratch."""
+    semantic: bool = True
+    """With the semantic branch."""
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the weights, e.g. htc or htc_scratch_no_semantic."""
+        return f"htc{'' if self.pretrained else '_scratch'}{'' if self.semantic else '_no_semantic'}"
+
+    @property
+    def recipe(self) -> Path:
+        """mmdetection's config of the detector."""
+        return Path(__file__).parent / ("htc.py" if self.semantic else "htc_no_semantic.py")
 
 
 def train(config: Config) -> Path:
@@ -58,20 +76,24 @@ def train(config: Config) -> Path:
     """
     torch.set_num_threads(1)
     mmcv_ext.install()
-    semantic.draw(semantic.Config(config.data))
+    if config.semantic:
+        semantic.draw(semantic.Config(config.data))
     config.out.mkdir(parents=True, exist_ok=True)
     last = find_latest_checkpoint(config.out)
     if last:
         require_same_run(config)
-    runner = Runner.from_cfg(runner_config(config, last or str(warm_start(config.out)), resume=bool(last)))
+    start = last or (str(warm_start(config.out)) if config.pretrained else None)
+    runner = Runner.from_cfg(runner_config(config, start, resume=bool(last)))
     runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(LossLog(config))
     return export(config, runner.train())
 
 
-def runner_config(config: Config, weights: str, resume: bool) -> MmengineConfig:
-    """Returns `htc.py` with the options that mmengine's runner needs in addition."""
-    cfg = MmengineConfig.fromfile(RECIPE)
+def runner_config(config: Config, weights: str | None, resume: bool) -> MmengineConfig:
+    """Returns the recipe with the options that mmengine's runner needs in addition."""
+    cfg = MmengineConfig.fromfile(config.recipe)
+    if not config.pretrained:
+        cfg.model.backbone.update(frozen_stages=-1, norm_cfg=dict(type="BN", requires_grad=True), norm_eval=False)
     steps, warmup = config.steps, config.warmup
     categories = json.loads((config.data / "train.json").read_text())["categories"]
     dataset = dict(
@@ -168,12 +190,12 @@ def require_same_run(config: Config) -> None:
 
 def export(config: Config, model: torch.nn.Module) -> Path:
     """Writes the weights as float16; after a full run copies them and the log to the committed folder."""
-    path = config.out / "htc.safetensors"
-    metadata = {"config": json.dumps(run_identity(config)), "recipe": "benchmarks/minilvis/htc.py"}
+    path = config.out / f"{config.name}.safetensors"
+    metadata = {"config": json.dumps(run_identity(config)), "recipe": f"benchmarks/minilvis/{config.recipe.name}"}
     save_file(half_precision(model), path, metadata)
     if config.data == Config.data and config.steps == Config.steps:
         shutil.copy(path, WEIGHTS / path.name)
-        shutil.copy(config.out / "log.jsonl", WEIGHTS / "htc.jsonl")
+        shutil.copy(config.out / "log.jsonl", WEIGHTS / f"{config.name}.jsonl")
     return path
 
 
