@@ -45,13 +45,11 @@ tables:
 	$(MAKE) demo DETECTOR=cascade
 	$(MAKE) demo DETECTOR=htc
 	$(MAKE) demo DETECTOR=plain DATA=coco
-	$(EXTRACT) $(SPEC_plain) --split val --level logits --masks False \
-	    --train-annotations $(FOLDER)/train.json --annotations $(FOLDER)/val.json --images $(FOLDER)/val \
-	    --out data/plain/proposals.zarr
 	$(BIN)/python -m benchmarks.folding data/cascade
 	$(BIN)/python -m benchmarks.recipes data/plain data/rfs data/quarter data/cascade data/htc
+	$(BIN)/python -m benchmarks.paper 1 2 3 4 5 6 7 8 9 10 11 heads length lr tail simcal
 	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
-	    htc=data/htc/sweep coco=data/plain-coco/sweep recall=data/plain/proposals.zarr
+	    htc=data/htc/sweep coco=data/plain-coco/sweep
 
 # Time of live inference with and without calibration: a table of docs/results.md.
 live: $(VENV)/frameworks

@@ -2,7 +2,6 @@
 
     python -m benchmarks.documents                            # all tables, from the CSV files as they are
     python -m benchmarks.documents plain=data/plain/sweep     # first keep the metrics of a finished sweep as plain.csv
-    python -m benchmarks.documents recall=data/plain/proposals.zarr     # or the proposal recall of a val cache
 
 A table stands between the lines `<!-- results:NAME -->` and `<!-- /results -->` of a document.
 """
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.paper.figures import PAPER
+from benchmarks.paper.results import document_table
 from benchmarks.recipes import recipes_table
 from benchmarks.tables import (
     BINS,
@@ -24,17 +25,12 @@ from benchmarks.tables import (
     accuracy_table,
     cost_table,
     live_table,
-    recall_table,
     speed_table,
     targets_table,
 )
-from extract import open_cache
-from extract.data.annotations import read_annotations
-from extract.recall import proposal_recall
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-VAL = ROOT / "data" / "minilvis" / "val.json"
 SWEEPS = ("plain", "rfs", "cascade", "htc", "coco")
 SPEED = (
     "nms",
@@ -65,13 +61,13 @@ def fill_documents(root: Path) -> None:
     fill(root / "README.md", {"readme": readme_table, "recipes": readme_recipes})
     accuracy = {name: partial(sweep_table, name) for name in SWEEPS}
     others: dict[str, Callable[[pd.DataFrame], str]] = {
-        "recall": recall_table,
         "folding": partial(accuracy_table, columns=BINS),
         "live": live_table,
         "recipes": recipes_table,
     }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
-    fill(root / "docs" / "results.md", {**accuracy, **tables})
+    paper = {f"paper-{table}": partial(document_table, table) for table in PAPER}
+    fill(root / "docs" / "results.md", {**accuracy, **tables, **paper})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
     performance = {
         "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),
@@ -82,13 +78,9 @@ def fill_documents(root: Path) -> None:
 
 
 def keep_metrics(name: str, source: Path) -> None:
-    """Writes `results/<name>.csv`: the metrics of a sweep's folder, or the proposal recall of Mini-LVIS's val cache."""
-    if source.suffix == ".zarr":
-        recall = proposal_recall(open_cache(str(source)), read_annotations(VAL)).astype({"objects": "int64"})
-        recall.round(4).to_csv(RESULTS / f"{name}.csv", index_label="bin")
-    else:
-        metrics = pd.read_csv(source / "metrics.csv")
-        metrics.round(4).to_csv(RESULTS / f"{name}.csv", index=False)
+    """Writes `results/<name>.csv`: the metrics in a sweep's folder."""
+    metrics = pd.read_csv(source / "metrics.csv")
+    metrics.round(4).to_csv(RESULTS / f"{name}.csv", index=False)
 
 
 def fill(document: Path, tables: dict[str, Callable[[], str]]) -> None:

@@ -27,14 +27,6 @@ def accuracy_table(metrics: pd.DataFrame, columns: Sequence[str] = (*BINS, *FREQ
     return markdown(["row", *columns], ([name, *row] for name, row in zip(metrics["row"], values.values, strict=True)))
 
 
-def recall_table(recall: pd.DataFrame) -> str:
-    """Formats the number of objects and the average recall by bin of training instances, without empty bins."""
-    recall = recall[recall["objects"] > 0]
-    limits = [column for column in recall.columns if column.startswith("AR@")]
-    rows = ([r["bin"], f"{r['objects']:,}", *(f"{r[n]:.1f}" for n in limits)] for r in recall.to_dict("records"))
-    return markdown(["training instances", "objects", *limits], rows)
-
-
 def live_table(results: pd.DataFrame) -> str:
     """Formats times of live inference: the framework's own and the calibrated detector's."""
     rows = (

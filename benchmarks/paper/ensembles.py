@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from benchmarks.paper.inputs import detect, load, load_or_train, open_or_extract
+from benchmarks.paper.inputs import HeadOptions, check_inputs, detect, load, load_or_train, open_or_extract
 from benchmarks.paper.scores import average_precision
 from benchmarks.paper.setups import Setup
 from extract.data.annotations import read_annotations
@@ -41,8 +41,9 @@ def views_of(setup: Setup) -> list[View]:
 
 def ensemble_table(setup: Setup) -> pd.DataFrame:
     """Returns Table 9, on val: every detector alone, then the ensembles."""
-    setup.check(setup.ensemble)
-    single = {name: by_view(setup, name, "val", views_of(setup)) for name in setup.ensemble}
+    views = views_of(setup)
+    check_inputs(setup, setup.ensemble, heads=[HeadOptions()], views=views)
+    single = {name: by_view(setup, name, "val", views) for name in setup.ensemble}
     rows = {name: found["original"][0] for name, found in single.items()}
     return _evaluate(setup, "val", rows | ensembles(list(single.values())))
 
@@ -50,8 +51,8 @@ def ensemble_table(setup: Setup) -> pd.DataFrame:
 def test_table(setup: Setup) -> pd.DataFrame:
     """Returns Table 10, on test, or on val where the annotations of test are not public."""
     split = setup.test_split
-    setup.check(setup.ensemble, ("train", split))
     views, best = views_of(setup), setup.ensemble[0]
+    check_inputs(setup, setup.ensemble, split, heads=[HeadOptions()], views=views)
     found = [by_view(setup, name, split, views) for name in setup.ensemble]
     rows = {SINGLE: found[0]["original"][0], CALIBRATED: found[0]["cat"][0], **ensembles(found)}
     rows[f"{LIVE}, from caches"] = merge_detections(found[0]["cat"])

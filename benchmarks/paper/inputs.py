@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import fuse
 from benchmarks import mmcv_ext
 from benchmarks.paper.setups import Setup
 from calib.config import HeadType
+from calib.head_io import WEIGHTS_FILE
 from calib.heads import Head
 from extract import RoICache
 from extract.detectors import load_detector
@@ -45,6 +46,33 @@ class HeadOptions(NamedTuple):
         return base / "heads" / f"{self.head_type}-{steps}-{self.lr:g}"
 
 
+def check_inputs(
+    setup: Setup,
+    detectors: Iterable[str],
+    split: str = "val",
+    *,
+    heads: Iterable[HeadOptions] = (),
+    views: Sequence[View] = (View(),),
+) -> None:
+    """Raises FileNotFoundError naming a file that something will be made of, but is missing.
+
+    Args:
+        setup, split: as of `open_or_extract`.
+        detectors: names of `setup.detectors`.
+        heads: that each of them needs.
+        views: whose caches each of them needs.
+    """
+    setup.check(splits=("train", split))
+    heads = list(heads)
+    for detector in detectors:
+        caches = [_open_finished(_cache_path(setup, detector, split, view)) for view in views]
+        trained = all((options.folder(setup, detector) / WEIGHTS_FILE).is_file() for options in heads)
+        if not trained and _open_finished(_cache_path(setup, detector, "train")) is None:
+            setup.check([detector], ("train", split))
+        if any(cache is None or "masks" not in cache.fields for cache in caches):
+            setup.check([detector], ("train", split))
+
+
 def open_or_extract(
     setup: Setup, detector: str, split: str, *, view: View | None = None, proposals: int | None = None
 ) -> RoICache:
@@ -57,14 +85,14 @@ def open_or_extract(
         view: of test-time augmentation; the detector's own size, not flipped, by default.
         proposals: per image; with another number than the setup's, the cache has logits alone.
     """
-    view = view or View()
-    url = setup.caches / detector / f"{split}{_suffix(view, proposals)}.zarr"
+    url = _cache_path(setup, detector, split, view, proposals)
     if (finished := _open_finished(url)) is not None:
         return finished
     setup.check([detector], ("train",) if split == "train" else ("train", split))
     files = setup.detectors[detector]
     if files.detector == "mmdet":
         mmcv_ext.install()
+    view = view or View()
     options: dict[str, Any] = {"flip": 1.0} if view.flip else {}
     if proposals is not None:
         options |= {"level": "logits", "masks": False, "proposals": proposals}
@@ -93,7 +121,7 @@ def load_or_train(setup: Setup, detector: str, options: HeadOptions | None = Non
     """Returns a detector's head; trains it on the train cache if it is missing, or resumes it."""
     options = options or HeadOptions()
     folder = options.folder(setup, detector)
-    if (folder / "head.safetensors").is_file():
+    if (folder / WEIGHTS_FILE).is_file():
         return calib.load_head(folder)
     train = open_or_extract(setup, detector, "train")
     steps = options.steps or setup.steps
@@ -138,12 +166,15 @@ def load(setup: Setup, detector: str, size: tuple[int, int] | None = None) -> De
     return load_detector(extract.DetectorSpec(**files.fields(size)))
 
 
-def _suffix(view: View, proposals: int | None) -> str:
-    """Returns what the name of a cache has after its split, e.g. `_176_flip`."""
-    parts = [str(view.size[0])] if view.size else []
+def _cache_path(
+    setup: Setup, detector: str, split: str, view: View | None = None, proposals: int | None = None
+) -> Path:
+    """Returns the path of a cache, e.g. `plain/val.zarr` or `plain/test_176_flip.zarr`."""
+    view = view or View()
+    parts = [split, *([str(view.size[0])] if view.size else [])]
     parts += ["flip"] if view.flip else []
     parts += ["proposals"] if proposals is not None else []
-    return "".join(f"_{part}" for part in parts)
+    return setup.caches / detector / f"{'_'.join(parts)}.zarr"
 
 
 def _open_finished(url: Path) -> RoICache | None:

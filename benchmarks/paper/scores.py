@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from benchmarks.paper.figures import MODEL_COLUMNS
-from benchmarks.paper.inputs import HeadOptions, detect, open_or_extract
+from benchmarks.paper.inputs import HeadOptions, check_inputs, detect, open_or_extract
 from benchmarks.paper.setups import Setup
 from benchmarks.tables import BINS, FREQUENCIES
 from fuse.commands.paper_rows import MODES
@@ -16,7 +16,7 @@ from fuse.config import FusionConfig
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate_rows
-from fuse.scores import FusionMode
+from fuse.scores import UNCALIBRATED_MODES, FusionMode
 
 METRICS = [*BINS, *FREQUENCIES]
 """Columns of every measured row."""
@@ -96,13 +96,14 @@ def available(setup: Setup, rows: Iterable[Row]) -> list[Row]:
 def measure(setup: Setup, rows: Sequence[Row], iou_type: str = "segm") -> pd.DataFrame:
     """Returns the AP of rows on val: columns row, detector, then `METRICS`.
 
-    Detectors and files are checked before anything is computed. Each detector's cache is read once.
+    Files are checked before anything is computed. Each detector's cache is read once.
     """
-    detectors = list(dict.fromkeys(row.detector for row in rows))
-    setup.check(detectors)
+    by_detector = {one: {row.name: row for row in rows if row.detector == one} for one in (r.detector for r in rows)}
+    for detector, own in by_detector.items():
+        needed = [row.head or HeadOptions() for row in own.values() if row.mode not in UNCALIBRATED_MODES]
+        check_inputs(setup, [detector], heads=needed)
     tables = []
-    for detector in detectors:
-        own = {row.name: row for row in rows if row.detector == detector}
+    for detector, own in by_detector.items():
         heads = {name: row.head for name, row in own.items() if row.head is not None}
         found = detect(setup, detector, "val", {name: row.config(setup) for name, row in own.items()}, heads=heads)
         tables.append(average_precision(setup, "val", found, detector, iou_type))

@@ -70,6 +70,8 @@ class Setup:
     """Per image of val and test."""
     tails: Mapping[str, float] = field(default_factory=dict)
     """Bounds T of detectors for which it is not 100."""
+    note: str = ""
+    """How the dataset is made, for the message that it is missing."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Names in tables → names in `detectors`, where they differ."""
 
@@ -85,7 +87,7 @@ class Setup:
     def check(self, detectors: Sequence[str] = (), splits: Sequence[str] = ("train", "val")) -> None:
         """Raises FileNotFoundError naming the first file that is missing, and what it is."""
         for split in splits:
-            _require(self.annotations[split], f"annotations of {self.name} {split}")
+            _require(self.annotations[split], f"annotations of {self.name} {split}{self.note}")
         if not detectors:
             return
         for split in splits:
@@ -132,5 +134,6 @@ def mini_lvis(data: Path = ROOT / "data") -> Setup:
         steps=2000,
         min_images_per_class=20,
         proposals=300,
+        note="; python -m benchmarks.minilvis.make draws it",
         aliases={"htc_best": "htc", "htc_semantic": "htc"},
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.paper.figures import CLASS_COLUMNS
-from benchmarks.paper.inputs import ALL_PROPOSALS, open_or_extract
+from benchmarks.paper.inputs import ALL_PROPOSALS, check_inputs, open_or_extract
 from benchmarks.paper.scores import BASELINE, measure
 from benchmarks.paper.setups import ROOT, Setup
 from extract.data.annotations import read_annotations
@@ -47,7 +47,7 @@ def _class_rows(train_instances: np.ndarray, in_val: np.ndarray) -> pd.DataFrame
 
 def recall_table(setup: Setup) -> pd.DataFrame:
     """Returns Table 3: by bin the objects, mask AP at score threshold 0 and average recall of the proposals."""
-    setup.check(["plain"])
+    check_inputs(setup, ["plain"])
     cache = open_or_extract(setup, "plain", "val", proposals=ALL_PROPOSALS)
     recall = proposal_recall(cache, read_annotations(setup.annotations["val"])).astype({"objects": "int64"})
     ap = measure(setup, [BASELINE]).iloc[0]
