@@ -8,7 +8,7 @@ from benchmarks.paper.inputs import HeadOptions
 from benchmarks.paper.scores import Row, measure
 from benchmarks.paper.setups import Setup
 
-LENGTHS = (0.25, 0.5, 1, 2, 4)
+LENGTHS = (0.25, 0.5, 1, 2)
 """Training steps relative to the setup's."""
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03)
 TAILS = (10, 30, 90, 100, 300, 1000, float("inf"))

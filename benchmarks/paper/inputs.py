@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple
 import calib
 import extract
 import fuse
-from benchmarks import mmcv_ext
-from benchmarks.paper.setups import Setup
+from benchmarks.paper.setups import SEED, DetectorFiles, Setup
 from calib.config import HeadType
 from calib.head_io import WEIGHTS_FILE
 from calib.heads import Head
@@ -24,8 +23,6 @@ from fuse.inference import detect_many
 from fuse.live import View
 from fuse.scores import UNCALIBRATED_MODES
 
-SEED = 0
-"""Of extraction and of training."""
 ALL_PROPOSALS = 1000
 """Of the cache for proposal recall."""
 
@@ -90,8 +87,7 @@ def open_or_extract(
         return finished
     setup.check([detector], ("train",) if split == "train" else ("train", split))
     files = setup.detectors[detector]
-    if files.detector == "mmdet":
-        mmcv_ext.install()
+    _prepare_framework(files)
     view = view or View()
     options: dict[str, Any] = {"flip": 1.0} if view.flip else {}
     if proposals is not None:
@@ -161,8 +157,7 @@ def detect(
 def load(setup: Setup, detector: str, size: tuple[int, int] | None = None) -> Detector:
     """Loads a detector, with another size of its input images if it is given."""
     files = setup.detectors[detector]
-    if files.detector == "mmdet":
-        mmcv_ext.install()
+    _prepare_framework(files)
     return load_detector(extract.DetectorSpec(**files.fields(size)))
 
 
@@ -175,6 +170,14 @@ def _cache_path(
     parts += ["flip"] if view.flip else []
     parts += ["proposals"] if proposals is not None else []
     return setup.caches / detector / f"{'_'.join(parts)}.zarr"
+
+
+def _prepare_framework(files: DetectorFiles) -> None:
+    """Replaces the compiled part of mmcv for mmdetection, if it is not installed."""
+    if files.detector == "mmdet":
+        from benchmarks import mmcv_ext  # imports torchvision, which other frameworks may do without
+
+        mmcv_ext.install()
 
 
 def _open_finished(url: Path) -> RoICache | None:

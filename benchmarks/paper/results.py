@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.paper.figures import BIN_COLUMNS, CLASS_COLUMNS, MODEL_COLUMNS, PAPER, TEST_COLUMNS, Figures
-from benchmarks.paper.inputs import SEED
+from benchmarks.paper.setups import SEED
 from benchmarks.provenance import provenance
 from benchmarks.speed.measure import merge_rows
 from benchmarks.tables import PROVENANCE, markdown, provenance_line

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 MINILVIS = ROOT / "benchmarks" / "minilvis"
 MASK_RCNN = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
 CASCADE = "detectron2:benchmarks.minilvis.cascade:register"
+SEED = 0
+"""Of extraction and of training."""
 SIZE_OPTIONS = {
     "torchvision": "min_size={shorter} max_size={longer}",
     "detectron2": "INPUT.MIN_SIZE_TEST {shorter} INPUT.MAX_SIZE_TEST {longer}",
