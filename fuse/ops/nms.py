@@ -20,6 +20,8 @@ FIRST_BLOCKS = 1024
 """Blocks of classes whose maxima reach the first `min_score`."""
 GROWTH = 4
 """Factor on the number of these blocks if too few detections are kept."""
+CANDIDATES_PER_DETECTION = 8
+"""So many of the best candidates are tried first, times the detections wanted: more are rarely needed."""
 MIN_SAMPLE = 4096
 """Block maxima that `min_score` is estimated from, at least."""
 INFINITY_BITS = 0x7F800000
@@ -72,10 +74,24 @@ def class_nms(
         nth = int(sample.size * (1 - share))
         min_score = lowest if nth <= 0 else max(lowest, np.partition(sample, nth)[nth])
         candidates = select_candidates(bits, maxima, class_thresholds, min_score)
-        roi_index, class_index, score = nms_by_class(*candidates, boxes, num_classes, _round_down(iou_threshold), limit)
+        few = _best_candidates(*candidates, CANDIDATES_PER_DETECTION * limit)
+        found = nms_by_class(*few, boxes, num_classes, _round_down(iou_threshold), limit)
+        if len(found[0]) < limit and len(few[0]) < len(candidates[0]):
+            found = nms_by_class(*candidates, boxes, num_classes, _round_down(iou_threshold), limit)
+        roi_index, class_index, score = found
         if len(roi_index) == limit or min_score == lowest:
             return NMSResult(roi_index, class_index, score.view(np.float32))
         share *= GROWTH
+
+
+def _best_candidates(
+    roi_index: np.ndarray, class_index: np.ndarray, score: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the `count` candidates of the best scores, and those of the same score as the last, in their order."""
+    if 2 * count > len(score):
+        return roi_index, class_index, score
+    chosen = np.flatnonzero(score >= np.partition(score, len(score) - count)[len(score) - count])
+    return roi_index.take(chosen), class_index.take(chosen), score.take(chosen)
 
 
 def batched_nms(

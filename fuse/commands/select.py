@@ -1,0 +1,134 @@
+"""`python -m fuse select`: every method on held-out training images, the chosen ones on val."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from calib.scoring import Original, Scorer
+from extract.cache.reader import RoICache, open_cache
+from extract.holdout import training_part
+from extract.utils.files import write_bytes
+from fuse.commands.datasets import resolve_annotations
+from fuse.commands.inputs import load_annotations_of, open_val_cache, resolve_iou_types, resolve_protocol
+from fuse.commands.manifest import new_manifest
+from fuse.commands.outputs import Comparison, write_results
+from fuse.commands.select_config import SelectConfig
+from fuse.config import FusionConfig
+from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.metrics import Tables
+from fuse.selection.choice import Selection, choose
+from fuse.selection.grids import POSTHOC, TRAINED, Row, Setting, rows_of, settings_of
+from fuse.selection.scorers import check_caches, head_folder, make_scorer, served_methods
+from fuse.selection.trial import evaluate_on, setting_name
+
+_LOG = logging.getLogger(__name__)
+SELECTION_FILE, HEADS_FOLDER, TRIAL_FOLDER = "selection.json", "heads", "trial_heads"
+"""What is written besides the tables: the record, and heads trained on all images and without those held out."""
+ORIGINAL = Setting("original", {}, "")
+
+
+class _Inputs(NamedTuple):
+    """The caches, and the annotations of the images of val and holdout."""
+
+    val: RoICache
+    train: RoICache
+    holdout: RoICache
+    annotations: EvaluationDataset
+    held_out: EvaluationDataset
+    scope: str
+
+
+def select(config: SelectConfig) -> None:
+    """Runs the command."""
+    config = resolve_annotations(config)
+    inputs = _open(config)
+    has_masks = all("masks" in cache.fields for cache in (inputs.val, inputs.holdout)) and config.masks == "auto"
+    config = resolve_protocol(resolve_iou_types(config, has_masks, inputs.annotations), inputs.annotations)
+    fingerprints = {f"{name}_fingerprint": getattr(inputs, name).fingerprint for name in ("train", "holdout")}
+    manifest = new_manifest(config, cache_fingerprint=inputs.val.fingerprint, **fingerprints)
+    if config.overwrite:
+        for folder in (HEADS_FOLDER, TRIAL_FOLDER):
+            shutil.rmtree(config.out / folder, ignore_errors=True)
+    methods = served_methods(inputs.train, config.methods or (*TRAINED, *POSTHOC))
+    if not methods:
+        raise ValueError(f"{inputs.train.url}: level {inputs.train.level!r} serves none of these methods")
+    selection = _choose(config, inputs, settings_of(methods, config.steps))
+    _LOG.info("%s", selection.describe(len(inputs.holdout)))
+    tables = _compare(config, inputs, selection)
+    write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(_record(inputs, selection))))
+    comparison = Comparison("original", selection.chosen[selection.winner].name)
+    write_results(config, manifest, tables, inputs.scope, comparison)
+    print(f"\n{selection.describe(len(inputs.holdout))}\n{_usage(config, selection.chosen[selection.winner])}")
+
+
+def _open(config: SelectConfig) -> _Inputs:
+    """Opens and checks all inputs, before anything is computed."""
+    val, train, holdout = open_val_cache(config.cache), open_cache(config.train), open_val_cache(config.holdout)
+    if train.split != "train":
+        raise ValueError(f"{train.url}: is a {train.split} cache, expected one extracted with --split train")
+    check_caches(train, (val, holdout))
+    training_part(train, holdout)
+    annotations, scope = load_annotations_of(config.annotations, val, config.strict)
+    held_out, _ = load_annotations_of(config.train_annotations, holdout, config.strict)
+    if not annotations["annotations"]:
+        raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
+    return _Inputs(val, train, holdout, annotations, held_out, scope)
+
+
+def _choose(config: SelectConfig, inputs: _Inputs, settings: Sequence[Setting]) -> Selection:
+    """Tries all rows on the held-out images."""
+    part = training_part(inputs.train, inputs.holdout)
+    scorers = _scorers(settings, part, config.out / TRIAL_FOLDER, config.seed)
+    fusion, activation = _fusion(config), Original.from_description(part.detector).activation
+    rows = [row for setting in settings for row in rows_of(setting, fusion, config.bins, activation)]
+    # Which of several IoU types decides is the user's order.
+    deciding = replace(config, iou_types=config.iou_types[:1])
+    tables = evaluate_on(inputs.holdout, rows, scorers, inputs.held_out, deciding)
+    return choose(rows, tables.summary.loc[deciding.iou_types[0]])
+
+
+def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection) -> Tables:
+    """Fits the chosen settings to all training images and evaluates them on val, beside the original detector."""
+    settings = [row.setting for row in selection.chosen.values()]
+    scorers = _scorers(settings, inputs.train, config.out / HEADS_FOLDER, config.seed)
+    original = Row(ORIGINAL, "", _fusion(config).fusion(mode="original"))
+    scorers[setting_name(original)] = Original.from_description(inputs.val.detector)
+    ap = selection.figures["AP"]
+    ranked = sorted(selection.chosen.values(), key=lambda row: -ap[row.name])
+    return evaluate_on(inputs.val, [original, *ranked], scorers, inputs.annotations, config)
+
+
+def _scorers(settings: Sequence[Setting], cache: RoICache, heads: Path, seed: int) -> dict[str, Scorer]:
+    return {f"{one.method} {one.label}": make_scorer(one, cache, heads, seed) for one in settings}
+
+
+def _fusion(config: SelectConfig) -> FusionConfig:
+    return FusionConfig(max_detections=config.max_detections)
+
+
+def _record(inputs: _Inputs, selection: Selection) -> dict[str, object]:
+    """Returns the content of `SELECTION_FILE`."""
+    held_out = {"images": len(inputs.holdout), "fingerprint": inputs.holdout.fingerprint}
+    note = (
+        "The detector itself was trained on the held-out images: its own scores are better there than on new images, "
+        "which favours settings that stay close to them."
+    )
+    return {"held_out": held_out, "note": note, **selection.record()}
+
+
+def _usage(config: SelectConfig, row: Row) -> str:
+    """Returns the command that detects with a row."""
+    options = {"mode": row.fusion.mode, "tail": row.fusion.tail}
+    if row.setting.is_trained:
+        options |= {"head": head_folder(row.setting, config.out / HEADS_FOLDER)}
+    else:
+        options |= {"method": row.setting.method, **row.setting.options, "fit_cache": config.train}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    return f"python -m fuse --cache {config.cache} --annotations {config.annotations} --out runs/chosen {flags}"

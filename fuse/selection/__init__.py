@@ -1,0 +1,1 @@
+"""Chooses among calibration methods on held-out training images."""

@@ -1,0 +1,79 @@
+"""Evaluates many rows on one cache, in as few passes as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from calib.scoring import Scorer
+from extract.cache.reader import RoICache
+from fuse.config import EvaluationConfig
+from fuse.defaults import MAX_DETECTIONS
+from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.metrics import Tables, evaluate_rows
+from fuse.fusion import Fusion
+from fuse.inference import detect_many
+from fuse.selection.grids import Row
+
+PASS_BYTES = 1 << 30
+"""Detections in memory at a time."""
+DETECTION_BYTES = 64
+
+
+def evaluate_on(
+    cache: RoICache,
+    rows: Sequence[Row],
+    scorers: Mapping[str, Scorer],
+    annotations: EvaluationDataset,
+    config: EvaluationConfig,
+) -> Tables:
+    """Detects and evaluates rows on the images of a cache.
+
+    Args:
+        cache: a val cache.
+        rows: those of one setting lie in a row, so that they share its scores.
+        scorers: by the name of the row's setting, see `setting_name`.
+        annotations: of the cache's images.
+        config: IoU types, bins, protocol, cap and engine.
+    """
+    parts = []
+    for some in _passes(rows, len(cache)):
+        fusions = {row.name: Fusion.for_cache(cache, row.fusion, scorers[setting_name(row)]) for row in some}
+        detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
+        parts.append(
+            evaluate_rows(
+                annotations,
+                detections,
+                cache.classes,
+                iou_types=config.iou_types,
+                bins=config.bin_edges,
+                protocol=config.protocol,
+                max_detections=config.max_detections,
+                engine=config.engine,
+                progress=True,
+            )
+        )
+    order = [(iou_type, row.name) for iou_type in config.iou_types for row in rows]
+    summary = pd.concat([part.summary for part in parts]).loc[order]
+    return Tables(summary, pd.concat([part.per_class for part in parts]))
+
+
+def setting_name(row: Row) -> str:
+    """Returns the name of a row's setting, which scorers are listed by."""
+    return f"{row.setting.method} {row.setting.label}"
+
+
+def _passes(rows: Sequence[Row], images: int) -> Iterator[list[Row]]:
+    """Yields the rows of one pass over a cache after the other; those of a setting stay together."""
+    limit = max(1, PASS_BYTES // (images * MAX_DETECTIONS * DETECTION_BYTES))
+    some: list[Row] = []
+    for _, own in groupby(rows, setting_name):
+        group = list(own)
+        if some and len(some) + len(group) > limit:
+            yield some
+            some = []
+        some += group
+    if some:
+        yield some
