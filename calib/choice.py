@@ -28,6 +28,7 @@ from calib.metrics import Record, Tally
 from calib.sampler import BiLevelSampler
 from calib.train_state import TrainState
 from calib.train_step import add_losses, train_step
+from extract.holdout import HELD_OUT_SHARE, spare_last_images
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -39,8 +40,6 @@ STEPS = 300
 """Training steps of each candidate."""
 HELD_OUT_STEPS = 50
 """Samples that the loss is computed on."""
-HELD_OUT_SHARE = 0.1
-"""Share of the images that are held out; a class whose images all are keeps them."""
 ROIS_PER_CLASS = 4
 """`Config.rois_per_class` of head type auto on hidden features."""
 
@@ -123,9 +122,7 @@ def held_out_images(cache: RoICache, seed: int) -> np.ndarray:
     is_foreground = (labels >= 0) & (labels < cache.num_classes)
     pairs = np.unique(np.stack([labels[is_foreground], images[is_foreground]]), axis=1)
     held_out = np.random.default_rng((seed, len(CANDIDATES))).random(len(cache.offsets) - 1) < HELD_OUT_SHARE
-    has_other = np.bincount(pairs[0], ~held_out[pairs[1]], cache.num_classes) > 0
-    held_out[pairs[1, ~has_other[pairs[0]]]] = False
-    return held_out
+    return spare_last_images(held_out, *pairs)
 
 
 def _has_foreground(cache: RoICache, images: np.ndarray) -> bool:

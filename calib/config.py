@@ -15,8 +15,9 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
-_IDENTITY_EXCLUDES = ("cache", "out", "device", "checkpoint_every", "overwrite")
-"""Fields that do not change the resulting head. The cache does: `identity` has its fingerprint instead of its path."""
+_IDENTITY_EXCLUDES = ("cache", "holdout", "out", "device", "checkpoint_every", "overwrite")
+"""Fields that do not change the resulting head, or do so through the images trained on: `identity` has the fingerprint
+of these instead of paths."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Config:
 
     out: str
     """Folder of the finished head, its checkpoints and its metrics."""
+
+    holdout: str | None = None
+    """Cache made with --split holdout, whose images are left out, so that heads can be compared on them."""
 
     head_type: HeadTypeOrAuto = "auto"
     """auto: 3fc_ft, as in the paper, from pooled features; from hidden ones 3fc_ft or 3fc_lowrank, whichever has the

@@ -48,6 +48,8 @@ from calib.not_finite import raise_not_finite
 from calib.sampler import BiLevelSampler
 from calib.train_state import TrainState
 from calib.train_step import train_step
+from extract.cache.reader import open_cache
+from extract.holdout import training_part
 from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size
 
@@ -77,6 +79,8 @@ def train(cache: RoICache, config: Config) -> Head:
         raise ValueError(
             f"{cache.url}: is a cache of split {cache.split!r}, a head is trained on one extracted with --split train"
         )
+    if config.holdout is not None:
+        cache = training_part(cache, open_cache(config.holdout))
     device = resolve_device(config.device)
     with process_group(device):
         return _train(cache, config, device)
@@ -194,16 +198,12 @@ def train_head(cache: RoICache | str | Path, **options: Any) -> Head:
     Without `out` nothing is written. Raises as `train` does.
     """
     if isinstance(cache, str | Path):
-        from extract import open_cache
-
         cache = open_cache(str(cache))
     return train(cache, Config(**{"out": "", **options, "cache": cache.url}))
 
 
 def main(config: Config) -> None:
     """Runs the command: trains, and prints where the head is."""
-    from extract import open_cache
-
     if not config.out:
         raise ValueError("out is empty, expected a folder")
     if not is_main_process():

@@ -57,9 +57,10 @@ class Config(DetectorSpec):
     out: str
     """Path or fsspec URL of the cache to write."""
 
-    split: Literal["train", "val"]
+    split: Literal["train", "val", "holdout"]
     """A train cache keeps ground-truth boxes, the proposals that match them and a sample of background; a val
-    cache keeps the top proposals, and masks."""
+    cache keeps the top proposals, and masks. holdout is a val cache of the training images, a tenth, by which
+    `python -m fuse select` chooses: of the same annotations and images as the train cache."""
 
     level: Literal["pooled", "hidden", "embedding", "logits"] = "pooled"
     """Feature level, what is kept of each RoI: pooled maps (for any head), after the box head's convolutions if it
@@ -76,7 +77,7 @@ class Config(DetectorSpec):
 
     train_annotations: Path | None = None
     """Annotations of the training set, from which its instances are counted; required for val, by default
-    `annotations` for train."""
+    `annotations` for train and holdout."""
 
     classes: Path | None = None
     """Names of the detector's classes, one per line in the order of its outputs, where its framework does not keep
@@ -87,7 +88,8 @@ class Config(DetectorSpec):
     which the training annotations list them; by default names if there are any, else ids. See docs/guide.md."""
 
     min_images_per_class: int | None = None
-    """Visit only as many images as are needed for every class to have this many, or all of its images."""
+    """Visit only as many images as are needed for every class to have this many, or all of its images; of the
+    held-out images with split holdout."""
 
     proposals: int = 1000
     """Proposals per image, best first, that are kept (val) or matched (train)."""
@@ -137,15 +139,15 @@ class Config(DetectorSpec):
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name} is {value}, expected at least {bound}")
-        if self.split == "val" and self.rois_per_class is not None:
-            raise ValueError(f"rois_per_class is {self.rois_per_class}: a val cache keeps the top proposals")
+        if self.split != "train" and self.rois_per_class is not None:
+            raise ValueError(f"rois_per_class is {self.rois_per_class}: a {self.split} cache keeps the top proposals")
         if self.split == "val" and self.train_annotations is None:
             raise ValueError("a val cache needs --train-annotations, for the training counts of its classes")
         check_projection(self.level, self.projection, self.projection_from)
-        if self.level == "hidden" and self.split == "val" and self.projection and self.projection_from is None:
+        if self.level == "hidden" and self.split != "train" and self.projection and self.projection_from is None:
             raise ValueError(
-                "a val cache of level hidden needs --projection-from with its train cache, whose directions it takes "
-                "over; --projection 0 for none"
+                f"a {self.split} cache of level hidden needs --projection-from with its train cache, whose directions "
+                "it takes over; --projection 0 for none"
             )
         if self.classes is not None and self.class_order is not None:
             raise ValueError(f"class_order is {self.class_order}: --classes gives the order already")

@@ -19,6 +19,7 @@ from extract.data.image_files import find_image
 from extract.data.images import SizedReader, batches_of_one_size, flip_boxes, unflip_rois
 from extract.detectors.base import Detector, Image, reader_of
 from extract.hidden import forward_at_level
+from extract.holdout import held_out_images
 from extract.image_selection import class_balanced_images
 from extract.matching import GroundTruth, assign_targets, select_training_samples
 from extract.rois import RoIs
@@ -67,15 +68,13 @@ class Extractor:
         class_map = ClassMap.from_description(detector.description)
         # The detector never finds these classes, so that their RoIs are neither foreground nor background.
         self._lacking = class_map.missing if class_map else np.empty(0, np.int64)
-        self.positions = np.arange(len(annotations.image_ids))
-        if config.min_images_per_class is not None:
-            unusable = np.isin(annotations.labels, self._lacking)
-            counted = replace(annotations, crowd=annotations.crowd | unusable)  # of which no class needs images
-            self.positions = class_balanced_images(counted, config.min_images_per_class, config.seed)
+        unusable = np.isin(annotations.labels, self._lacking)
+        counted = replace(annotations, crowd=annotations.crowd | unusable)  # of which no class needs images
+        self.positions = _positions(config, counted)
         if not len(self.positions):
             raise ValueError(f"{annotations.path}: no image has an annotation, so no class can be given images")
         self.num_blocks = num_blocks(len(self.positions))
-        self.with_masks = config.masks if config.masks is not None else config.split == "val" and detector.has_masks
+        self.with_masks = config.masks if config.masks is not None else config.split != "train" and detector.has_masks
         probability = config.flip if config.flip is not None else 0.5 * (config.split == "train")
         draws = [self._rng(i, FLIP_STREAM).random() for i in range(len(self.positions))]
         self.flipped = np.array(draws) < probability
@@ -171,7 +170,7 @@ class Extractor:
     def _select_proposals(self, index: int, gt: GroundTruth, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `extract.detectors.base.SelectProposals`."""
         proposals = proposals[: self.config.proposals]
-        if self.config.split == "val":
+        if self.config.split != "train":
             return np.arange(len(proposals)), np.empty((0, 4), np.float32)
         rng = self._rng(index, SAMPLE_STREAM)
         limits = self.config.background, rng, self.config.rois_per_class
@@ -199,3 +198,11 @@ class Extractor:
         """Returns a generator for one image and purpose, so that no image's random numbers depend on other images."""
         image_id = int(self.annotations.image_ids[self.positions[index]])
         return np.random.default_rng([self.config.seed, image_id, stream])
+
+
+def _positions(config: Config, annotations: Annotations) -> np.ndarray:
+    """Returns (N,) int64, ascending: the positions of the images to visit."""
+    among = held_out_images(annotations) if config.split == "holdout" else None
+    if config.min_images_per_class is not None:
+        return class_balanced_images(annotations, config.min_images_per_class, config.seed, among)
+    return np.arange(len(annotations.image_ids)) if among is None else np.flatnonzero(among)

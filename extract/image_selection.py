@@ -7,13 +7,17 @@ import numpy as np
 from extract.data.annotations import Annotations
 
 
-def class_balanced_images(annotations: Annotations, min_images_per_class: int, seed: int) -> np.ndarray:
+def class_balanced_images(
+    annotations: Annotations, min_images_per_class: int, seed: int, among: np.ndarray | None = None
+) -> np.ndarray:
     """Returns positions, ascending, of images that show every class in `min_images_per_class` images.
 
     A class of fewer images gets all of them. Goes through the classes from the rarest to the most frequent and adds
-    random images of each until it has enough, counting the images that earlier classes have added.
+    random images of each until it has enough, counting the images that earlier classes have added. `among` (N,) bool
+    are the images to select from.
     """
     pairs = class_image_pairs(annotations)
+    pairs = pairs if among is None else pairs[among[pairs[:, 1]]]
     return cover_classes(pairs[:, 0], pairs[:, 1], min_images_per_class, np.random.default_rng(seed))
 
 

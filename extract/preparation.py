@@ -67,8 +67,8 @@ def prepare(config: Config) -> Job:
         train_annotations = read_annotations(config.train_annotations, strict=config.strict)
     if not len(train_annotations.ids):
         raise ValueError(f"{train_annotations.path}: has no annotations, of which the training instances are counted")
-    if config.split == "train" and not len(annotations.ids):
-        raise ValueError(f"{annotations.path}: has no annotations, which a train cache is made of")
+    if config.split != "val" and not len(annotations.ids):
+        raise ValueError(f"{annotations.path}: has no annotations, which a {config.split} cache is made of")
     _check_categories(annotations, train_annotations)
     annotations = with_classes(annotations, train_annotations.classes)
     detector = load_detector(config)
@@ -87,7 +87,8 @@ def prepare(config: Config) -> Job:
     elif own is not None:
         log.info("%s", describe_thresholds(own))
     provenance = _provenance(config, annotations, train_annotations, projections)
-    header = Header(config.split, config.level, detector.stages, _description(detector, config.level), provenance)
+    split = "train" if config.split == "train" else "val"
+    header = Header(split, config.level, detector.stages, _description(detector, config.level), provenance)
     return Job(extractor, header, train_annotations.classes, projections)
 
 
@@ -146,7 +147,7 @@ def _warn(extractor: Extractor, train_annotations: Annotations) -> None:
     config = extractor.config
     if config.split == "val" and train_annotations.sha256 == extractor.annotations.sha256:
         log.warning("training counts are taken from %s itself, the file evaluated on", train_annotations.path)
-    if config.split == "val" and config.masks is None and not extractor.with_masks:
+    if config.split != "train" and config.masks is None and not extractor.with_masks:
         log.warning(
             "no masks are kept: the detector has none that are class-agnostic; "
             "fuse paints masks with --detector, or evaluates boxes"

@@ -33,6 +33,7 @@ from extract.detectors import load_detector
 from extract.detectors.base import Image
 from extract.detectors.torchvision import TorchvisionDetector
 from extract.extractor import Extractor
+from extract.holdout import held_out_images, training_part
 from extract.matching import GroundTruth, match
 from extract.preparation import find_existing
 from extract.recall import proposal_recall
@@ -529,3 +530,19 @@ def test_a_val_file_may_list_fewer_categories_than_the_training_file(tiny, cache
     np.testing.assert_array_equal(labels[kept], expected[kept])
     recall = proposal_recall(cache, read_annotations(tmp_path / "val.json"))
     assert recall.loc["all", "objects"] == len(content["annotations"])
+
+
+def test_a_holdout_cache_has_the_held_out_training_images_as_a_val_cache_has_its_own(tiny, caches, tmp_path, caplog):
+    config = replace(tiny.config("train", tmp_path / "h.zarr"), split="holdout", train_annotations=None)
+    holdout = extract.run(config)
+    annotations = read_annotations(tiny.data / "train.json")
+    assert holdout.images["image_id"].tolist() == annotations.image_ids[held_out_images(annotations)].tolist()
+    assert holdout.split == "val" and not holdout.read("is_gt").any() and "masks" in holdout.fields
+    assert (np.diff(holdout.offsets) == 60).all() and not holdout.images["flipped"].any()
+    assert holdout.classes.equals(caches["train"].classes) and "the file evaluated on" not in caplog.text
+    part = training_part(caches["train"], holdout)
+    assert len(part) + len(holdout) == len(caches["train"]) == len(annotations.image_ids)
+    with pytest.raises(ValueError, match=r"made with other options: split \('holdout' there, 'val' now\)"):
+        extract.run(replace(config, split="val", train_annotations=config.annotations))
+    with pytest.raises(ValueError, match="rois_per_class is 4: a holdout cache keeps the top proposals"):
+        replace(config, rois_per_class=4)

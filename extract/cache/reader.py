@@ -73,7 +73,8 @@ class RoICache(Sequence[RoIs]):
         columns: the stored arrays, by their field in `RoIs`.
     """
 
-    def __init__(self, group: zarr.Group, url: str) -> None:
+    def __init__(self, group: zarr.Group, url: str, kept: np.ndarray | slice = slice(None)) -> None:
+        """`kept` (n,) int64 or a slice are the stored images that belong to it, ascending."""
         import pandas as pd
 
         self.url = url
@@ -90,18 +91,18 @@ class RoICache(Sequence[RoIs]):
         self.num_directions = num_directions(group)
         self.classes: pd.DataFrame = read_classes(group, url)
         self.class_map = read_class_map(self.detector, len(self.classes), url)
-        self._image_table = {name: read_array(group, f"images/{name}", url) for name in IMAGE_COLUMNS}
+        self._image_table = {name: read_array(group, f"images/{name}", url)[kept] for name in IMAGE_COLUMNS}
         self.images = pd.DataFrame(self._image_table)
         counts = self._image_table["roi_count"].astype(np.int64)
         self.offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)])
-        self._starts = read_array(group, "images/roi_start", url)
+        self._starts = read_array(group, "images/roi_start", url)[kept]
         if (self._starts[1:] < self._starts[:-1] + counts[:-1]).any():
             raise CacheError(f"{url}/images: the ranges of roi_start and roi_count overlap")
         starts = self._starts[counts > 0]
         for column in self.columns.values():
             column.check_shards(starts, starts + counts[counts > 0])
-        self._digests = read_array(group, "images/digest", url)
-        self._group = group
+        self._digests = read_array(group, "images/digest", url)[kept]
+        self._group, self._kept = group, kept
         self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
         self._small_columns: Callable[[int], dict[str, np.ndarray]]
         self._small_columns = lru_cache(CACHED_BLOCKS)(self._read_small_columns)
@@ -185,6 +186,12 @@ class RoICache(Sequence[RoIs]):
         out[repeats] = out[first[inverse[repeats]]]
         return from_stored(field, out)
 
+    def without_images(self, image_ids: np.ndarray) -> RoICache:
+        """Returns the cache of the other images, a view with a fingerprint of its own; nothing is copied."""
+        stored = np.arange(len(self._digests)) if isinstance(self._kept, slice) else self._kept
+        kept = stored[~np.isin(self._image_table["image_id"], image_ids)]
+        return self if len(kept) == len(self) else RoICache(self._group, self.url, kept)
+
     def fc_layers(self, stage: int = 0) -> Layers:
         """Returns the detector's fully connected layers of a stage; [] if the cache has none."""
         return read_fc_layers(self._group, stage, self.url)
@@ -223,7 +230,7 @@ class RoICache(Sequence[RoIs]):
         return f"<table>{''.join(rows)}</table>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return open_cache, (self.url,)
+        return _reopen, (self.url, self._kept)
 
     def _column(self, field: str) -> StoredColumn:
         if field not in self.columns:
@@ -251,3 +258,7 @@ class RoICache(Sequence[RoIs]):
             column.read(rows, out)
             values[field] = from_stored(field, out)
         return values
+
+
+def _reopen(url: str, kept: np.ndarray | slice) -> RoICache:
+    return RoICache(open_group(url, "r"), url, kept)
