@@ -13,11 +13,12 @@ from extract.utils.identity import refuse_changes
 from fuse.commands.config import CacheConfig, PredictConfig
 from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
 from fuse.commands.results_config import MergeConfig
+from fuse.commands.select_config import SelectConfig
 
 MANIFEST_FILE = "run.json"
 
 
-def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> bytes:
+def new_manifest(config: CacheConfig | MergeConfig | SelectConfig, **fingerprints: str) -> bytes:
     """Returns the options as JSON. A fingerprint `x_fingerprint` takes the place of the path in option `x`.
 
     Raises ValueError if the folder holds results of other options or inputs and `overwrite` is not set.
@@ -32,7 +33,10 @@ def new_manifest(config: CacheConfig | MergeConfig, **fingerprints: str) -> byte
 
 
 def options_as_text(
-    config: CacheConfig | MergeConfig | PredictConfig, *, left_out: Iterable[str] = (), **fingerprints: str
+    config: CacheConfig | MergeConfig | PredictConfig | SelectConfig,
+    *,
+    left_out: Iterable[str] = (),
+    **fingerprints: str,
 ) -> dict[str, str]:
     """Returns the options that results depend on, without `left_out`; fingerprints as in `new_manifest`."""
     without = {"out", "overwrite", "strict", *left_out, *(name.removesuffix("_fingerprint") for name in fingerprints)}

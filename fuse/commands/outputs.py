@@ -13,6 +13,7 @@ from extract.utils.files import write_bytes
 from fuse.commands.config import DETECTIONS_FILE, CacheConfig
 from fuse.commands.manifest import MANIFEST_FILE
 from fuse.commands.results_config import MergeConfig
+from fuse.commands.select_config import SelectConfig
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
@@ -52,7 +53,7 @@ def evaluate_all(
 
 
 def write_results(
-    config: CacheConfig | MergeConfig,
+    config: CacheConfig | MergeConfig | SelectConfig,
     manifest: bytes,
     tables: Tables,
     scope: str,
@@ -88,7 +89,7 @@ def write_results(
 
 
 def write_unevaluated(
-    config: CacheConfig | MergeConfig,
+    config: CacheConfig | MergeConfig | SelectConfig,
     manifest: bytes,
     detections: Detections,
     scope: str,

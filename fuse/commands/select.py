@@ -125,7 +125,7 @@ def _record(inputs: _Inputs, selection: Selection) -> dict[str, object]:
 
 def _usage(config: SelectConfig, row: Row) -> str:
     """Returns the command that detects with a row."""
-    options = {"mode": row.fusion.mode, "tail": row.fusion.tail}
+    options: dict[str, object] = {"mode": row.fusion.mode, "tail": row.fusion.tail}
     if row.setting.is_trained:
         options |= {"head": head_folder(row.setting, config.out / HEADS_FOLDER)}
     else:
