@@ -98,19 +98,23 @@ def provenance_line(results: pd.DataFrame) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """Formats a time below a second in milliseconds with three digits, a longer one in seconds with one decimal."""
+    """Formats a time below a second in milliseconds with three digits, a longer one in seconds; "" if not measured."""
+    if pd.isna(seconds):
+        return ""
     return f"{seconds * 1e3:,.3g} ms" if seconds < 1 else f"{seconds:,.1f} s"
 
 
 def format_ratio(ratio: float, bound: object) -> str:
-    """Formats a speed-up or, with an upper bound, the time relative to the baseline's."""
+    """Formats a speed-up or, with an upper bound, the time or the size relative to the baseline's."""
     number = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+    if bound == "size_at_most":
+        return f"{number} of its size"
     return f"{number}× its time" if bound in ("at_most", "seconds_at_most") else f"{number}× as fast"
 
 
 def format_target(target: float, bound: object) -> str:
     """Formats a bound of the ratio or of the time; empty if there is none."""
-    formats = {"at_least": "≥ {:,g}×", "at_most": "≤ {:,g}×", "seconds_at_most": "≤ {:,g} s"}
+    formats = {"at_least": "≥ {:,g}×", "at_most": "≤ {:,g}×", "seconds_at_most": "≤ {:,g} s", "size_at_most": "≤ {:,g}"}
     return formats[bound].format(target) if isinstance(bound, str) else ""
 
 

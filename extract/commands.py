@@ -30,6 +30,8 @@ def verify(config: VerifyConfig) -> None:
     cache = open_cache(config.cache)
     worst = worst_logit_error(cache)
     checked = "no features to recompute logits from" if worst is None else f"logits equal to within {worst:.1e}"
+    if "logits" not in cache.fields:
+        checked = "logits are computed from the features"
     print(f"{cache.url}: {len(cache):,} images, {int(cache.offsets[-1]):,} RoIs intact, {checked}")
     print(describe_accuracy(cache))
 

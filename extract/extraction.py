@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from extract.cache.format import row_bytes
+from extract.cache.derived import why_stored
+from extract.cache.format import row_bytes, row_shapes
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, create_cache, resume_cache
 from extract.config import Config
@@ -52,7 +53,7 @@ def run(config: Config) -> RoICache | None:
         started = time.perf_counter()
         first = list(islice(outputs, 1))
         if first and is_main_process():
-            _log_estimate(job.extractor, first[0].rois, time.perf_counter() - started)
+            _log_estimate(job, first[0].rois, time.perf_counter() - started)
         if config.estimate:
             return None
         with coordinator.main_process_first():
@@ -120,7 +121,7 @@ def _resume(config: Config, job: Job) -> tuple[CacheWriter | None, list[int] | N
 
 
 def _create(config: Config, job: Job, template: RoIs) -> CacheWriter:
-    """Creates the cache; of `template` only the shapes matter."""
+    """Creates the cache; for `template` see `create_cache`."""
     extractor, a = job.extractor, job.extractor.annotations
     images = pd.DataFrame(
         {
@@ -178,9 +179,15 @@ def _progress_bar(extractor: Extractor, pending: list[int]) -> tqdm:
     return tqdm(initial=images - missing, total=images, unit="image", desc=name, disable=hidden)
 
 
-def _log_estimate(extractor: Extractor, first: list[RoIs], seconds: float) -> None:
+def _log_estimate(job: Job, first: list[RoIs], seconds: float) -> None:
     """Logs the size of the cache and the time for all images, from one block's RoIs and the time it took."""
-    images, rois, size = len(extractor.positions), np.mean([len(r) for r in first]), row_bytes(first[0])
+    extractor = job.extractor
+    logits = why_stored(first[0], job.header, extractor.fc_layers) is not None
+    images, rois, size = (
+        len(extractor.positions),
+        np.mean([len(r) for r in first]),
+        row_bytes(row_shapes(first[0], logits)),
+    )
     speed = world_size() * len(first) / seconds
     log.info(
         "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.1f minutes at %.3g images per second",

@@ -49,7 +49,7 @@ def sample_rois(image_id: int, rois: int, images: int, seed: int) -> np.ndarray:
 def fit_on_images(extractor: Extractor, config: Config) -> tuple[list[Projection], RoIs]:
     """Fits each stage's projection on a sample of an extractor's images.
 
-    Returns also the RoIs of one of them with hidden features, of which only the shapes matter.
+    Returns also the RoIs of one of them with hidden features.
     Raises ValueError as `fit_projections` does.
     """
     sample = extractor.pooled_sample(sample_images(len(extractor.positions), config.seed))

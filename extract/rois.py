@@ -31,7 +31,8 @@ class RoIs:
         height, width: size of the original image in pixels.
         proposals: (R, S, 4) float32, the boxes that each stage's features are pooled from.
         boxes: (R, 4) float32 refined boxes of a class-agnostic regressor, or (R, K, 4) of a class-specific one.
-        logits: (R, S, K+1) float16 or float32, of the detector's own classifier, background last.
+        logits: (R, S, K+1) float16 or float32, of the detector's own classifier, background last. A cache of level
+            "hidden" computes them when they are first read; see `extract.cache.derived`.
         objectness: (R,) float32, the RPN's probability (1 for ground-truth boxes).
         features: (R, S, *D) float16 or float32, pooled maps (C, P, P) or embeddings (C,); None at feature level
             "logits". A detector returns a tensor on its device, a cache a float16 array.
@@ -82,12 +83,12 @@ class RoIs:
                 raise ValueError(f"image {self.image_id}: {name} has shape {array.shape}, expected {(*lead, '…')}")
 
     def __len__(self) -> int:
-        return len(self.logits)
+        return len(self.proposals)
 
     def __repr__(self) -> str:
         features = "none" if self.features is None else self.features.shape[2:]
         return (
-            f"RoIs(image_id={self.image_id}, {len(self)} RoIs, {self.logits.shape[1]} stage(s), "
+            f"RoIs(image_id={self.image_id}, {len(self)} RoIs, {self.proposals.shape[1]} stage(s), "
             f"{self.num_classes} classes, features {features})"
         )
 

@@ -5,28 +5,27 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
+from extract.cache.derived import LOGIT_TOLERANCE, classifier_columns, relative_error
 from extract.cache.format import CacheError, Layers, layers_above
 from extract.cache.projections import check_hidden
 from extract.cache.reader import RoICache
 from extract.cache.values import all_finite, check_values
 from extract.rois import RoIs
 
-LOGIT_TOLERANCE = 2e-2
-"""Largest rounding error of fp16 features and logits, relative to an image's largest logit."""
-
 
 def worst_logit_error(cache: RoICache) -> float | None:
     """Returns the largest difference between stored and recomputed logits, relative to the image's largest logit.
 
-    None if the cache has no features or no fully connected layers. Reads every value and verifies all checksums.
+    None if the cache has no features, no fully connected layers or no logits. Reads every value and verifies all
+    checksums.
 
     Raises CacheError naming the image if the difference exceeds rounding, or if a value is not valid.
     """
-    stages = [feature_layers(cache, stage) for stage in range(len(cache.stages))]
+    stages = [feature_layers(cache, stage) for stage in range(len(cache.stages) if "logits" in cache.fields else 0)]
     if cache.level == "hidden":
         own = [cache.fc_layers(stage) for stage in range(len(cache.stages))]
         check_hidden(cache.url, cache.level, cache.fields["features"][-1], own, cache.projections, len(own))
-    columns = recomputable_columns(cache)
+    columns = classifier_columns(cache.class_map, cache.num_classes)
     worst: float | None = None
     for rois in tqdm(cache, desc="verify", unit="image", disable=None):
         for field in cache.fields:
@@ -39,27 +38,15 @@ def worst_logit_error(cache: RoICache) -> float | None:
             raise CacheError(f"{cache.url}: image {rois.image_id}: {error}") from None
         for stage, layers in enumerate(stages):
             if layers and len(rois):
-                stored = rois.logits[:, stage, columns].astype(np.float32)
                 recomputed = forward(layers, layer_inputs(cache, rois, stage))[:, columns]
-                difference = np.abs(recomputed - stored).max() / np.abs(stored).max()
-                worst = max(worst or 0.0, float(difference))
+                difference = relative_error(rois.logits[:, stage, columns], recomputed)
+                worst = max(worst or 0.0, difference)
                 if difference > LOGIT_TOLERANCE:
                     raise CacheError(
                         f"{cache.url}: image {rois.image_id}: stage {stage}: logits of the stored features differ from "
                         f"the stored logits by {difference:.1e} of the largest, expected {LOGIT_TOLERANCE:.0e} at most"
                     )
     return worst
-
-
-def recomputable_columns(cache: RoICache) -> np.ndarray:
-    """Returns the columns of the logits that are outputs of the classifier's rows, ascending.
-
-    Others are those of classes that the detector lacks, and background if outputs that are no class are part of it.
-    """
-    if cache.class_map is None:
-        return np.arange(cache.num_classes + 1)
-    background = [] if len(cache.class_map.surplus) else [cache.num_classes]
-    return np.append(np.flatnonzero(cache.class_map.has_output), background).astype(np.int64)
 
 
 def feature_layers(cache: RoICache, stage: int) -> Layers:

@@ -47,9 +47,10 @@ def test_hidden_features_follow_from_pooled_ones(caches, split):
     for own, other in zip(pooled, hidden, strict=True):
         expected = hidden_features(torch.from_numpy(own.features[:, 0]), pooled.fc_layers()[0], projection)
         np.testing.assert_allclose(other.features[:, 0], expected, rtol=1e-2, atol=1e-2)
-        np.testing.assert_array_equal(other.logits, own.logits)
+        np.testing.assert_allclose(other.logits, own.logits, atol=5e-3 * np.abs(own.logits).max())
         np.testing.assert_array_equal(other.labels, own.labels)
-    assert worst_logit_error(hidden) < 5e-3
+    assert "logits" not in hidden.fields and worst_logit_error(hidden) is None
+    assert pooled.level == "pooled" and worst_logit_error(pooled) < 5e-3
 
 
 def test_the_val_cache_has_the_directions_of_the_train_cache(caches):
@@ -119,7 +120,7 @@ def test_later_levels_follow_from_earlier_ones(tiny, caches, tmp_path):
         assert new.detector == expected.detector
     logits = convert(ConvertConfig(new.url, str(tmp_path / "logits"), level="logits", device="cpu"))
     assert logits.fields.get("features") is None and logits.fc_layers() == []
-    np.testing.assert_array_equal(logits.read("logits"), expected.read("logits"))
+    np.testing.assert_allclose(logits.read("logits"), expected.read("logits"), rtol=1e-2, atol=5e-3)
     with pytest.raises(CacheError, match="level 'embedding' does not give level 'hidden'"):
         convert(ConvertConfig(new.url, str(tmp_path / "no")))
 
@@ -178,7 +179,7 @@ def test_an_estimate_fits_no_directions(tiny, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("extract.extraction.fit_on_images", None)
     config = tiny.config("train", tmp_path / "no", level="hidden", projection=SIZE, estimate=True)
     assert extract.run(config) is None and not (tmp_path / "no").exists()
-    assert f"RoIs each at {2 * (256 + SIZE) + 2 * (CLASSES + 1) + 53:,} bytes" in caplog.text, caplog.text
+    assert f"RoIs each at {2 * (256 + SIZE) + 53:,} bytes" in caplog.text, caplog.text
 
 
 def test_few_rois_per_class(tiny, caches, tmp_path):

@@ -31,7 +31,7 @@ from benchmarks.speed.traincache import BACKGROUND, DIRECTIONS, ROIS_PER_INSTANC
 from calib.choice import ROIS_PER_CLASS
 from calib.head_types import build_head
 from extract import write_cache
-from extract.cache.format import Projection, row_bytes
+from extract.cache.format import Projection, row_bytes, row_shapes
 from extract.rois import RoIs
 
 Recipe = Literal["paper", "default"]
@@ -167,7 +167,8 @@ def train_rois_per_image(dataset: Dataset, recipe: Recipe) -> float:
 
 def roi_bytes(dataset: Dataset, recipe: Recipe, masks: bool) -> int:
     """Returns the bytes of a RoI in a cache, before compression."""
-    return row_bytes(make_val_image(0, recipe, dataset.num_classes, masks, rois=1))
+    rois = make_val_image(0, recipe, dataset.num_classes, masks, rois=1)
+    return row_bytes(row_shapes(rois, logits=recipe == "paper"))
 
 
 def time_fusion(recipe: Recipe, num_classes: int) -> float:

@@ -6,7 +6,8 @@ Columns of `benchmarks/results/speed/*.csv`:
     time, baseline_time         median seconds
     ratio                       baseline_time / time; with a bound "…at_most" time / baseline_time
     target, bound, met          "at_least": ratio >= target; "at_most": ratio <= target; "seconds_at_most":
-                                time <= target; all three empty where there is no target
+                                time <= target; "size_at_most": ratio <= target, which is memory / baseline_memory and
+                                without times; all three empty where there is no target
     memory, baseline_memory     bytes at the peak beyond those before the call; empty where not measured
     machine, commit, date       see `benchmarks.provenance`
 """
@@ -28,7 +29,7 @@ from benchmarks.provenance import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 KEYS = ["case", "baseline"]
-Bound = Literal["at_least", "at_most", "seconds_at_most"]
+Bound = Literal["at_least", "at_most", "seconds_at_most", "size_at_most"]
 Clock = Callable[[], float]
 
 
@@ -106,9 +107,16 @@ def result(case: str, baseline: str, timing: Timing, bound: Bound | None = None,
     ratio = timing.speedup if bound in (None, "at_least") else 1 / timing.speedup
     met = None
     if bound is not None and target is not None:
-        met = {"at_least": ratio >= target, "at_most": ratio <= target, "seconds_at_most": timing.time <= target}[bound]
+        below = timing.time if bound == "seconds_at_most" else ratio
+        met = ratio >= target if bound == "at_least" else below <= target
     times = timing.time, timing.baseline_time, ratio
     return Result(case, baseline, *times, target, bound, met, timing.memory, timing.baseline_memory)
+
+
+def size(case: str, baseline: str, count: int, baseline_count: int, target: float) -> Result:
+    """Returns a row that compares bytes, which must be at most `target` of the baseline's."""
+    timing = Timing(np.nan, np.nan, baseline_count / count, count, baseline_count)
+    return result(case, baseline, timing, "size_at_most", target)
 
 
 def save(name: str, results: Iterable[Result], folder: Path = RESULTS) -> None:

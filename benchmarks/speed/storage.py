@@ -32,15 +32,19 @@ from benchmarks.speed.measure import (
     result,
     save,
     seconds,
+    size,
     timing,
 )
 from benchmarks.speed.traincache import TrainCache
 from extract import RoICache, RoIs, open_cache, write_cache
-from extract.cache.format import IMAGES_PER_BLOCK, Header, row_bytes
+from extract.cache.derived import UpperLayers
+from extract.cache.format import IMAGES_PER_BLOCK, Header, row_bytes, row_shapes
 from extract.cache.writer import create_cache
 
 READ_TARGET = 1.25
 """Upper bound of the time of reading, relative to that of `numpy.fromfile`: four fifths of its speed."""
+SIZE_TARGET = 1 / 8
+"""Upper bound of the bytes of a RoI at level hidden, relative to level pooled."""
 COLD_ROUNDS, ROUNDS = 3, 7
 FEATURE_SHAPE = (1, 256, 7, 7)
 
@@ -85,20 +89,24 @@ def time_reading_features(folder: Path) -> list[Result]:
 
 
 def time_reading_hidden(folder: Path) -> list[Result]:
-    """Times reading a val cache of level hidden, and prints the bytes of a RoI relative to one of pooled features.
+    """Times reading a val cache of level hidden, whose logits are left out, and compares its size with a pooled one.
 
-    There are no masks, whose size would be the same in both.
+    Sizes are before compression, of 1,000 RoIs, and without masks, which would be the same in both.
     """
     detector = TrainCache("hidden", images=1)
     images = Images(40, 1000, features=True)
-    width = detector.fields["features"][-1]
-    hidden = [replace(one, features=np.asarray(one.features).reshape(1000, 1, -1)[..., :width]) for one in images]
+    width, layers = detector.fields["features"][-1], UpperLayers([detector.fc_layers()[1:]])
+    hidden = Images(40, 1000, features=True)
+    for i, one in enumerate(hidden.made):
+        features = np.asarray(one.features).reshape(1000, 1, -1)[..., :width]
+        hidden.made[i] = replace(one, features=features, logits=layers.logits(features))
     options = {"fc_layers": [detector.fc_layers()], "projections": detector.projections}
     cache = write_cache(str(folder), hidden, inputs.lvis_classes(), split="val", level="hidden", **options)
-    size, pooled = row_bytes(hidden[0]), row_bytes(images[0])
-    ratio, of_features = pooled / size, np.prod(FEATURE_SHAPE) / width
-    print(f"{size:,} bytes per RoI, 1/{ratio:.1f} of a pooled cache's {pooled:,}; features alone 1/{of_features:.1f}")
-    return time_reading("for rois in cache, hidden", partial(_iterate, cache), list_files(folder))
+    own, pooled = (1000 * row_bytes(shapes) for shapes in (cache.fields, row_shapes(images[0])))
+    return [
+        size("val cache of level hidden, 1,000 RoIs of 256 channels", "level pooled", own, pooled, SIZE_TARGET),
+        *time_reading("for rois in cache, hidden", partial(_iterate, cache), list_files(folder)),
+    ]
 
 
 def time_reading_logits(folder: Path) -> list[Result]:
@@ -191,7 +199,7 @@ class Images(Sequence[RoIs]):
     """Made-up images that repeat every four."""
 
     def __init__(self, count: int, rois: int, features: bool, classes: int = 1230) -> None:
-        self._count, self._made = count, [make_image(i, rois, features, classes) for i in range(4)]
+        self.made, self._count = [make_image(i, rois, features, classes) for i in range(4)], count
 
     def __len__(self) -> int:
         return self._count
@@ -199,7 +207,7 @@ class Images(Sequence[RoIs]):
     def __getitem__(self, position: int) -> RoIs:  # type: ignore[override]  # no slices
         if position >= self._count:
             raise IndexError(position)
-        return replace(self._made[position % len(self._made)], image_id=position)
+        return replace(self.made[position % len(self.made)], image_id=position)
 
 
 def make_image(seed: int, rois: int, features: bool, classes: int = 1230) -> RoIs:

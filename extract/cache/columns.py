@@ -11,7 +11,6 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from extract.cache.format import COLUMNS, FILL, OWNER_COLUMN, CacheError, Column, row_bytes
 from extract.cache.shard_io import ShardedArray
-from extract.rois import RoIs
 
 # One pooled feature of 256 channels fills a chunk. Training reads half of an image's RoIs: from chunks of 16 rows it
 # would read two bytes for each byte it needs (four with the kernel's readahead), from chunks of one row hardly more
@@ -88,25 +87,21 @@ def open_columns(group: zarr.Group, url: str) -> dict[str, StoredColumn]:
     return {field: StoredColumn(group[c.name], url) for field, c in COLUMNS.items() if c.name in group}
 
 
-def create_columns(group: zarr.Group, template: RoIs, blocks: int, block_capacity: int) -> int:
+def create_columns(group: zarr.Group, shapes: Mapping[str, tuple[int, ...]], blocks: int, block_capacity: int) -> int:
     """Creates the RoI arrays of a cache, empty; returns the number of rows per block.
 
     Args:
         group: of the cache.
-        template: RoIs of any image; only the shapes after R matter.
+        shapes: of each stored field of `RoIs`, after R.
         blocks: number of blocks.
         block_capacity: upper bound of the RoIs of one block.
     """
     # Powers of two, so that chunks divide shards and shards divide blocks.
-    shard_rows = _power_of_two(SHARD_BYTES // row_bytes(template))
+    shard_rows = _power_of_two(SHARD_BYTES // row_bytes(shapes))
     shard_rows = min(shard_rows, 2 * _power_of_two(max(block_capacity - 1, 1)))
     rows_per_block = -(-block_capacity // shard_rows) * shard_rows
-    shapes: Mapping[Column, tuple[int, ...]] = {
-        column: tuple(array.shape[1:])
-        for field, column in COLUMNS.items()
-        if (array := getattr(template, field)) is not None
-    }
-    for column, shape in {**shapes, OWNER_COLUMN: ()}.items():
+    columns = {COLUMNS[field]: shape for field, shape in shapes.items()}
+    for column, shape in {**columns, OWNER_COLUMN: ()}.items():
         _create_column(group, column, shape, blocks * rows_per_block, shard_rows)
     return rows_per_block
 

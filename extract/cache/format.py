@@ -89,6 +89,7 @@ OWNER_COLUMN = Column("image", "int32")
 """Position of each row's image; not a field of `RoIs`."""
 IMAGE_COLUMNS = ("image_id", "height", "width", "flipped", "roi_count")
 OPTIONAL = frozenset({"features", "masks"})
+"""Fields that are None where a cache has none. At level "hidden" logits may be absent as well, but never None."""
 FILL = {"f": np.nan, "i": -2, "u": 255}
 """Kind of dtype → value of unused rows. Zarr does not store chunks of fill values only, and a missing chunk must mean
 damage. Therefore no chunk of valid data holds the fill value only: `is_gt` is not bool, and masks end at `MASK_MAX`."""
@@ -185,11 +186,13 @@ def block_slice(block: int) -> slice:
     return slice(block * IMAGES_PER_BLOCK, (block + 1) * IMAGES_PER_BLOCK)
 
 
-def row_bytes(template: RoIs) -> int:
-    """Returns the bytes of one RoI before compression; of `template` only the shapes matter."""
-    arrays = {field: getattr(template, field) for field in COLUMNS}
-    return sum(
-        int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(COLUMNS[field].dtype).itemsize
-        for field, array in arrays.items()
-        if array is not None
-    )
+def row_shapes(template: RoIs, logits: bool = True) -> dict[str, tuple[int, ...]]:
+    """Returns the fields that a cache of RoIs like `template` stores → their shape after R; `logits` is one of them."""
+    names = [field for field in COLUMNS if logits or field != "logits"]
+    arrays = {field: getattr(template, field) for field in names}
+    return {field: tuple(array.shape[1:]) for field, array in arrays.items() if array is not None}
+
+
+def row_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Returns the bytes of one RoI before compression, of fields with these `row_shapes`."""
+    return sum(math.prod(shape) * np.dtype(COLUMNS[field].dtype).itemsize for field, shape in shapes.items())

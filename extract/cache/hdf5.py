@@ -6,6 +6,7 @@ The file has the layout of the Zarr group, but its RoI arrays are packed, withou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
+from extract.cache.derived import DerivedRoIs, UpperLayers
 from extract.cache.format import (
     COLUMNS,
     FORMAT,
@@ -25,6 +27,7 @@ from extract.cache.format import (
     Header,
     Layers,
     Projection,
+    layers_above,
 )
 from extract.cache.reader import RoICache
 from extract.cache.writer import write_cache
@@ -76,8 +79,8 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
             )
         try:
             header = msgspec.json.decode(file.attrs["header"], type=Header)
-            rois, classes, fc_layers = _Hdf5Images(file), _import_classes(file), _import_layers(file)
-            projections = _import_projections(file)
+            classes, fc_layers = _import_classes(file), _import_layers(file)
+            rois, projections = _Hdf5Images(file, header, fc_layers), _import_projections(file)
         except KeyError as error:
             raise CacheError(f"{path}: {error.args[0]}") from None
         except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
@@ -90,9 +93,12 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
 class _Hdf5Images(Sequence[RoIs]):
     """The images of an HDF5 file, each loaded on access."""
 
-    def __init__(self, file: h5py.File) -> None:
+    def __init__(self, file: h5py.File, header: Header, fc_layers: Sequence[Layers]) -> None:
         self._images = {name: file["images"][name][:] for name in IMAGE_COLUMNS}
-        self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in OPTIONAL}
+        derived = header.level == "hidden" and COLUMNS["logits"].name not in file and bool(fc_layers)
+        self._layers = UpperLayers([layers_above("hidden", stage) for stage in fc_layers]) if derived else None
+        optional = OPTIONAL | {"logits"} if derived else OPTIONAL
+        self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in optional}
         self._offsets = np.concatenate([[0], np.cumsum(self._images["roi_count"], dtype=np.int64)])
         for column in self._columns.values():
             if len(column) != self._offsets[-1]:
@@ -107,7 +113,10 @@ class _Hdf5Images(Sequence[RoIs]):
         rows = slice(self._offsets[position], self._offsets[position + 1])
         arrays = {field: column[rows] for field, column in self._columns.items()}
         image = {name: self._images[name][position].item() for name in IMAGE_COLUMNS[:-1]}
-        return RoIs(**image, **{"features": None, **arrays, "is_gt": arrays["is_gt"].astype(bool)})
+        values = {**image, **dict.fromkeys(OPTIONAL), **arrays, "is_gt": arrays["is_gt"].astype(bool)}
+        if self._layers is None:
+            return RoIs(**values)
+        return DerivedRoIs.make(self._layers, partial(self._columns["features"].__getitem__, rows), **values)
 
 
 def _export_tables(cache: RoICache, file: h5py.File) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import zarr
@@ -37,10 +37,12 @@ def read_projections(group: zarr.Group, url: str) -> list[Projection]:
     ]
 
 
-def describe_features(shape: tuple[int, ...] | None, directions: int) -> str:
-    """Returns the end of a line about features of shape (S, *D), None at level "logits"."""
+def describe_features(fields: Mapping[str, tuple[int, ...]], directions: int) -> str:
+    """Returns the end of a line about the features of a cache, of which `fields` are stored."""
+    shape = fields.get("features")
     text = f", features {shape[1:]} float16" if shape else ""
-    return text + f", the last {directions} along principal directions" * bool(directions)
+    text += f", the last {directions} along principal directions" * bool(directions)
+    return text + ", from which logits are computed" * ("logits" not in fields)
 
 
 def check_hidden(

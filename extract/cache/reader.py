@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, overload
 
 import numpy as np
 import zarr
 
 from extract.cache.columns import StoredColumn, open_columns
+from extract.cache.derived import DerivedRoIs, UpperLayers
 from extract.cache.format import (
     COLUMNS,
     IMAGE_COLUMNS,
@@ -24,6 +25,7 @@ from extract.cache.format import (
     fingerprint,
     open_group,
 )
+from extract.cache.packing import Packing
 from extract.cache.projections import describe_features, num_directions, read_projections
 from extract.cache.tables import read_array, read_class_map, read_classes, read_fc_layers
 from extract.cache.values import from_stored
@@ -85,7 +87,8 @@ class RoICache(Sequence[RoIs]):
         self.detector: Mapping[str, Any] = self.header.detector
         self.provenance: Mapping[str, Any] = self.header.provenance
         self.columns: dict[str, StoredColumn] = open_columns(group, url)
-        missing = COLUMNS.keys() - self.columns.keys() - OPTIONAL
+        derived = {"logits"} if self.level == "hidden" else set()
+        missing = COLUMNS.keys() - self.columns.keys() - OPTIONAL - derived
         if missing:
             raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
         self.num_directions = num_directions(group)
@@ -93,14 +96,11 @@ class RoICache(Sequence[RoIs]):
         self.class_map = read_class_map(self.detector, len(self.classes), url)
         self._image_table = {name: read_array(group, f"images/{name}", url)[kept] for name in IMAGE_COLUMNS}
         self.images = pd.DataFrame(self._image_table)
-        counts = self._image_table["roi_count"].astype(np.int64)
-        self.offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)])
-        self._starts = read_array(group, "images/roi_start", url)[kept]
-        if (self._starts[1:] < self._starts[:-1] + counts[:-1]).any():
-            raise CacheError(f"{url}/images: the ranges of roi_start and roi_count overlap")
-        starts = self._starts[counts > 0]
+        starts = read_array(group, "images/roi_start", url)[kept]
+        self._packing = Packing(starts, self._image_table["roi_count"], url)
+        self.offsets: np.ndarray = self._packing.offsets
         for column in self.columns.values():
-            column.check_shards(starts, starts + counts[counts > 0])
+            column.check_shards(*self._packing.ranges())
         self._digests = read_array(group, "images/digest", url)[kept]
         self._group, self._kept = group, kept
         self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
@@ -141,8 +141,11 @@ class RoICache(Sequence[RoIs]):
         unwanted = set() if fields is None else OPTIONAL - set(fields)
         large = self._read_images(self.columns.keys() - small.keys() - unwanted, position, position + 1)
         values: dict[str, Any] = {name: self._image_table[name][position].item() for name in IMAGE_COLUMNS[:-1]}
-        values |= dict.fromkeys(COLUMNS) | small | large
-        return RoIs(**values)
+        values |= dict.fromkeys(OPTIONAL) | small | large
+        if "logits" in self.columns:
+            return RoIs(**values)
+        rows = np.arange(*self.offsets[position : position + 2])
+        return DerivedRoIs.make(self._upper_layers, partial(self.take, "features", rows), **values)
 
     def image(self, image_id: int) -> RoIs:
         """Returns the RoIs of one image, with all columns of the cache. Raises KeyError for an unknown id."""
@@ -162,26 +165,34 @@ class RoICache(Sequence[RoIs]):
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
-        """Fields of `RoIs` that the cache has → their shape after R."""
+        """Fields of `RoIs` that the cache stores → their shape after R."""
         return {field: column.row_shape for field, column in self.columns.items()}
 
     def read(self, field: str) -> np.ndarray:
-        """Reads one field of all RoIs, packed in image order: (offsets[-1], …)."""
-        column, total = self._column(field), int(self.offsets[-1])
+        """Reads one field of all RoIs, packed in image order: (offsets[-1], …). See `take` for logits."""
+        total = int(self.offsets[-1])
+        if self._derives(field):
+            return self.take(field, np.arange(total))
+        column = self._column(field)
         out = np.empty((total, *column.row_shape), column.dtype)
         for begin in range(0, total, ROWS_AT_ONCE):
             packed = np.arange(begin, min(begin + ROWS_AT_ONCE, total))
-            column.read(self._stored_rows(packed), out[begin : begin + ROWS_AT_ONCE])
+            column.read(self._packing.stored_rows(packed), out[begin : begin + ROWS_AT_ONCE])
         return from_stored(field, out)
 
     def take(self, field: str, rows: np.ndarray) -> np.ndarray:
-        """Reads one field of the given packed rows, in any order and with repeats: (len(rows), …)."""
+        """Reads one field of the given packed rows, in any order and with repeats: (len(rows), …).
+
+        Logits that the cache leaves out are computed from the features, float32.
+        """
+        if self._derives(field):
+            return self._upper_layers.logits(self.take("features", rows))
         column, rows = self._column(field), np.asarray(rows, np.int64)
         if rows.size and not (0 <= rows.min() and rows.max() < self.offsets[-1]):
             raise IndexError(f"{self.url}: rows {rows.min()}…{rows.max()}, the cache has {self.offsets[-1]} RoIs")
         wanted, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
         out = np.empty((len(rows), *column.row_shape), column.dtype)
-        column.read(self._stored_rows(wanted), out, first)
+        column.read(self._packing.stored_rows(wanted), out, first)
         repeats = np.flatnonzero(first[inverse] != np.arange(len(rows)))
         out[repeats] = out[first[inverse[repeats]]]
         return from_stored(field, out)
@@ -195,6 +206,13 @@ class RoICache(Sequence[RoIs]):
     def fc_layers(self, stage: int = 0) -> Layers:
         """Returns the detector's fully connected layers of a stage; [] if the cache has none."""
         return read_fc_layers(self._group, stage, self.url)
+
+    @cached_property
+    def _upper_layers(self) -> UpperLayers:
+        return UpperLayers.read(self._group, self.url)
+
+    def _derives(self, field: str) -> bool:
+        return field == "logits" and field not in self.columns and self.level == "hidden"
 
     @cached_property
     def projections(self) -> list[Projection]:
@@ -215,7 +233,7 @@ class RoICache(Sequence[RoIs]):
             ("images", f"{len(self):,} ({int(self.images['flipped'].sum()):,} flipped)"),
             ("RoIs", f"{len(labels):,} ({int(foreground.sum()):,} foreground, {len(self.stages)} stage(s))"),
             ("classes", f"{self.num_classes:,} ({present:,} of them in it)"),
-            ("level", self.level + describe_features(self.fields.get("features"), self.num_directions)),
+            ("level", self.level + describe_features(self.fields, self.num_directions)),
             ("detector", f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})"),
             *([("outputs", str(self.class_map))] if self.class_map else []),
             ("columns", ", ".join(self.fields)),
@@ -237,11 +255,6 @@ class RoICache(Sequence[RoIs]):
             raise CacheError(f"{self.url}: has no {field} (level {self.level!r}); it has {', '.join(self.columns)}")
         return self.columns[field]
 
-    def _stored_rows(self, packed: np.ndarray) -> np.ndarray:
-        """Returns the stored rows of ascending packed rows."""
-        owner = np.searchsorted(self.offsets, packed, side="right") - 1
-        return self._starts[owner] + packed - self.offsets[owner]
-
     def _read_small_columns(self, block: int) -> dict[str, np.ndarray]:
         """Reads the columns of few bytes per row, for all images of a block."""
         small = [field for field, column in self.columns.items() if column.row_bytes <= SMALL_ROW_BYTES]
@@ -249,9 +262,7 @@ class RoICache(Sequence[RoIs]):
 
     def _read_images(self, fields: Iterable[str], first: int, stop: int) -> dict[str, np.ndarray]:
         """Reads fields of consecutive images, packed."""
-        rows = np.repeat(self._starts[first:stop] - self.offsets[first:stop], np.diff(self.offsets[first : stop + 1]))
-        rows += np.arange(self.offsets[first], self.offsets[stop])
-        values = {}
+        rows, values = self._packing.image_rows(first, stop), {}
         for field in fields:
             column = self.columns[field]
             out = np.empty((len(rows), *column.row_shape), column.dtype)

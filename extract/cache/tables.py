@@ -98,12 +98,13 @@ def write_fc_layers(group: zarr.Group, stages: Sequence[Layers]) -> None:
             write_array(group, f"{name}/bias_{depth}", bias.astype(np.float32), ("output",))
 
 
-def read_fc_layers(group: zarr.Group, stage: int, url: str) -> Layers:
-    """Reads one stage's fully connected layers; [] if the cache has none."""
+def read_fc_layers(group: zarr.Group, stage: int, url: str, first: int = 0) -> Layers:
+    """Reads one stage's fully connected layers from the `first` on; [] if the cache has none."""
     name = f"detector/stage_{stage}"
     if name not in group:
         return []
     depth = sum(key.startswith("weight_") for key in group[name].array_keys())
     return [
-        (read_array(group, f"{name}/weight_{d}", url), read_array(group, f"{name}/bias_{d}", url)) for d in range(depth)
+        (read_array(group, f"{name}/weight_{d}", url), read_array(group, f"{name}/bias_{d}", url))
+        for d in range(first, depth)
     ]

@@ -7,6 +7,7 @@ bytes. An entry in `progress` marks a block as written; the manifest, which mark
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,6 +17,7 @@ import numpy as np
 import zarr
 
 from extract.cache.columns import StoredColumn, create_columns, open_columns
+from extract.cache.derived import UpperLayers, check_derived, why_stored
 from extract.cache.format import (
     COLUMNS,
     FORMAT,
@@ -31,6 +33,7 @@ from extract.cache.format import (
     block_slice,
     num_blocks,
     open_group,
+    row_shapes,
 )
 from extract.cache.location import may_be_replaced, remove_cache
 from extract.cache.projections import check_hidden, read_projections, write_projections
@@ -42,6 +45,8 @@ from extract.rois import RoIs
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 
 def write_cache(
@@ -66,7 +71,8 @@ def write_cache(
         classes: DataFrame with category_id, name, frequency, image_count, instance_count, ascending by id.
         split: "train" (for training heads) or "val" (for detection and evaluation, without ground-truth boxes).
         level: feature level, "pooled" (R, S, C, P, P), "hidden" (R, S, H + Q), "embedding" (R, S, C) or "logits"
-            (None). Level "hidden" needs `fc_layers`, and its features are those of `extract.hidden.hidden_features`.
+            (None). Level "hidden" needs `fc_layers`, and its features are those of `extract.hidden.hidden_features`;
+            logits that follow from both are not stored.
         stages: matching IoU per stage.
         fc_layers: per stage the detector's fully connected layers, (weight (out, in), bias (out,)), background last.
         projections: per stage the projection that gave the last Q features of level "hidden"; () if Q is 0.
@@ -112,7 +118,8 @@ def create_cache(
 
     Args:
         url: a path or an fsspec URL where nothing is, or a cache if `overwrite`.
-        template: RoIs of any image; only the shapes after R matter.
+        template: RoIs of any image. Their shapes after R matter, and at level "hidden" whether logits follow from
+            features.
         header: split, feature level, stages and origin.
         classes: the class table, see `extract.data.classes`.
         images: image_id, height, width, flipped, in the order in which they will be stored.
@@ -129,11 +136,15 @@ def create_cache(
     _check_template(url, template, header, classes, images)
     width = 0 if template.features is None else template.features.shape[-1]
     check_hidden(url, header.level, width, fc_layers, projections, len(header.stages))
+    reason = why_stored(template, header, fc_layers)
+    if reason and header.level == "hidden":
+        log.info("%s: logits are stored: %s", url, reason)
+    shapes = row_shapes(template, logits=reason is not None)
     replace = may_be_replaced(url, overwrite)
     # The mark distinguishes an interrupted creation from somebody's folder.
     group = zarr.create_group(url, overwrite=replace, attributes={"creating": True})
     block_capacity = capacity * min(IMAGES_PER_BLOCK, max(len(images), 1))
-    rows_per_block = create_columns(group, template, num_blocks(len(images)), block_capacity)
+    rows_per_block = create_columns(group, shapes, num_blocks(len(images)), block_capacity)
     write_classes(group, classes)
     write_images(group, images)
     write_fc_layers(group, fc_layers)
@@ -161,6 +172,7 @@ class CacheWriter:
         self._columns = open_columns(group, url)
         self._owners = StoredColumn(group[OWNER_COLUMN.name], url)
         attributes = group.attrs.asdict()
+        self._layers = None if "logits" in self._columns else UpperLayers.read(group, url)
         self._rows_per_block = int(attributes["rows_per_block"])
         if attributes["images_per_block"] != IMAGES_PER_BLOCK:
             raise CacheError(
@@ -223,6 +235,8 @@ class CacheWriter:
         """Returns one image's arrays as they are stored, by field. Raises CacheError naming the image."""
         try:
             check_values(rois)
+            if self._layers is not None:
+                check_derived(rois, self._layers)
             return {f: to_stored(rois, f, COLUMNS[f], column.row_shape) for f, column in self._columns.items()}
         except CacheError as error:
             raise CacheError(f"{self.url}: image {rois.image_id}: {error}") from None
@@ -232,8 +246,8 @@ def _check_template(url: str, template: RoIs, header: Header, classes: pd.DataFr
     """Raises CacheError if the RoIs do not fit class table, header or images."""
     if template.num_classes != len(classes):
         raise CacheError(f"{url}: logits are of {template.num_classes} classes, the class table has {len(classes)}")
-    if template.logits.shape[1] != len(header.stages):
-        raise CacheError(f"{url}: RoIs have {template.logits.shape[1]} stages, the header {len(header.stages)}")
+    if template.proposals.shape[1] != len(header.stages):
+        raise CacheError(f"{url}: RoIs have {template.proposals.shape[1]} stages, the header {len(header.stages)}")
     repeated = images["image_id"].duplicated()
     if repeated.any():
         raise CacheError(f"{url}: image id {images['image_id'][repeated].iloc[0]} repeats")
