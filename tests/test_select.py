@@ -67,7 +67,8 @@ def test_select_tries_chooses_records_and_compares(files, tmp_path, capsys):
     best = max(record["chosen"], key=lambda method: record["chosen"][method]["AP"])
     assert record["winner"] == best and record["chosen"][best]["row"] in printed.splitlines()[-2]
     table = pd.read_csv(out / "metrics.csv", index_col=["iou_type", "row"]).loc["segm"]
-    assert set(table.index) == {"original", *(one["row"] for one in record["chosen"].values())}
+    assert set(table.index) == {"original", "learned", *(one["row"] for one in record["chosen"].values())}
+    assert list(record["learned"]) == ["original", "crt steps=3", "objectness", "constant"]
     held_out, final = (calib.load_head(out / name / "crt-steps-3") for name in ("trial_heads", "heads"))
     train = open_cache(str(files / "train.zarr"))
     assert final.info.cache_fingerprint == train.fingerprint != held_out.info.cache_fingerprint

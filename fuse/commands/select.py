@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +25,17 @@ from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.metrics import Tables
 from fuse.selection.choice import Selection, choose
 from fuse.selection.grids import POSTHOC, TRAINED, Row, Setting, rows_of, settings_of
+from fuse.selection.learned import LearnedFusion, fit_learned
 from fuse.selection.scorers import check_caches, head_folder, make_scorer, served_methods
-from fuse.selection.trial import evaluate_on, setting_name
+from fuse.selection.trial import evaluate_on
 
 _LOG = logging.getLogger(__name__)
 SELECTION_FILE, HEADS_FOLDER, TRIAL_FOLDER = "selection.json", "heads", "trial_heads"
 """What is written besides the tables: the record, and heads trained on all images and without those held out."""
-ORIGINAL = Setting("original", {}, "")
+ORIGINAL, LEARNED = Setting("original", {}, ""), Setting("learned", {}, "")
+"""Rows of the table on val besides the chosen ones."""
+LEARNED_HEADS = 2
+"""Trained heads that learned fusion combines with the original scores."""
 
 
 class _Inputs(NamedTuple):
@@ -59,10 +63,14 @@ def select(config: SelectConfig) -> None:
     methods = served_methods(inputs.train, config.methods or (*TRAINED, *POSTHOC))
     if not methods:
         raise ValueError(f"{inputs.train.url}: level {inputs.train.level!r} serves none of these methods")
-    selection = _choose(config, inputs, settings_of(methods, config.steps))
+    settings = settings_of(methods, config.steps)
+    trial_scorers = _scorers(settings, training_part(inputs.train, inputs.holdout), config.out / TRIAL_FOLDER, config)
+    selection = _choose(config, inputs, settings, trial_scorers)
     _LOG.info("%s", selection.describe(len(inputs.holdout)))
-    tables = _compare(config, inputs, selection)
-    write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(_record(inputs, selection))))
+    learned = _learn(config, inputs, selection, trial_scorers)
+    tables = _compare(config, inputs, selection, learned)
+    record = _record(inputs, selection, learned)
+    write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(record)))
     comparison = Comparison("original", selection.chosen[selection.winner].name)
     write_results(config, manifest, tables, inputs.scope, comparison)
     print(f"\n{selection.describe(len(inputs.holdout))}\n{_usage(config, selection.chosen[selection.winner])}")
@@ -82,11 +90,11 @@ def _open(config: SelectConfig) -> _Inputs:
     return _Inputs(val, train, holdout, annotations, held_out, scope)
 
 
-def _choose(config: SelectConfig, inputs: _Inputs, settings: Sequence[Setting]) -> Selection:
-    """Tries all rows on the held-out images."""
-    part = training_part(inputs.train, inputs.holdout)
-    scorers = _scorers(settings, part, config.out / TRIAL_FOLDER, config.seed)
-    fusion, activation = _fusion(config), Original.from_description(part.detector).activation
+def _choose(
+    config: SelectConfig, inputs: _Inputs, settings: Sequence[Setting], scorers: Mapping[str, Scorer]
+) -> Selection:
+    """Tries all rows on the held-out images, with scorers that were not fitted to these."""
+    fusion, activation = _fusion(config), Original.from_description(inputs.train.detector).activation
     rows = [row for setting in settings for row in rows_of(setting, fusion, config.bins, activation)]
     # Which of several IoU types decides is the user's order.
     deciding = replace(config, iou_types=config.iou_types[:1])
@@ -94,33 +102,56 @@ def _choose(config: SelectConfig, inputs: _Inputs, settings: Sequence[Setting]) 
     return choose(rows, tables.summary.loc[deciding.iou_types[0]])
 
 
-def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection) -> Tables:
+class _Learned(NamedTuple):
+    """The settings whose heads learned fusion combines with the original scores, and the fusion."""
+
+    settings: list[Setting]
+    fusion: LearnedFusion
+
+
+def _learn(
+    config: SelectConfig, inputs: _Inputs, selection: Selection, scorers: Mapping[str, Scorer]
+) -> _Learned | None:
+    """Fits learned fusion of the original scores and the best trained heads to the held-out images."""
+    settings = [row.setting for row in selection.ranked() if row.setting.is_trained][:LEARNED_HEADS]
+    if not settings:
+        return None
+    chosen = [Original.from_description(inputs.holdout.detector), *(scorers[one.name] for one in settings)]
+    protocol = str(config.protocol)
+    return _Learned(settings, fit_learned(inputs.holdout, inputs.held_out, chosen, protocol))
+
+
+def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None) -> Tables:
     """Fits the chosen settings to all training images and evaluates them on val, beside the original detector."""
-    settings = [row.setting for row in selection.chosen.values()]
-    scorers = _scorers(settings, inputs.train, config.out / HEADS_FOLDER, config.seed)
+    rows = selection.ranked()
+    scorers = _scorers([row.setting for row in rows], inputs.train, config.out / HEADS_FOLDER, config)
     original = Row(ORIGINAL, "", _fusion(config).fusion(mode="original"))
-    scorers[setting_name(original)] = Original.from_description(inputs.val.detector)
-    ap = selection.figures["AP"]
-    ranked = sorted(selection.chosen.values(), key=lambda row: -ap[row.name])
-    return evaluate_on(inputs.val, [original, *ranked], scorers, inputs.annotations, config)
+    scorers[ORIGINAL.name] = Original.from_description(inputs.val.detector)
+    if learned:
+        own = scorers[ORIGINAL.name], *(scorers[one.name] for one in learned.settings)
+        scorers[LEARNED.name] = replace(learned.fusion, scorers=own)
+        rows.append(Row(LEARNED, "", _fusion(config).fusion(mode="calibrated")))
+    return evaluate_on(inputs.val, [original, *rows], scorers, inputs.annotations, config)
 
 
-def _scorers(settings: Sequence[Setting], cache: RoICache, heads: Path, seed: int) -> dict[str, Scorer]:
-    return {f"{one.method} {one.label}": make_scorer(one, cache, heads, seed) for one in settings}
+def _scorers(settings: Sequence[Setting], cache: RoICache, heads: Path, config: SelectConfig) -> dict[str, Scorer]:
+    return {one.name: make_scorer(one, cache, heads, config.seed) for one in settings}
 
 
 def _fusion(config: SelectConfig) -> FusionConfig:
     return FusionConfig(max_detections=config.max_detections)
 
 
-def _record(inputs: _Inputs, selection: Selection) -> dict[str, object]:
+def _record(inputs: _Inputs, selection: Selection, learned: _Learned | None) -> dict[str, object]:
     """Returns the content of `SELECTION_FILE`."""
     held_out = {"images": len(inputs.holdout), "fingerprint": inputs.holdout.fingerprint}
     note = (
         "The detector itself was trained on the held-out images: its own scores are better there than on new images, "
         "which favours settings that stay close to them."
     )
-    return {"held_out": held_out, "note": note, **selection.record()}
+    names = ["original", *(one.name for one in learned.settings), "objectness", "constant"] if learned else []
+    weights = dict(zip(names, learned.fusion.weights.tolist(), strict=True)) if learned else {}
+    return {"held_out": held_out, "note": note, **selection.record(), "learned": weights}
 
 
 def _usage(config: SelectConfig, row: Row) -> str:

@@ -23,6 +23,10 @@ class Selection(NamedTuple):
     winner: str
     figures: pd.DataFrame
 
+    def ranked(self) -> list[Row]:
+        """Returns the chosen rows, the highest AP first."""
+        return sorted(self.chosen.values(), key=lambda row: -self.figures.loc[row.name, "AP"])
+
     def describe(self, images: int) -> str:
         """Returns one line."""
         row = self.chosen[self.winner]

@@ -58,6 +58,11 @@ class Setting(NamedTuple):
     label: str
 
     @property
+    def name(self) -> str:
+        """Names the method and its hyperparameters."""
+        return " ".join(part for part in (self.method, self.label) if part)
+
+    @property
     def is_trained(self) -> bool:
         """Whether it is a head that is trained."""
         return self.method in TRAINED
@@ -73,7 +78,7 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         """Names the method, its hyperparameters and the mode, as in "norcal gamma=0.6 cat@100"."""
-        return " ".join(part for part in (self.setting.method, self.setting.label, self.mode) if part)
+        return f"{self.setting.name} {self.mode}".rstrip()
 
 
 def settings_of(methods: Sequence[str], steps: Sequence[int]) -> list[Setting]:

@@ -34,13 +34,13 @@ def evaluate_on(
     Args:
         cache: a val cache.
         rows: those of one setting lie in a row, so that they share its scores.
-        scorers: by the name of the row's setting, see `setting_name`.
+        scorers: by the name of the row's setting.
         annotations: of the cache's images.
         config: IoU types, bins, protocol, cap and engine.
     """
     parts = []
     for some in _passes(rows, len(cache)):
-        fusions = {row.name: Fusion.for_cache(cache, row.fusion, scorers[setting_name(row)]) for row in some}
+        fusions = {row.name: Fusion.for_cache(cache, row.fusion, scorers[row.setting.name]) for row in some}
         detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
         parts.append(
             evaluate_rows(
@@ -60,16 +60,11 @@ def evaluate_on(
     return Tables(summary, pd.concat([part.per_class for part in parts]))
 
 
-def setting_name(row: Row) -> str:
-    """Returns the name of a row's setting, which scorers are listed by."""
-    return f"{row.setting.method} {row.setting.label}"
-
-
 def _passes(rows: Sequence[Row], images: int) -> Iterator[list[Row]]:
     """Yields the rows of one pass over a cache after the other; those of a setting stay together."""
     limit = max(1, PASS_BYTES // (images * MAX_DETECTIONS * DETECTION_BYTES))
     some: list[Row] = []
-    for _, own in groupby(rows, setting_name):
+    for _, own in groupby(rows, lambda row: row.setting.name):
         group = list(own)
         if some and len(some) + len(group) > limit:
             yield some

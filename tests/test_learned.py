@@ -1,0 +1,65 @@
+"""Learned fusion: weights follow the evidence, fall back to the bin without, and the scorer is as any other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fuse
+from calib.head_io import load_head
+from calib.scoring import Original
+from extract.cache.reader import open_cache
+from fuse.evaluation.dataset import load_annotations
+from fuse.selection.learned import _decided_pairs, _fit, fit_learned
+from tests.fuse_fixtures import write_tiny
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+def test_a_class_leans_on_the_classifier_that_is_right_and_others_on_their_bin():
+    """Classes 0 to 3 of the rarest bin; classifier 0 is right for class 0, 1 for classes 1 and 2; 3 has no pairs."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat([0, 1, 2], 4000)
+    z = rng.normal(-2, 2, (len(classes), 2))
+    right = np.where(classes == 0, z[:, 0], z[:, 1])
+    targets = rng.random(len(classes)) < _sigmoid(right)
+    scores = np.log(_sigmoid(z))
+    inputs = np.concatenate([scores, np.zeros((len(z), 1)), np.ones((len(z), 1))], 1).astype(np.float32)
+    weights = _fit(inputs, classes, targets, np.array([3, 4, 5, 5, 500]))
+    assert weights.shape == (4, 5)
+    assert weights[0, 0] > 2 * weights[1, 0] and weights[1, 1] > 2 * weights[0, 1]
+    assert weights[1, 3] > weights[0, 3] > 0  # as most of its bin
+    assert weights[1, 3] < weights[1, 1] + 0.2
+    assert np.abs(weights[:2, 4] - weights[:2, 3]).max() < 0.5  # another bin without evidence is not extrapolated to
+
+
+def test_pairs_are_those_that_the_annotations_decide():
+    best = np.array([[0.5, 0.5, 0.5, 0.001], [0.5, 0.001, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])
+    labels = np.array([1, 4, -1])  # an object of class 1, background, ignored
+    known, partial = np.array([True, True, False, True]), np.array([True, False, False, False])
+    pairs = _decided_pairs(labels, best, known, partial)
+    # Class 0 is annotated in part, so that it has no negatives; class 2 is not annotated; the ignored RoI is left out.
+    assert list(zip(pairs.rows, pairs.classes, pairs.targets, strict=True)) == [(0, 1, True), (1, 3, False)]
+
+
+@pytest.mark.parametrize("protocol", ["federated", "exhaustive"])
+def test_it_detects_as_any_scorer_does(tmp_path, protocol):
+    annotation_file, cache_path, head_path = write_tiny(tmp_path)
+    cache, head = open_cache(str(cache_path)), load_head(head_path)
+    original = Original.from_description(cache.detector)
+    learned = fit_learned(cache, load_annotations(annotation_file), [original, head], protocol)
+    assert learned.level == "embedding" and learned.weights.shape == (4, 5) and np.isfinite(learned.weights).all()
+    rois = cache[0]
+    scores, (first, second) = learned.scores(rois), (scorer.scores(rois) for scorer in (original, head))
+    p = np.clip(rois.objectness, 1e-4, 1 - 1e-4).astype(np.float64)[:, None]
+    w = learned.weights.astype(np.float64)
+    z = w[0] * np.log(first[:, :-1]) + w[1] * np.log(second[:, :-1]) + w[2] * np.log(p / (1 - p)) + w[3]
+    np.testing.assert_allclose(scores[:, :-1], _sigmoid(z), rtol=1e-4)
+    np.testing.assert_array_equal(scores[:, -1], first[:, -1])
+    ap = fuse.evaluate(annotation_file, fuse.detect(cache, learned, mode="calibrated"), cache.classes, iou_type="bbox")
+    own = fuse.evaluate(annotation_file, fuse.detect(cache, mode="original"), cache.classes, iou_type="bbox")
+    assert ap["AP"].item() > own["AP"].item()
+    again = fit_learned(cache, load_annotations(annotation_file), [original, head], protocol)
+    np.testing.assert_array_equal(again.weights, learned.weights)
