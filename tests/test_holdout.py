@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import calib
 from calib.config import Config
@@ -89,7 +90,7 @@ def test_a_head_is_not_trained_on_held_out_images(tmp_path):
     head = calib.train_head(cache, holdout=held_out.url, **options)
     part = calib.train_head(cache.without_images(held_out.images["image_id"]), **options)
     for name, tensor in part.state_dict().items():
-        assert tensor.equal(head.state_dict()[name])
+        assert torch.equal(tensor, head.state_dict()[name])
     assert head.info.cache_fingerprint == part.info.cache_fingerprint != cache.fingerprint
     with pytest.raises(ValueError, match="train.zarr: has all images of .*train.zarr, so that none is left to train"):
         calib.train_head(cache, holdout=cache.url, **options)
