@@ -80,7 +80,7 @@ def same(a: RoIs, b: RoIs) -> None:
 def small_shards(monkeypatch):
     """Several shards to a block, several chunks to a shard, and pieces small enough for threads."""
     monkeypatch.setattr(columns, "SHARD_BYTES", 64 * 1024)
-    monkeypatch.setattr(columns, "CHUNK_BYTES", 600)
+    monkeypatch.setattr(columns, "CHUNK_BYTES", {"train": 600, "val": 600})
     monkeypatch.setattr(shard_io, "BATCH_BYTES", 2000)
     monkeypatch.setattr(shard_io, "PIECE_BYTES", 4000)
     monkeypatch.setattr(shard_io, "SMALL_PIECE_BYTES", 1500)

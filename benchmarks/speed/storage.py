@@ -1,6 +1,6 @@
 """RoI caches on disk: writing, reading, sampling and opening.
 
-    python -m benchmarks.speed.storage [--folder DIR]
+    python -m benchmarks.speed.storage [--folder DIR] [--case reading_hidden]
 
 Baseline of reading is `numpy.fromfile` of the same files one after the other, for as many bytes, with the files in the
 system's page cache (warm) or evicted from it before each call (cold). Baseline of writing a block is `ndarray.tofile`
@@ -52,13 +52,14 @@ FEATURE_SHAPE = (1, 256, 7, 7)
 def main() -> None:
     """Times all cases, each in a folder of its own, and saves the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, help="what to time; everything by default")
     parser.add_argument("--folder", help="where temporary files are written; decides which disk is measured")
+    options = parser.parse_args()
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name) / "case"
-        cases = (time_writing, time_reading_features, time_reading_hidden, time_reading_logits, time_sampling)
-        for case in (*cases, time_opening):
-            results += case(folder)
+        for case in [options.case] if options.case else CASES:
+            results += CASES[case](folder)
             shutil.rmtree(folder)
     save("storage", results)
 
@@ -257,6 +258,15 @@ def _random_halves(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
     bits = np.frombuffer(rng.bytes(2 * int(np.prod(shape))), np.uint16)
     return (bits & 0x3FFF).view(np.float16).reshape(shape)
 
+
+CASES: dict[str, Callable[[Path], list[Result]]] = {
+    "writing": time_writing,
+    "reading_features": time_reading_features,
+    "reading_hidden": time_reading_hidden,
+    "reading_logits": time_reading_logits,
+    "sampling": time_sampling,
+    "opening": time_opening,
+}
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,8 @@ from extract.cache.shard_io import ShardedArray
 # One pooled feature of 256 channels fills a chunk. Training reads half of an image's RoIs: from chunks of 16 rows it
 # would read two bytes for each byte it needs (four with the kernel's readahead), from chunks of one row hardly more
 # than one. Reading all rows is as fast, because `shard_io` avoids Zarr's cost per chunk.
-CHUNK_BYTES = 32 * 1024
+CHUNK_BYTES = {"train": 32 * 1024, "val": 128 * 1024}
+"""By split. Of val caches whole images are read: chunks may be larger, which saves the cost of each."""
 MAX_CHUNK_ROWS = 4096
 SHARD_BYTES = 128 * 1024 * 1024
 
@@ -87,11 +88,14 @@ def open_columns(group: zarr.Group, url: str) -> dict[str, StoredColumn]:
     return {field: StoredColumn(group[c.name], url) for field, c in COLUMNS.items() if c.name in group}
 
 
-def create_columns(group: zarr.Group, shapes: Mapping[str, tuple[int, ...]], blocks: int, block_capacity: int) -> int:
+def create_columns(
+    group: zarr.Group, split: str, shapes: Mapping[str, tuple[int, ...]], blocks: int, block_capacity: int
+) -> int:
     """Creates the RoI arrays of a cache, empty; returns the number of rows per block.
 
     Args:
         group: of the cache.
+        split: of the cache.
         shapes: of each stored field of `RoIs`, after R.
         blocks: number of blocks.
         block_capacity: upper bound of the RoIs of one block.
@@ -102,19 +106,21 @@ def create_columns(group: zarr.Group, shapes: Mapping[str, tuple[int, ...]], blo
     rows_per_block = -(-block_capacity // shard_rows) * shard_rows
     columns = {COLUMNS[field]: shape for field, shape in shapes.items()}
     for column, shape in {**columns, OWNER_COLUMN: ()}.items():
-        _create_column(group, column, shape, blocks * rows_per_block, shard_rows)
+        _create_column(group, column, (blocks * rows_per_block, *shape), shard_rows, CHUNK_BYTES[split])
     return rows_per_block
 
 
-def _create_column(group: zarr.Group, column: Column, shape: tuple[int, ...], rows: int, shard_rows: int) -> None:
-    dtype = np.dtype(column.dtype)
+def _create_column(
+    group: zarr.Group, column: Column, whole: tuple[int, ...], shard_rows: int, chunk_bytes: int
+) -> None:
+    dtype, shape = np.dtype(column.dtype), whole[1:]
     width = max(math.prod(shape) * dtype.itemsize, 1)
-    chunk_rows = min(_power_of_two(CHUNK_BYTES // width), MAX_CHUNK_ROWS, shard_rows)
+    chunk_rows = min(_power_of_two(chunk_bytes // width), MAX_CHUNK_ROWS, shard_rows)
     inner = [BytesCodec(), ZstdCodec(level=1)] if column.compressed else [BytesCodec()]
     axes = column.axes if column is not COLUMNS["boxes"] else column.axes[-len(shape) :]
     group.create_array(
         column.name,
-        shape=(rows, *shape),
+        shape=whole,
         dtype=column.dtype,
         chunks=(shard_rows, *shape),
         # Spelled out, because the checksum must be on every inner chunk, not on the shard.

@@ -144,7 +144,7 @@ def create_cache(
     # The mark distinguishes an interrupted creation from somebody's folder.
     group = zarr.create_group(url, overwrite=replace, attributes={"creating": True})
     block_capacity = capacity * min(IMAGES_PER_BLOCK, max(len(images), 1))
-    rows_per_block = create_columns(group, shapes, num_blocks(len(images)), block_capacity)
+    rows_per_block = create_columns(group, header.split, shapes, num_blocks(len(images)), block_capacity)
     write_classes(group, classes)
     write_images(group, images)
     write_fc_layers(group, fc_layers)
