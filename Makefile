@@ -11,7 +11,14 @@ ANNOTATIONS = $(FOLDER)$(if $(COCO),/coco)
 # Which of the trained detectors: plain, rfs, quarter (torchvision; the last has a quarter of plain's training), cascade
 # (detectron2) or htc (mmdetection).
 DETECTOR ?= plain
-RUN ?= data/$(DETECTOR)$(if $(COCO),-coco)
+# default: hidden features, and the head type that they call for. paper: pooled features, from which all layers are
+# trained; the results of the documents, except for those of the default recipe, need its caches and heads.
+RECIPE ?= default
+PAPER = $(filter paper,$(RECIPE))
+RUN ?= data/$(if $(PAPER),,demo/)$(DETECTOR)$(if $(COCO),-coco)
+LEVEL = --level $(if $(PAPER),pooled,hidden)
+DIRECTIONS = $(if $(PAPER),,--projection-from $(RUN)/train.zarr)
+STEPS = $(if $(PAPER),2000,1500)
 WEIGHTS = --weights benchmarks/minilvis/weights/$(DETECTOR).safetensors
 SPEC_plain = --detector torchvision:benchmarks.minilvis.detector:mask_rcnn $(WEIGHTS)
 SPEC_rfs = $(SPEC_plain)
@@ -28,15 +35,17 @@ NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 demo: $(VENV)/$(NEEDS)
 	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
 	test -e $(ANNOTATIONS)/test.json || $(BIN)/python -m benchmarks.minilvis.coco $(FOLDER)
-	$(EXTRACT) $(SPEC_$(DETECTOR)) --split train --min-images-per-class 20 \
+	$(EXTRACT) $(SPEC_$(DETECTOR)) --split train $(LEVEL) --min-images-per-class 20 \
 	    --annotations $(ANNOTATIONS)/train.json --images $(FOLDER)/train --out $(RUN)/train.zarr
-	$(EXTRACT) $(SPEC_$(DETECTOR)) --split val --proposals 300 --train-annotations $(ANNOTATIONS)/train.json \
+	$(EXTRACT) $(SPEC_$(DETECTOR)) --split val $(LEVEL) $(DIRECTIONS) --proposals 300 \
+	    --train-annotations $(ANNOTATIONS)/train.json \
 	    --annotations $(ANNOTATIONS)/val.json --images $(FOLDER)/val --out $(RUN)/val.zarr
-	$(BIN)/python -m calib.train --cache $(RUN)/train.zarr --out $(RUN)/head --steps 2000
+	$(BIN)/python -m calib.train --cache $(RUN)/train.zarr --out $(RUN)/head --steps $(STEPS)
 	$(BIN)/python -m fuse sweep --cache $(RUN)/val.zarr --head $(RUN)/head --annotations $(ANNOTATIONS)/val.json \
 	    --out $(RUN)/sweep
 
-# The tables of docs/results.md, and the one of the README.
+tables pictures bench: export RECIPE = paper
+# The tables of docs/results.md, and those of the README.
 tables: export OMP_NUM_THREADS = 1
 tables:
 	$(MAKE) demo DETECTOR=plain
@@ -45,6 +54,7 @@ tables:
 	$(MAKE) demo DETECTOR=cascade
 	$(MAKE) demo DETECTOR=htc
 	$(MAKE) demo DETECTOR=plain DATA=coco
+	$(BIN)/python -m benchmarks.derived data/plain
 	$(BIN)/python -m benchmarks.folding data/cascade
 	$(BIN)/python -m benchmarks.recipes data/plain data/rfs data/quarter data/cascade data/htc
 	$(BIN)/python -m benchmarks.paper 1 2 3 4 5 6 7 8 9 10 11 heads length lr tail simcal

@@ -1,6 +1,6 @@
 """AP of Mini-LVIS's original classifier from logits that a cache of level hidden computes, against stored logits.
 
-    python -m benchmarks.derived data/paper/plain     # the folder of a finished `make demo RECIPE=paper`
+    python -m benchmarks.derived data/plain     # the folder of a finished `make demo RECIPE=paper`
 
 Converts the pooled val cache to level hidden in a temporary folder. Writes mask AP to `benchmarks/results/derived.csv`,
 with the largest difference of the logits, in steps of half floats at the logit. Fails if AP of masks or boxes differs

@@ -2,7 +2,7 @@
 
     python -m benchmarks.folding data/cascade
 
-The argument is the folder of a finished `make demo`. Writes `benchmarks/results/folding.csv`.
+The argument is the folder of a finished `make demo RECIPE=paper`. Writes `benchmarks/results/folding.csv`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws the two pictures of the README from the files of a finished `make demo`.
+"""Draws the two pictures of the README from the files of a finished `make demo RECIPE=paper`.
 
     python -m benchmarks.pictures
 

@@ -1,6 +1,6 @@
 """AP of Mini-LVIS's plain detector in half precision against fp32, with the original classifier and with `cat`.
 
-    python -m benchmarks.precision data/plain                                # the folder of a finished `make demo`
+    python -m benchmarks.precision data/plain                   # the folder of a finished `make demo RECIPE=paper`
     python -m benchmarks.precision data/plain --precision fp16 --device cuda
 
 Extracts the val cache again, beside the demo's. The head is the demo's, trained on features of fp32. Writes

@@ -3,8 +3,8 @@
     python -m benchmarks.recipes data/plain data/rfs data/quarter data/cascade data/htc
     python -m benchmarks.recipes data/plain --seeds 0
 
-The arguments are folders with `train.zarr` and `val.zarr` of level pooled, as `make demo` leaves them. The train cache
-is converted to level hidden, in a temporary folder. For every seed this trains
+The arguments are folders with `train.zarr` and `val.zarr` of level pooled, as `make demo RECIPE=paper` leaves
+them. The train cache is converted to level hidden, in a temporary folder. For every seed this trains
 
 * `paper`: head type 3fc_ft on pooled features, all foreground RoIs, 4,000 steps;
 * `3fc_ft` and `3fc_lowrank` on hidden features: 4 foreground RoIs per class and image, 1,500 steps. The one that head
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,6 +158,13 @@ def recipes_table(results: pd.DataFrame) -> str:
             rows.append([str(detector), recipe, head_type, str(len(values)), f"{seconds:.0f} s", *means])
         rows.append(["", "difference", "", "", "", *map(_interval, (default - paper).T.to_numpy())])
     return markdown(header, rows) + "\n\n" + provenance_line(results)
+
+
+def default_rows(results: pd.DataFrame, detector: str, modes: Mapping[str, str], iou_type: str) -> pd.DataFrame:
+    """Returns a detector's AP with the default recipe, means over seeds: a `row` for each name in `modes` → mode."""
+    chosen = results[(results["detector"] == detector) & results["chosen"] & (results["iou_type"] == iou_type)]
+    means = chosen.groupby("mode").mean(numeric_only=True)
+    return pd.DataFrame([{"row": name, **means.loc[mode]} for name, mode in modes.items()])
 
 
 def _by_seed(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@
     the scores, 7 HTC calibrated, 8 repeat factor sampling, 9 ensembles, 10 the same and multi-scale and flip testing on
     test, 11 a pre-trained start and the semantic branch.
 
-Caches and heads are those of `make demo` in `data/DETECTOR`; what is missing is made. Rows go to
+Caches and heads are those of `make demo RECIPE=paper` in `data/DETECTOR`; what is missing is made. Rows go to
 `benchmarks/results/paper`, from which `python -m benchmarks.documents` makes docs/results.md.
 """
 

@@ -35,7 +35,7 @@ class HeadOptions(NamedTuple):
     lr: float = calib.Config.lr
 
     def folder(self, setup: Setup, detector: str) -> Path:
-        """Returns the head's folder; that of `make demo` for the default options."""
+        """Returns the head's folder; that of `make demo RECIPE=paper` for the default options."""
         base = setup.caches / detector
         steps = self.steps or setup.steps
         if (self.head_type, steps, self.lr) == ("3fc_ft", setup.steps, calib.Config.lr):

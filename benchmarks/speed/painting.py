@@ -1,6 +1,6 @@
 """Masks of the ten rows of a sweep, painted after detection, against one inference of the framework.
 
-    python -m benchmarks.speed.painting                 # needs data/minilvis and data/plain, from `make demo`
+    python -m benchmarks.speed.painting                 # needs the data of `make demo RECIPE=paper`
     python -m benchmarks.speed.painting torchvision     # one of minilvis, torchvision, detectron2, mmdet
 
 The case reads images, predicts the masks of every pair of box and class that a row keeps, encodes them and writes the
