@@ -18,6 +18,7 @@ from benchmarks.paper import ensembles, inputs, results, scores, setups, statist
 from benchmarks.paper.figures import BIN_COLUMNS, PAPER
 from benchmarks.paper.lvis import CONFIGS, NOTES, VERSIONS, lvis
 from extract.cache.reader import open_cache
+from fuse.config import FusionConfig
 from fuse.merge import merge_detections
 from tests.fuse_fixtures import annotations, tiny_cache, tiny_head
 from tests.toy_cache import toy_cache
@@ -115,8 +116,12 @@ def test_ensembles_merge_detectors_and_views(setup):
             shutil.copytree(setup.caches / name / "val.zarr", flipped)
     table = ensembles.ensemble_table(setup).set_index("row")
     assert list(table.index[:2]) == ["plain", "rfs"] and table.loc["plain", "split"] == "val"
-    found = {name: ensembles.by_view(setup, name, "val", ensembles.views_of(setup)) for name in setup.ensemble}
-    merged = merge_detections([merge_detections(one["cat"]) for one in found.values()])
+    cat = {"cat": FusionConfig(mode="cat")}
+    found = [
+        merge_detections([inputs.detect(setup, name, "val", cat, view=fuse.View(flip=flip))["cat"] for flip in (0, 1)])
+        for name in setup.ensemble
+    ]
+    merged = merge_detections(found)
     classes = open_cache(str(setup.caches / "plain" / "val.zarr")).classes
     expected = fuse.evaluate(setup.annotations["val"], merged, classes, iou_type="segm").loc["segm", "AP"]
     assert table.loc[ensembles.ALL_VIEWS, "AP"] == expected

@@ -7,6 +7,7 @@ does. Views come from one cache each; one row of Table 10 detects live with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,16 +23,18 @@ from fuse.live import CalibratedDetector, View
 from fuse.merge import merge_detections
 from fuse.ops.masks import encode_bitmaps
 
-SINGLE, CALIBRATED, BEST, ALL, VIEWS, ALL_VIEWS, LIVE = (
-    "best single",
-    "best single, calibrated",
-    "ensemble, best calibrated",
-    "ensemble, all calibrated",
-    "multi-scale, best calibrated",
-    "multi-scale, all calibrated",
-    "best single, multi-scale",
-)
-UNCALIBRATED = "ensemble"
+SINGLE, CALIBRATED, LIVE = "best single", "best single, calibrated", "best single, calibrated, multi-scale"
+ENSEMBLE, BEST, ALL = "ensemble", "ensemble, best calibrated", "ensemble, all calibrated"
+VIEWS, ALL_VIEWS = "multi-scale, best calibrated", "multi-scale, all calibrated"
+
+
+class Member(NamedTuple):
+    """A detector's detections, uncalibrated and calibrated, of its own view and merged over all views."""
+
+    original: Detections
+    calibrated: Detections
+    original_views: Detections
+    calibrated_views: Detections
 
 
 def views_of(setup: Setup) -> list[View]:
@@ -41,46 +44,51 @@ def views_of(setup: Setup) -> list[View]:
 
 def ensemble_table(setup: Setup) -> pd.DataFrame:
     """Returns Table 9, on val: every detector alone, then the ensembles."""
-    views = views_of(setup)
-    check_inputs(setup, setup.ensemble, heads=[HeadOptions()], views=views)
-    single = {name: by_view(setup, name, "val", views) for name in setup.ensemble}
-    rows = {name: found["original"][0] for name, found in single.items()}
-    return _evaluate(setup, "val", rows | ensembles(list(single.values())))
+    members = detect_members(setup, "val")
+    rows = {name: member.original for name, member in zip(setup.ensemble, members, strict=True)}
+    return _evaluate(setup, "val", rows | ensembles(members))
 
 
 def test_table(setup: Setup) -> pd.DataFrame:
     """Returns Table 10, on test, or on val where the annotations of test are not public."""
     split = setup.test_split
-    views, best = views_of(setup), setup.ensemble[0]
-    check_inputs(setup, setup.ensemble, split, heads=[HeadOptions()], views=views)
-    found = [by_view(setup, name, split, views) for name in setup.ensemble]
-    rows = {SINGLE: found[0]["original"][0], CALIBRATED: found[0]["cat"][0], **ensembles(found)}
-    rows[f"{LIVE}, from caches"] = merge_detections(found[0]["cat"])
-    rows[f"{LIVE}, live"] = detect_live(setup, best, split, views)
+    members = detect_members(setup, split)
+    best = members[0]
+    rows = {SINGLE: best.original, CALIBRATED: best.calibrated, **ensembles(members)}
+    rows[f"{LIVE} from caches"] = best.calibrated_views
+    rows[f"{LIVE} live"] = detect_live(setup, setup.ensemble[0], split, views_of(setup))
     return _evaluate(setup, split, rows)
 
 
-def by_view(setup: Setup, detector: str, split: str, views: Sequence[View]) -> dict[str, list[Detections]]:
-    """Returns a detector's detections in each view, original and calibrated."""
-    configs = {"original": FusionConfig(mode="original"), "cat": FusionConfig(mode="cat", tail=setup.tail(detector))}
-    found = [detect(setup, detector, split, configs, view=view) for view in views]
-    return {name: [one[name] for one in found] for name in configs}
+def detect_members(setup: Setup, split: str) -> list[Member]:
+    """Returns the detections of the setup's ensemble, the best detector first.
+
+    Files are checked before anything is computed.
+    """
+    check_inputs(setup, setup.ensemble, split, heads=[HeadOptions()], views=views_of(setup))
+    return [detect_member(setup, name, split) for name in setup.ensemble]
 
 
-def ensembles(found: Sequence[dict[str, list[Detections]]]) -> dict[str, Detections]:
-    """Returns the merged rows; `found` has what `by_view` returns for each detector, the best detector first."""
-    best, *others = found
+def detect_member(setup: Setup, detector: str, split: str) -> Member:
+    """Returns a detector's detections; of views other than its own only what remains after merging is kept."""
+    original = FusionConfig(mode="original")
+    configs = {"original": original, "calibrated": FusionConfig(mode="cat", tail=setup.tail(detector))}
+    found = [detect(setup, detector, split, configs, view=view) for view in views_of(setup)]
+    merged = {name: merge_detections([one[name] for one in found]) for name in configs}
+    return Member(found[0]["original"], found[0]["calibrated"], merged["original"], merged["calibrated"])
+
+
+def ensembles(members: Sequence[Member]) -> dict[str, Detections]:
+    """Returns the merged rows; the best detector is the first."""
+    best, *others = members
     parts = {
-        UNCALIBRATED: [one["original"][:1] for one in found],
-        BEST: [best["cat"][:1], *(one["original"][:1] for one in others)],
-        ALL: [one["cat"][:1] for one in found],
-        VIEWS: [best["cat"], *(one["original"] for one in others)],
-        ALL_VIEWS: [one["cat"] for one in found],
+        ENSEMBLE: [member.original for member in members],
+        BEST: [best.calibrated, *(member.original for member in others)],
+        ALL: [member.calibrated for member in members],
+        VIEWS: [best.calibrated_views, *(member.original_views for member in others)],
+        ALL_VIEWS: [member.calibrated_views for member in members],
     }
-    merged = {}
-    for name, members in parts.items():
-        merged[name] = merge_detections([merge_detections(one) if len(one) > 1 else one[0] for one in members])
-    return merged
+    return {name: merge_detections(results) for name, results in parts.items()}
 
 
 def detect_live(setup: Setup, detector: str, split: str, views: Sequence[View]) -> Detections:

@@ -61,10 +61,10 @@ PAPER: dict[str, Figures] = {
     "9": _figures(
         ["AP"],
         {
-            "htc_x101_64d_ms_dcn": (31.9,),
-            "htc_x101_32d_ms_dcn": (31.4,),
-            "htc_x101_64d_ms_dcn_cos": (30.7,),
-            "htc_r101_ms_dcn": (30.0,),
+            "htc_dcn": (31.9,),
+            "htc_x101_32": (31.4,),
+            "htc_cos": (30.7,),
+            "htc_r101": (30.0,),
             "ensemble, best calibrated": (34.2,),
             "multi-scale, best calibrated": (35.2,),
         },
