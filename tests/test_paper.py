@@ -160,6 +160,7 @@ def test_files_keep_rows_of_other_datasets_and_tables_compare_them(tmp_path):
     assert lines[2] == "| mrcnn-r50-thr | paper | 0.0 | 5.4 | 16.6 | 25.1 | 13.1 |"
     assert lines[3] == "|  | Mini-LVIS | 1.2 | 1.2 | 1.2 | 1.2 | 1.2 |"
     assert lines[5] == "|  | LVIS v1 | 1.2 | 1.2 | 1.2 | 1.2 | 1.2 |"
+    assert results.document_table("lr", tmp_path) == "Not measured yet: `python -m benchmarks.paper lr`."
 
 
 def test_lvis_is_measured_from_a_folder(lvis_folder):

@@ -69,8 +69,9 @@ def document_table(table: str, folder: Path = RESULTS) -> str:
         sources = _sources(row, PAPER[table], measured)
         for i, (source, figures) in enumerate(sources.items()):
             lines.append([row if i == 0 else "", source, *(_format(figures, column) for column in columns)])
-    text = markdown(["row", "of", *columns], lines)
-    return text if measured.empty else f"{text}\n\n{provenance_line(measured[PROVENANCE])}"
+    command = f"`python -m benchmarks.paper {table}`"
+    note = f"Not measured yet: {command}." if measured.empty else provenance_line(measured[PROVENANCE])
+    return "\n\n".join([markdown(["row", "of", *columns], lines), note] if lines else [note])
 
 
 def _sources(row: str, paper: Figures, measured: pd.DataFrame) -> dict[str, Mapping[str, float]]:
