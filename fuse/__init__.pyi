@@ -3,6 +3,8 @@ from .commands.config import ExportConfig as ExportConfig
 from .commands.export import export_folded as export_folded
 from .config import FusionConfig as FusionConfig
 from .detections import Detections as Detections
+from .evaluation.compare import compare as compare
+from .evaluation.comparison import RowComparison as RowComparison
 from .evaluation.metrics import evaluate as evaluate
 from .evaluation.metrics import per_class_ap as per_class_ap
 from .export.folding import folded_classifiers as folded_classifiers

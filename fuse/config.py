@@ -17,7 +17,7 @@ from calib.posthoc.norcal import Variant as NorCalVariant
 from calib.scoring import Average
 from extract.data.bins import edges
 from extract.data.classes import CountColumn
-from fuse.defaults import CAT_THRESHOLD, ENGINE, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
+from fuse.defaults import BOOTSTRAP_SAMPLES, CAT_THRESHOLD, ENGINE, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL
 from fuse.scores import UNCALIBRATED_MODES, FusionMode
 
 MergeMethod = Literal["nms", "wbf"]
@@ -187,11 +187,16 @@ class EvaluationConfig:
     """What computes precision and recall, all with equal results: kernels of our own, hotcoco, or the official packages
     of the two protocols, lvis and pycocotools, which are slow."""
 
+    bootstrap: int = BOOTSTRAP_SAMPLES
+    """Resamples of the images, for intervals of AP and of differences between rows; 0 leaves them out."""
+
     strict: bool = False
     """Refuse annotations of which something would be left out or changed, in place of a warning."""
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option and its value."""
+        if self.bootstrap < 0:
+            raise ValueError(f"bootstrap is {self.bootstrap}, expected at least 0")
         if self.max_detections is not None and self.max_detections < 1:
             raise ValueError(f"max_detections is {self.max_detections}, expected at least 1")
         edges(self.bins)

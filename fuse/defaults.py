@@ -27,3 +27,9 @@ CAT_THRESHOLD = 0.05
 
 FIXED_AP_DETECTIONS_PER_CLASS = 10_000
 """Fixed AP evaluates this many best detections of each class over the dataset (Dave et al. 2021)."""
+
+BOOTSTRAP_SAMPLES = 1000
+"""Resamples of the images, for intervals of AP."""
+
+CONFIDENCE = 0.95
+"""Share of the resamples inside an interval."""

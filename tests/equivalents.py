@@ -1,7 +1,7 @@
 """The kernels in Numba, NumPy and torch: one table for the correctness tests and the benchmarks.
 
 The NumPy functions are readable references, the torch functions the standard path. Letters in shapes: `R` RoIs, `K`
-classes, `N` boxes or masks.
+classes, `N` boxes or masks; those of `resampled_ap` are its own.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import torch
 from pycocotools import mask as coco_mask
 
+from fuse.evaluation.accumulate import RECALL_THRESHOLDS
+from fuse.evaluation.resampling import ROUNDED_UP
 from fuse.ops.array_kernels import argsort_descending
 from fuse.ops.masks import encode_masks
+from fuse.ops.matching_kernels import IGNORED, TRUE_POSITIVE
 from fuse.ops.nms import NMSResult, batched_nms, class_nms
+from fuse.ops.resampling_kernels import resampled_ap
 from fuse.ops.score_kernels import replace_columns
 
 
@@ -135,6 +140,51 @@ def argsort_descending_torch(scores: np.ndarray) -> np.ndarray:
     return order.numpy().astype(np.int32)
 
 
+def resampled_ap_numba(
+    weights: np.ndarray,
+    classes: np.ndarray,
+    images: np.ndarray,
+    outcomes: np.ndarray,
+    gt_classes: np.ndarray,
+    gt_images: np.ndarray,
+    thresholds: np.ndarray,
+    members: np.ndarray,
+) -> np.ndarray:
+    sums, counts = (
+        np.zeros((2, len(thresholds), weights.shape[1])),
+        np.zeros((len(thresholds), weights.shape[1]), np.int32),
+    )
+    resampled_ap(
+        weights, classes, images, outcomes, gt_classes, gt_images, ROUNDED_UP, thresholds, members, sums[0], counts
+    )
+    return np.divide(sums[0], counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+
+
+def resampled_ap_numpy(
+    weights: np.ndarray,
+    classes: np.ndarray,
+    images: np.ndarray,
+    outcomes: np.ndarray,
+    gt_classes: np.ndarray,
+    gt_images: np.ndarray,
+    thresholds: np.ndarray,
+    members: np.ndarray,
+) -> np.ndarray:
+    ap = np.full((len(classes) - 1, outcomes.shape[1], weights.shape[1]), np.nan)
+    for k, t, b in np.ndindex(ap.shape):
+        positives = weights[gt_images[gt_classes[k] : gt_classes[k + 1]], b].sum()
+        if positives:
+            found = slice(classes[k], classes[k + 1])
+            drawn = np.repeat(outcomes[found, t], weights[images[found], b])  # a detection per draw of its image
+            hits = np.cumsum(drawn[drawn != IGNORED] == TRUE_POSITIVE)
+            precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+            ap[k, t, b] = np.append(precision, 0.0)[
+                np.minimum(np.searchsorted(hits / positives, RECALL_THRESHOLDS), len(hits))
+            ].mean()
+    chosen = [ap.mean(axis=1) if t < 0 else ap[:, t] for t in thresholds]
+    return np.stack([pd.DataFrame(one[of]).mean().to_numpy() for one, of in zip(chosen, members, strict=True)])
+
+
 def _scores_per_class(labels: np.ndarray, scores: np.ndarray, num_classes: int) -> np.ndarray:
     """(N, K+1) float32, each box's score (N,) in the column of its label (N,), 0 elsewhere."""
     per_class = np.zeros((len(scores), num_classes + 1), np.float32)
@@ -168,5 +218,6 @@ EQUIVALENTS: dict[str, dict[str, Callable]] = {
         "torch": argsort_descending_torch,
     },
     "encode_masks": {"numba": encode_masks, "numpy": encode_masks_numpy, "torch": encode_masks_torch},
+    "resampled_ap": {"numba": resampled_ap_numba, "numpy": resampled_ap_numpy},  # torch has nothing like it
 }
-"""Each kernel's functions by framework. All return the same, bit for bit."""
+"""Each kernel's functions by framework. All return the same, bit for bit, but for the rounding of resampled AP."""

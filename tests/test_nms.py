@@ -271,5 +271,5 @@ def test_masks_are_checked():
 
 
 def test_every_function_has_its_equivalents():
-    assert {frozenset(kinds) for kinds in EQUIVALENTS.values()} == {frozenset({"numba", "numpy", "torch"})}
+    assert all({"numba", "numpy"} <= set(kinds) <= {"numba", "numpy", "torch"} for kinds in EQUIVALENTS.values())
     assert all(callable(f) for f in itertools.chain.from_iterable(kinds.values() for kinds in EQUIVALENTS.values()))

@@ -50,8 +50,14 @@ def test_sweep_prints_every_row_of_the_paper_and_writes_it(arguments, tmp_path, 
         oracle, original = table.loc[(iou_type, "props-gt")], table.loc[(iou_type, "original@0.0")]
         assert (oracle[means] >= original[means]).all() and oracle["AP(0,10)"] > original["AP(0,10)"] + 10
     assert len(pd.read_csv(out / "per_class.csv")) == 2 * len(ROWS) * 5
+    assert (
+        ap.loc["rhead-cat", "AP(0,10)_difference_low"] > 0
+        and ap.loc["rhead-cat-thr", "AP(0,10)_within_noise"] == "False"
+    )
+    title = "Box AP of original@0.0 and differences from it, with 95% intervals over images (1,000 resamples)"
+    assert title in printed and f"{ap.loc['rhead-cat', 'AP(0,10)_difference']:+.1f} [" in printed
     report = (out / "report.html").read_text()
-    assert "rhead-cat-scale" in report and "<svg" in report and "Box AP" in report
+    assert title in report and "rhead-cat-scale" in report and "<svg" in report and "Box AP" in report
     assert "http://" not in report.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
@@ -72,9 +78,12 @@ def test_a_row_of_the_sweep_is_the_main_command_and_its_file_evaluates_the_same(
     assert main(["evaluate", str(out / "detections.json"), *options]) == 0
     text = capsys.readouterr().out
     assert "Evaluated on 6 images, 0 of them without detections" in text
-    figures = table.loc["cat"].drop("iou_type").astype(float).dropna()
-    header, row = (line.split() for line in text.splitlines()[-2:])
-    assert header == figures.index.tolist() and row == ["detections.json", *figures.map("{:.1f}".format)]
+    start = text.splitlines().index("Mask AP") + 1
+    header, row = (line.split() for line in text.splitlines()[start : start + 2])
+    assert header == table.columns[1:][table.iloc[0, 1:].notna()].tolist()[: len(header)]
+    assert row == ["detections.json", *table.loc["cat", header].astype(float).map("{:.1f}".format)]
+    low, high = table.loc["cat", ["AP_low", "AP_high"]].astype(float)
+    assert f"{table.loc['cat', 'AP']:.1f} [{low:.1f}, {high:.1f}]" in text, "the same resamples"
     assert main(["evaluate", str(out / "detections.json"), *options, "--engine", "lvis"]) == 0
     assert capsys.readouterr().out == text
     found, opened = Detections.from_json(out / "detections.json"), open_cache(str(cache))

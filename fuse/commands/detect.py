@@ -76,7 +76,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     if not annotated:
         write_unevaluated(config, manifest, detections[comparison.candidate], scope, annotations.text_ids)
         return
-    tables = evaluate_all(config, annotations, detections, cache.classes)
+    tables = evaluate_all(config, annotations, detections, cache.classes, comparison.baseline)
     saved = detections[comparison.candidate] if save else None
     write_results(config, manifest, tables, scope, comparison, saved, annotations.text_ids)
 

@@ -39,7 +39,14 @@ def options_as_text(
     **fingerprints: str,
 ) -> dict[str, str]:
     """Returns the options that results depend on, without `left_out`; fingerprints as in `new_manifest`."""
-    without = {"out", "overwrite", "strict", *left_out, *(name.removesuffix("_fingerprint") for name in fingerprints)}
+    without = {
+        "out",
+        "overwrite",
+        "strict",
+        "bootstrap",
+        *left_out,
+        *(name.removesuffix("_fingerprint") for name in fingerprints),
+    }
     return {name: _text(value) for name, value in asdict(config).items() if name not in without} | fingerprints
 
 

@@ -16,8 +16,9 @@ from fuse.commands.results_config import MergeConfig
 from fuse.commands.select_config import SelectConfig
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
+from fuse.evaluation.compare import compare_rows
+from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.metrics import Tables, evaluate_rows
 from fuse.evaluation.tables import results_text
 
 _LOG = logging.getLogger(__name__)
@@ -36,12 +37,15 @@ def evaluate_all(
     annotations: EvaluationDataset,
     detections: Mapping[str, Detections],
     classes: pd.DataFrame,
-) -> Tables:
-    """Evaluates rows of detections, by name, with the config's options."""
-    return evaluate_rows(
+    baseline: str | None = None,
+) -> RowComparison:
+    """Evaluates rows of detections, by name, with the config's options. The baseline is the first row by default."""
+    return compare_rows(
         annotations,
         detections,
         classes,
+        baseline=baseline,
+        samples=config.bootstrap,
         iou_types=config.iou_types,
         bins=config.bin_edges,
         protocol=config.protocol,
@@ -55,7 +59,7 @@ def evaluate_all(
 def write_results(
     config: CacheConfig | MergeConfig | SelectConfig,
     manifest: bytes,
-    tables: Tables,
+    tables: RowComparison,
     scope: str,
     comparison: Comparison,
     detections: Detections | None = None,
@@ -82,8 +86,8 @@ def write_results(
         _LOG.info("no report.html: it needs the packages of tailcal[report]")
     else:
         title = text.splitlines()[0]
-        write_report(config.out / REPORT_FILE, *tables, config.bin_edges, *comparison, title)
-    write_bytes(config.out / METRICS_FILE, tables.summary.to_csv().encode())
+        write_report(config.out / REPORT_FILE, tables, config.bin_edges, *comparison, title)
+    write_bytes(config.out / METRICS_FILE, tables.metrics.to_csv().encode())
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(text)
 
@@ -109,11 +113,11 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def describe_results(config: EvaluationConfig, tables: Tables, scope: str) -> str:
+def describe_results(config: EvaluationConfig, tables: RowComparison, scope: str) -> str:
     """Returns the text that a command prints; arguments as of `write_results`."""
     assert config.protocol is not None, "resolve_protocol sets it"
     return results_text(
-        *tables,
+        tables,
         scope,
         bins=config.bin_edges,
         protocol=config.protocol,

@@ -21,6 +21,9 @@ import numpy as np
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
 
+AREAS = ("", "s", "m", "l")
+"""Suffixes of columns: objects of all areas, small ones (up to 32² pixels), medium ones (up to 96²), large ones."""
+
 
 class PrecisionRecall(NamedTuple):
     """Precision and recall at the T IoU thresholds 0.50, 0.55 … 0.95; classes without ground truth have -1.

@@ -1,7 +1,8 @@
 """Average precision per class, per bin of training instances and over the dataset, by LVIS's or COCO's protocol.
 
 Engines compute precision and recall: kernels of our own; hotcoco; and the official packages `lvis` and `pycocotools` as
-slow references. All get the same annotations and the same detections; the means are computed here for all.
+slow references. All get the same annotations and the same detections; the means are computed here for all. `comparison`
+adds intervals over images.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from fuse.defaults import ENGINE, FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.detections import Detections
 from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
+from fuse.evaluation.engines import PrecisionRecall
 from fuse.evaluation.protocols import (
     MEASURES,
     PROTOCOLS,
     check_engine,
     class_measures,
     precision_recall,
+    resampled_precision_recall,
     resolve_protocol,
 )
+from fuse.evaluation.resamples import Resamples
 
 IOU_TYPES = ("segm", "bbox")
 
@@ -125,13 +129,18 @@ def evaluate_rows(
     hidden = None if progress else True
     with tqdm(total=len(iou_types) * len(rows), desc="evaluate", unit="row", disable=hidden) as bar:
         for iou_type in iou_types:
-            found = _class_tables(annotations, rows, classes, iou_type, protocol, **options)
-            for name, table in zip(detections, found, strict=True):
+            found = class_tables(annotations, rows, classes, iou_type, protocol, **options)
+            for name, (table, _) in zip(detections, found, strict=True):
                 tables[iou_type, name] = table
                 bar.update()
-    summary = pd.DataFrame({key: summarize(table, bins) for key, table in tables.items()}).T
+    return tables_of(tables, bins)
+
+
+def tables_of(class_tables: Mapping[tuple[str, str], pd.DataFrame], bins: tuple[float, ...]) -> Tables:
+    """Returns the tables of several rows, given those of `per_class_ap` by (iou_type, row)."""
+    summary = pd.DataFrame({key: summarize(table, bins) for key, table in class_tables.items()}).T
     summary.index.names = ["iou_type", "row"]
-    return Tables(summary, pd.concat(tables, names=["iou_type", "row", "class"]))
+    return Tables(summary, pd.concat(class_tables, names=["iou_type", "row", "class"]))
 
 
 def per_class_ap(
@@ -152,11 +161,11 @@ def per_class_ap(
     """
     dataset = load_annotations(annotations, image_ids)
     protocol = resolve_protocol(dataset, protocol)
-    (table,) = _class_tables(dataset, [detections], classes, iou_type, protocol, fixed_ap, max_detections, engine)
+    ((table, _),) = class_tables(dataset, [detections], classes, iou_type, protocol, fixed_ap, max_detections, engine)
     return table
 
 
-def _class_tables(
+def class_tables(
     dataset: EvaluationDataset,
     rows: Sequence[Detections],
     classes: pd.DataFrame,
@@ -165,8 +174,12 @@ def _class_tables(
     fixed_ap: bool = False,
     max_detections: int | None = None,
     engine: str = ENGINE,
-) -> Iterator[pd.DataFrame]:
-    """Yields the table of `per_class_ap` of each row of detections; arguments and errors are those of `evaluate`."""
+    resamples: Resamples | None = None,
+) -> Iterator[tuple[pd.DataFrame, np.ndarray | None]]:
+    """Yields the table of `per_class_ap` of each row of detections, and the AP of resampled images, (C, B), if asked.
+
+    Arguments and errors are those of `evaluate`. With another engine, resampled AP is of native matches all the same.
+    """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
     check_engine(protocol, engine)
@@ -180,8 +193,14 @@ def _class_tables(
         rows = [row.top_per_class(FIXED_AP_DETECTIONS_PER_CLASS) for row in rows]
     rank = np.argsort(np.argsort(classes["category_id"].to_numpy(np.int64)))  # the engines sort classes by category id
     table = classes[["category_id", "name", "frequency", "instance_count"]]
-    for curves in precision_recall(protocol, engine, dataset, rows, iou_type, None if fixed_ap else cap):
-        yield table.assign(**{name: values[rank] for name, values in class_measures(curves).items()})
+    found: Iterator[tuple[PrecisionRecall, np.ndarray | None]]
+    arguments = (protocol, engine, dataset, rows, iou_type, None if fixed_ap else cap)
+    if resamples is None:
+        found = ((curves, None) for curves in precision_recall(*arguments))
+    else:
+        found = resampled_precision_recall(*arguments, resamples)
+    for curves, resampled in found:
+        yield table.assign(**{name: values[rank] for name, values in class_measures(curves).items()}), resampled
 
 
 def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,9 +13,14 @@ from fuse.defaults import COCO_MAX_DETECTIONS, MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation.coco_engines import COCO_ENGINES, recall_caps
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.engines import LVIS_ENGINES, PrecisionRecall
+from fuse.evaluation.engines import AREAS, LVIS_ENGINES, PrecisionRecall
+from fuse.evaluation.resamples import Resamples
+
+if TYPE_CHECKING:
+    from fuse.evaluation.native import Matches
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Protocol(NamedTuple):
@@ -39,8 +44,8 @@ PROTOCOLS = {
 """By the kind of dataset: each class is annotated in some images only, or every class in every image."""
 LVIS_FIELDS = "neg_category_ids or not_exhaustive_category_ids"
 """Fields of the images of a federated dataset."""
-AREAS = ("", "s", "m", "l")
-"""Suffixes of columns: objects of all areas, small ones (up to 32² pixels), medium ones (up to 96²), large ones."""
+ENGINE_TOLERANCE = 1e-6
+"""Points by which the AP of two engines may differ."""
 MEASURES = ("AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR", "ARs", "ARm", "ARl")
 """Columns of `class_measures` besides AP; those of areas and caps are COCO's only."""
 
@@ -92,21 +97,78 @@ def precision_recall(
 
     LVIS's protocol caps the detections of each image; COCO's code caps those of each image and class.
     """
-    if protocol == "exhaustive":
-        cap = max(1, *map(len, rows)) if max_detections is None else max_detections
-        if engine == "native":
-            from fuse.evaluation.native import coco_curves  # imports numba
-
-            return coco_curves(dataset, rows, iou_type, recall_caps(cap))
-        return (COCO_ENGINES[engine](dataset, row, iou_type, cap) for row in rows)
-    if max_detections is not None:
-        cap = max_detections
-        rows = list(prefetch(lambda row: row.top_per_image(cap), rows, threads=available_cpus(), depth=len(rows)))
     if engine == "native":
-        from fuse.evaluation.native import lvis_curves
+        from fuse.evaluation.accumulate import curves  # imports numba
 
-        return lvis_curves(dataset, rows, iou_type)
-    return (LVIS_ENGINES[engine](dataset, row, iou_type) for row in rows)
+        return match_rows(protocol, dataset, rows, iou_type, max_detections, curves)
+    if protocol == "exhaustive":
+        cap = _largest_cap(rows, max_detections)
+        return (COCO_ENGINES[engine](dataset, row, iou_type, cap) for row in rows)
+    return (LVIS_ENGINES[engine](dataset, row, iou_type) for row in _top_per_image(rows, max_detections))
+
+
+def resampled_precision_recall(
+    protocol: str,
+    engine: str,
+    dataset: EvaluationDataset,
+    rows: Sequence[Detections],
+    iou_type: str,
+    max_detections: int | None,
+    resamples: Resamples,
+) -> Iterator[tuple[PrecisionRecall, np.ndarray]]:
+    """Yields what `precision_recall` does, and the AP (C, B) of resampled images.
+
+    That is always of native matches. Warns if another engine's AP differs from that of these matches.
+    """
+    from fuse.evaluation.accumulate import curves
+    from fuse.evaluation.resampling import resample
+
+    def finish(matches: Matches) -> tuple[PrecisionRecall, np.ndarray]:
+        return curves(matches), resample(matches, *resamples)
+
+    native = match_rows(protocol, dataset, rows, iou_type, max_detections, finish)
+    if engine == "native":
+        yield from native
+        return
+    others = precision_recall(protocol, engine, dataset, rows, iou_type, max_detections)
+    for other, (own, resampled) in zip(others, native, strict=True):
+        difference = np.nan_to_num(class_measures(other)["AP"] - class_measures(own)["AP"])
+        if np.abs(difference).max(initial=0) > ENGINE_TOLERANCE:
+            _LOG.warning(
+                "intervals are of native matches, whose AP of a class differs by up to %.2g points from that of %s",
+                np.abs(difference).max(),
+                engine,
+            )
+        yield other, resampled
+
+
+def match_rows(
+    protocol: str,
+    dataset: EvaluationDataset,
+    rows: Sequence[Detections],
+    iou_type: str,
+    max_detections: int | None,
+    finish: Callable[[Matches], T],
+) -> Iterator[T]:
+    """Matches each row's detections with the ground truth and yields `finish` of the matches; arguments as above."""
+    from fuse.evaluation.native import coco_matches, lvis_matches
+
+    if protocol == "exhaustive":
+        caps = recall_caps(_largest_cap(rows, max_detections))
+        return coco_matches(dataset, rows, iou_type, caps, finish)
+    return lvis_matches(dataset, _top_per_image(rows, max_detections), iou_type, finish)
+
+
+def _largest_cap(rows: Sequence[Detections], max_detections: int | None) -> int:
+    return max(1, *map(len, rows)) if max_detections is None else max_detections
+
+
+def _top_per_image(rows: Sequence[Detections], max_detections: int | None) -> Sequence[Detections]:
+    """Returns the best detections of each image, of each row."""
+    if max_detections is None:
+        return rows
+    cap = max_detections
+    return list(prefetch(lambda row: row.top_per_image(cap), rows, threads=available_cpus(), depth=len(rows)))
 
 
 def class_measures(curves: PrecisionRecall) -> dict[str, np.ndarray]:

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from extract.data.bins import bin_index, bin_names
 from extract.utils.files import write_bytes
 from fuse.evaluation.bootstrap import bootstrap_intervals
-from fuse.evaluation.tables import iou_title
+from fuse.evaluation.comparison import RowComparison
+from fuse.evaluation.intervals import iou_title
 
 MAX_CHANGED = 15
 """Classes listed as gained, and as lost."""
@@ -22,8 +23,7 @@ MAX_CHANGED = 15
 
 def write_report(
     path: str | os.PathLike,
-    summary: pd.DataFrame,
-    per_class: pd.DataFrame,
+    comparison: RowComparison,
     bins: tuple[float, ...],
     baseline: str,
     candidate: str,
@@ -33,20 +33,21 @@ def write_report(
 
     Args:
         path: the HTML file.
-        summary, per_class: tables of `evaluate_rows`.
+        comparison: the rows.
         bins: edges of half-open bins of training instances.
         baseline, candidate: rows that are compared class by class.
         scope: sentence at the top, which images are evaluated.
     """
-    sections = []
-    for iou_type in summary.index.unique("iou_type"):
-        table, classes = summary.loc[iou_type], per_class.loc[iou_type]
-        shown = table.dropna(axis="columns", how="all").reset_index()
+    sections, intervals = [], list(comparison.interval_tables().items())
+    for i, iou_type in enumerate(comparison.summary.index.unique("iou_type")):
+        table, classes = comparison.summary.loc[iou_type], comparison.per_class.loc[iou_type]
+        shown = comparison.marked_summary(iou_type)
         gained, lost = _changes(classes.loc[baseline], classes.loc[candidate])
         sections.append(
             {
                 "title": iou_title(iou_type),
-                "table": shown.to_html(index=False, border=0, float_format="{:.1f}".format),
+                "table": shown.rename_axis("row").reset_index().to_html(index=False, border=0),
+                "intervals": intervals and (intervals[i][0], intervals[i][1].to_html(border=0)),
                 "bars": _bars(table, classes, bins),
                 "gained": gained.to_html(index=False, border=0, float_format="{:.1f}".format),
                 "lost": lost.to_html(index=False, border=0, float_format="{:.1f}".format),
