@@ -154,7 +154,7 @@ def test_without_resamples_there_are_no_intervals(content, rows):
 def test_a_comparison_shows_its_tables(comparison):
     text = repr(comparison)
     assert "Box AP of bad and differences from it, with 95% intervals over images (1,000 resamples)" in text
-    assert text.count("~") >= 12 and comparison._repr_html_().count("<table") == 2
+    assert text.count("~") >= 12 and comparison._repr_html_().count("<table") == 4
     metrics = comparison.metrics
     assert {"AP_low", "bAP_high", "AP(0,10)_difference", "APr_difference_low", "AP50_within_noise"} <= set(metrics)
     assert metrics.columns[: len(comparison.summary.columns)].tolist() == comparison.summary.columns.tolist()

@@ -21,8 +21,8 @@ from fuse.commands.manifest import new_manifest
 from fuse.commands.outputs import Comparison, write_results
 from fuse.commands.select_config import SelectConfig
 from fuse.config import FusionConfig
+from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.metrics import Tables
 from fuse.selection.choice import Selection, choose
 from fuse.selection.grids import POSTHOC, TRAINED, Row, Setting, rows_of, settings_of
 from fuse.selection.learned import LearnedFusion, fit_learned
@@ -121,7 +121,7 @@ def _learn(
     return _Learned(settings, fit_learned(inputs.holdout, inputs.held_out, chosen, protocol))
 
 
-def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None) -> Tables:
+def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None) -> RowComparison:
     """Fits the chosen settings to all training images and evaluates them on val, beside the original detector."""
     rows = selection.ranked()
     scorers = _scorers([row.setting for row in rows], inputs.train, config.out / HEADS_FOLDER, config)
@@ -131,7 +131,7 @@ def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection, learne
         own = scorers[ORIGINAL.name], *(scorers[one.name] for one in learned.settings)
         scorers[LEARNED.name] = replace(learned.fusion, scorers=own)
         rows.append(Row(LEARNED, "", _fusion(config).fusion(mode="calibrated")))
-    return evaluate_on(inputs.val, [original, *rows], scorers, inputs.annotations, config)
+    return evaluate_on(inputs.val, [original, *rows], scorers, inputs.annotations, config, config.bootstrap)
 
 
 def _scorers(settings: Sequence[Setting], cache: RoICache, heads: Path, config: SelectConfig) -> dict[str, Scorer]:

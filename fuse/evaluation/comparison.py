@@ -85,6 +85,8 @@ class RowComparison:
             return self.summary
         wide = self.intervals[["low", "high"]].rename(columns="_{}".format)
         differences = self.differences.rename(columns={"low": "difference_low", "high": "difference_high"})
+        known = differences["difference"].notna()
+        differences["within_noise"] = differences["within_noise"].astype(object).where(known)
         wide = wide.join(differences.rename(columns="_{}".format)).unstack("column")
         wide.columns = [f"{column}{suffix}" for suffix, column in wide.columns]
         names = [f"{column}{suffix}" for column in self.samples.columns for suffix in SUFFIXES]

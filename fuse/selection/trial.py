@@ -11,8 +11,9 @@ from calib.scoring import Scorer
 from extract.cache.reader import RoICache
 from fuse.config import EvaluationConfig
 from fuse.defaults import MAX_DETECTIONS
+from fuse.evaluation.compare import compare_rows
+from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.metrics import Tables, evaluate_rows
 from fuse.fusion import Fusion
 from fuse.inference import detect_many
 from fuse.selection.grids import Row
@@ -28,7 +29,8 @@ def evaluate_on(
     scorers: Mapping[str, Scorer],
     annotations: EvaluationDataset,
     config: EvaluationConfig,
-) -> Tables:
+    samples: int = 0,
+) -> RowComparison:
     """Detects and evaluates rows on the images of a cache.
 
     Args:
@@ -37,16 +39,18 @@ def evaluate_on(
         scorers: by the name of the row's setting.
         annotations: of the cache's images.
         config: IoU types, bins, protocol, cap and engine.
+        samples: number of resamples for intervals; rows of all passes see the same.
     """
     parts = []
     for some in _passes(rows, len(cache)):
         fusions = {row.name: Fusion.for_cache(cache, row.fusion, scorers[row.setting.name]) for row in some}
         detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
         parts.append(
-            evaluate_rows(
+            compare_rows(
                 annotations,
                 detections,
                 cache.classes,
+                samples=samples,
                 iou_types=config.iou_types,
                 bins=config.bin_edges,
                 protocol=config.protocol,
@@ -57,7 +61,8 @@ def evaluate_on(
         )
     order = [(iou_type, row.name) for iou_type in config.iou_types for row in rows]
     summary = pd.concat([part.summary for part in parts]).loc[order]
-    return Tables(summary, pd.concat([part.per_class for part in parts]))
+    per_class, resampled = (pd.concat([getattr(part, name) for part in parts]) for name in ("per_class", "samples"))
+    return RowComparison(summary, per_class, resampled, rows[0].name)
 
 
 def _passes(rows: Sequence[Row], images: int) -> Iterator[list[Row]]:
