@@ -24,6 +24,7 @@ from benchmarks.tables import (
     accuracy_table,
     cost_table,
     live_table,
+    provenance_line,
     speed_table,
     targets_table,
 )
@@ -73,6 +74,7 @@ def fill_documents(root: Path) -> None:
     performance = {
         "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),
         "targets": speed_targets,
+        "derived": partial(_from_csv, derived_table, RESULTS / "derived.csv"),
         "precision": partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv"),
     }
     fill(root / "docs" / "performance.md", {**performance, **speed})
@@ -113,6 +115,12 @@ def sweep_table(name: str) -> str:
     """Returns the mask AP of a sweep's rows."""
     metrics = pd.read_csv(RESULTS / f"{name}.csv")
     return accuracy_table(metrics[metrics["iou_type"] == "segm"])
+
+
+def derived_table(metrics: pd.DataFrame) -> str:
+    """Formats the AP of stored and of computed logits."""
+    table = accuracy_table(metrics.rename(columns={"logits": "row"}), BINS, decimals=2)
+    return table + "\n\n" + provenance_line(metrics)
 
 
 def speed_targets() -> str:
