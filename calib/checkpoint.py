@@ -6,7 +6,7 @@ A checkpoint is one safetensors file with weights, momentum and the state of the
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,24 @@ from calib.head_io import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info
 from calib.heads import Head
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER, is_metrics_file
 from extract.utils.files import PARTIAL, is_partial, remove_partials, write_bytes
+from extract.utils.folders import partial_folder, remove_folder, settle
 from extract.utils.identity import refuse_changes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-# config.json comes last, so that the folder is recognised as a head's until all the other files are removed.
 _OWN_FILES = (TENSORBOARD_FOLDER, METRICS_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, INFO_FILE)
+
+
+def settle_folder(out: Path) -> bool:
+    """Finishes or undoes an `--overwrite` that was killed at its end; returns whether it has finished one."""
+    return settle(out, _is_finished, INFO_FILE)
+
+
+def holds_finished(out: Path, identity: dict[str, Any]) -> bool:
+    """Returns whether the folder holds the finished head of this configuration; False for anything else."""
+    try:
+        return is_finished(out, identity)
+    except ValueError:
+        return False
 
 
 def is_finished(out: Path, identity: dict[str, Any]) -> bool:
@@ -42,19 +55,41 @@ def is_finished(out: Path, identity: dict[str, Any]) -> bool:
     return finished
 
 
-def prepare_folder(out: Path, overwrite: bool) -> None:
-    """Creates the output folder; with `overwrite`, removes the files of an earlier run.
+def writing_folder(out: Path, overwrite: bool) -> Path:
+    """Returns the folder in which a run writes: with `overwrite` beside `out`, whose place it takes when finished."""
+    return partial_folder(Path(os.path.realpath(out))) if overwrite else out
+
+
+def discard_other(out: Path, identity: dict[str, Any]) -> None:
+    """Removes what an interrupted `--overwrite` of another configuration has left beside `out`.
+
+    Raises:
+        ValueError: `out`, or the folder beside it, holds other files.
+    """
+    folder = writing_folder(out, overwrite=True)
+    for one in (out, folder):
+        _check_folder(one)
+    if folder.exists() and not _is_of(folder, identity):
+        remove_folder(folder)
+
+
+def _is_of(folder: Path, identity: dict[str, Any]) -> bool:
+    """Returns whether a run that was begun in the folder is of this configuration."""
+    try:
+        is_finished(folder, identity)
+    except ValueError:
+        return False
+    return (folder / CHECKPOINT_FILE).exists()
+
+
+def prepare_folder(out: Path) -> None:
+    """Creates the folder of a run.
 
     Raises:
         ValueError: the folder holds other files.
     """
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    for path in [out / name for name in _OWN_FILES] if overwrite else []:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -115,6 +150,10 @@ def _read_state(file: Path) -> dict[str, Any]:
             return msgspec.json.decode(tensors.metadata()["state"], type=dict)
     except (SafetensorError, TypeError, KeyError, msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"{file}: damaged or not a checkpoint ({error}); remove it to start anew") from None
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / INFO_FILE).is_file() and _read_format(folder / INFO_FILE) == FORMAT
 
 
 def _check_folder(out: Path) -> None:

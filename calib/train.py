@@ -25,7 +25,8 @@ if __name__ == "__main__":  # before the imports below, so that --help does not 
 
 import logging
 import math
-from contextlib import closing
+import os
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +34,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from calib.checkpoint import is_finished, prepare_folder, remove_checkpoint
+from calib.checkpoint import (
+    discard_other,
+    holds_finished,
+    is_finished,
+    prepare_folder,
+    remove_checkpoint,
+    settle_folder,
+    writing_folder,
+)
 from calib.choice import choose_head_type, resolve_auto, stored_choice
 from calib.config import Config
 from calib.features import Features
@@ -52,6 +61,8 @@ from extract.cache.reader import open_cache
 from extract.holdout import training_part
 from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size
+from extract.utils.folders import put_in_place
+from extract.utils.locks import one_writer
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -82,24 +93,29 @@ def train(cache: RoICache, config: Config) -> Head:
     if config.holdout is not None:
         cache = training_part(cache, open_cache(config.holdout))
     device = resolve_device(config.device)
-    with process_group(device):
+    with one_writer(config.out) if config.out else nullcontext(), process_group(device):
         return _train(cache, config, device)
 
 
 def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
     config = resolve_auto(config, cache)
-    out, identity = Path(config.out), config.identity(cache.fingerprint)
-    if config.out and not config.overwrite and is_finished(out, identity):
-        logger.info("%s: is finished already", out)
-        return load_head(out, device)
+    final, identity = Path(config.out), config.identity(cache.fingerprint)
+    writes_files = bool(config.out) and is_main_process()
+    if config.out and _is_done(final, identity, config, device):
+        logger.info("%s: is finished already", final)
+        return load_head(final, device)
+    out = writing_folder(final, config.overwrite)
+    if config.overwrite and writes_files:
+        discard_other(final, identity)
+    config = replace(config, out=str(out) if config.out else "")
+    barrier()
 
     # What can fail comes first: --overwrite keeps the old head until training begins.
     features: Features | None = None
     head_type, choice = config.head_type, None
     if head_type == "auto":
         features = Features(cache, device)
-        choice = None if config.overwrite else stored_choice(out)
-        choice = choice or choose_head_type(cache, config, features)
+        choice = (stored_choice(out) if config.out else None) or choose_head_type(cache, config, features)
         head_type = choice.head_type
     loss = build_loss(config.loss, cache.classes, config.seed)
     head = build_head(cache, head_type, config.hidden, config.seed, identity, config.freeze_layers)
@@ -115,9 +131,8 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
         steps=config.steps,
     )
     features = features or Features(cache, device)
-    writes_files = bool(config.out) and is_main_process()
     if writes_files:
-        prepare_folder(out, config.overwrite)
+        prepare_folder(out)
     barrier()
     state = TrainState.load_or_init(head, loss.to(device), config, device)
 
@@ -127,7 +142,21 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
     if writes_files:
         save_head(head, out)
         remove_checkpoint(out)
+        if config.overwrite:
+            put_in_place(out, Path(os.path.realpath(final)))
     return head
+
+
+def _is_done(out: Path, identity: dict[str, Any], config: Config, device: torch.device) -> bool:
+    """Returns whether `out` holds the head already; with `overwrite`, whether this command has finished it before.
+
+    Raises:
+        ValueError: the folder holds other files, or without `overwrite` a run of another configuration.
+    """
+    settled = any_process(settle_folder(Path(os.path.realpath(out))) if is_main_process() else False, device)
+    if config.overwrite:
+        return settled and holds_finished(out, identity)
+    return is_finished(out, identity)
 
 
 def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features) -> None:
@@ -164,8 +193,7 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
                 state.save(Path(out))
             if due.stop:
                 if out and is_main:
-                    command = "the same command" + " without --overwrite" * config.overwrite
-                    bar.write(f"{out}: stopped after step {state.step}; {command} resumes", file=sys.stderr)
+                    bar.write(f"{out}: stopped after step {state.step}; the same command resumes", file=sys.stderr)
                 raise KeyboardInterrupt
 
 

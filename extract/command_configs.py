@@ -60,13 +60,16 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Reads a whole cache, verifies its checksums and recomputes its logits from the stored features.
+    """Reads a whole cache, compares all checksums and digests, and recomputes its logits from the stored features.
 
     Example: python -m extract verify train.zarr
     """
 
     cache: Positional[str]
     """Path or fsspec URL."""
+
+    repair: bool = False
+    """Mark what is damaged as not extracted yet: the command that made the cache then extracts that part again."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 import pandas as pd
 
 from extract.accuracy import describe_accuracy
+from extract.cache.damage import describe_damage, find_damage, mark_damaged
+from extract.cache.format import CacheError
 from extract.cache.hdf5 import export_hdf5, import_hdf5
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.reader import RoICache, open_cache, open_unchecked
 from extract.command_configs import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.verify import worst_logit_error
+
+log = logging.getLogger(__name__)
 
 
 def inspect(config: InspectConfig) -> None:
@@ -26,8 +32,15 @@ def inspect(config: InspectConfig) -> None:
 
 
 def verify(config: VerifyConfig) -> None:
-    """Reads everything and recomputes logits; raises CacheError naming the first image at fault."""
-    cache = open_cache(config.cache)
+    """Reads everything and recomputes logits; raises CacheError naming the images at fault."""
+    cache = open_unchecked(config.cache)
+    damages = list(find_damage(cache))
+    if damages:
+        if config.repair:
+            mark_damaged(cache, damages)
+        raise CacheError(describe_damage(cache, damages, config.repair))
+    if not cache.has_manifest:
+        log.info("%s: an earlier version has written it, without a manifest: not all of it can be checked", cache.url)
     worst = worst_logit_error(cache)
     checked = "no features to recompute logits from" if worst is None else f"logits equal to within {worst:.1e}"
     if "logits" not in cache.fields:

@@ -26,6 +26,7 @@ from extract.projection import fit_projections, projection_sha256, projections_o
 from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
 from extract.utils.devices import resolve_device
 from extract.utils.distributed import world_size
+from extract.utils.locks import one_writer
 from extract.utils.prefetch import prefetch
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,15 @@ def run(config: ConvertConfig) -> RoICache:
     if config.projection_from is not None:
         taken = projections_of(config.projection_from, source.detector, stages, config.projection)
     header = _header(source, config, taken)
-    existing = None if config.overwrite else find_existing(config.out, header)
+    with one_writer(config.out):
+        return _convert(config, source, header, stages, taken)
+
+
+def _convert(
+    config: ConvertConfig, source: RoICache, header: Header, stages: list[Layers], taken: list[Projection]
+) -> RoICache:
+    """Converts or resumes, the lock of the cache being held."""
+    existing = find_existing(config.out, header, config.overwrite)
     if isinstance(existing, RoICache):
         log.info("%s is finished already", existing.url)
         return existing

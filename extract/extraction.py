@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 
 import numpy as np
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from extract.cache.derived import why_stored
 from extract.cache.format import row_bytes, row_shapes
+from extract.cache.location import writing_place
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, create_cache, resume_cache
 from extract.config import Config
@@ -22,6 +23,7 @@ from extract.preparation import Job, find_existing, prepare
 from extract.projection import blank_projections, fit_on_images
 from extract.rois import RoIs
 from extract.utils.distributed import Coordinator, is_main_process, world_size
+from extract.utils.locks import one_writer
 from extract.utils.prefetch import BackgroundWorker
 
 log = logging.getLogger(__name__)
@@ -36,9 +38,16 @@ def run(config: Config) -> RoICache | None:
     Raises ValueError or FileNotFoundError naming the file and the field. Nothing is written before the detector, the
     annotations and the first images have proved readable.
     """
-    coordinator = Coordinator()
+    with ExitStack() as lock:
+        return _run(config, Coordinator(), lock)
+
+
+def _run(config: Config, coordinator: Coordinator, lock: ExitStack) -> RoICache | None:
+    """Extracts as `run` does; takes the lock of the cache once its inputs have proved readable."""
     with coordinator.raise_on_main_first():
         job = prepare(config)
+        if not config.estimate:
+            lock.enter_context(one_writer(config.out))
         writer, pending = _resume(config, job) if is_main_process() else (None, None)
     pending = coordinator.broadcast(pending)
     if pending is None:
@@ -58,7 +67,11 @@ def run(config: Config) -> RoICache | None:
             return None
         with coordinator.main_process_first():
             if writer is None:
-                writer = _create(config, job, first[0].rois[0]) if is_main_process() else resume_cache(config.out)
+                writer = (
+                    _create(config, job, first[0].rois[0])
+                    if is_main_process()
+                    else resume_cache(writing_place(config.out, config.overwrite))
+                )
         with _progress_bar(job.extractor, pending) as bar:
             _store(job.extractor, writer, _consume(first, outputs), worker, coordinator, bar)
     job.extractor.log_turned()
@@ -86,7 +99,7 @@ def _set_projections(
                 extractor.set_projections(projections)
                 writer = _create(config, job, template)
             elif writer is None:
-                writer = resume_cache(config.out)
+                writer = resume_cache(writing_place(config.out, config.overwrite))
         extractor.set_projections(writer.projections)
     return writer
 
@@ -98,7 +111,7 @@ def command(config: Config) -> None:
     try:
         cache = run(config)
     except KeyboardInterrupt:
-        log.info("%s: stopped; the same command%s resumes", config.out, " without --overwrite" * config.overwrite)
+        log.info("%s: stopped; the same command resumes", config.out)
         raise
     if cache and is_main_process():
         print(cache)
@@ -109,7 +122,7 @@ def _resume(config: Config, job: Job) -> tuple[CacheWriter | None, list[int] | N
 
     Raises CacheError if the cache was made with other options.
     """
-    existing = None if config.overwrite else find_existing(config.out, job.header)
+    existing = find_existing(config.out, job.header, config.overwrite)
     if isinstance(existing, RoICache):
         log.info("%s is finished already", existing.url)
         return None, None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import platform
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from extract.cache.format import CacheError, Header, Projection, open_group
-from extract.cache.location import refuse_same
+from extract.cache.location import refuse_same, settle_cache, writing_place
 from extract.cache.reader import RoICache, open_cache
 from extract.cache.writer import CacheWriter, resume_cache
 from extract.class_order import find_class_map
@@ -92,12 +93,27 @@ def prepare(config: Config) -> Job:
     return Job(extractor, header, train_annotations.classes, projections)
 
 
-def find_existing(url: str, header: Header) -> RoICache | CacheWriter | None:
+def find_existing(url: str, header: Header, overwrite: bool = False) -> RoICache | CacheWriter | None:
     """Returns the finished cache at `url`, or the writer of an unfinished one; None if there is none.
+
+    With `overwrite` it is the one that the same command has begun before and that takes the place of that at `url`;
+    None if there is none of this header.
 
     Raises CacheError if its header differs from `header`. Versions may differ: a newer library resumes what an older
     one has begun.
     """
+    place, settled = writing_place(url, True), settle_cache(url)
+    if not overwrite:
+        return _find(url, header)
+    for candidate in [url] * settled + [place] * (place != url):
+        with suppress(CacheError):  # made with other options
+            if (found := _find(candidate, header)) is not None:
+                return found
+    return None
+
+
+def _find(url: str, header: Header) -> RoICache | CacheWriter | None:
+    """Returns the cache at `url` or its writer as `find_existing` does."""
     try:
         attributes = open_group(url, "r").attrs.asdict()
     except FileNotFoundError:

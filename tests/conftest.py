@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -38,6 +39,7 @@ FRAMEWORK_MODULES = {
 }
 """Test modules that import a framework, so that all their tests are marked `framework`."""
 
+os.fsync = lambda _: None  # test outputs need not survive a power failure, and the disk is slow
 platform.processor()  # starts `uname` at its first call, which importing h5py would be
 
 

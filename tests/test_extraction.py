@@ -41,6 +41,7 @@ from extract.utils.cli import run as run_command
 from extract.utils.prefetch import prefetch
 from extract.verify import feature_layers, forward, worst_logit_error
 from tests.conftest import CLASSES
+from tests.toy_cache import change_attributes
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,6 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
 
 def test_an_older_version_or_another_file_of_the_same_tensors_is_resumed(tiny, tmp_path):
     import torch
-    import zarr
     from safetensors.torch import load_file
 
     config = tiny.config("train", tmp_path / "cache")
@@ -208,20 +208,17 @@ def test_an_older_version_or_another_file_of_the_same_tensors_is_resumed(tiny, t
     torch.save({"model": load_file(config.weights)}, tmp_path / "checkpoint.pth")
     other = replace(config, weights=tmp_path / "checkpoint.pth")
     assert extract.run(other).detector == before, "finished already"
-    group = zarr.open_group(config.out, mode="r+")
     older = {key: value for key, value in before.items() if key not in ("tensors_sha256", "settings")}
-    group.attrs["detector"] = older
+    change_attributes(config.out, detector=older)
     assert extract.run(config).detector == older
     with pytest.raises(extract.CacheError, match="made with other options: detector.weights_sha256"):
         extract.run(other)
 
 
 def test_a_renamed_config_file_of_the_same_content_is_resumed(tiny, tmp_path):
-    import zarr
-
     cache = extract.run(tiny.config("val", tmp_path / "cache", min_images_per_class=1))
     stored = {**cache.detector, "name": "cascade", "config_sha256": "c1"}
-    zarr.open_group(cache.url, mode="r+").attrs["detector"] = stored
+    change_attributes(cache.url, detector=stored)
     assert find_existing(cache.url, replace(cache.header, detector={**stored, "name": "renamed"})).detector == stored
     with pytest.raises(extract.CacheError, match="options: detector.name .'cascade' there, 'renamed' now., detector.c"):
         find_existing(cache.url, replace(cache.header, detector={**stored, "name": "renamed", "config_sha256": "c2"}))

@@ -15,7 +15,7 @@ from extract.cache.writer import write_cache
 from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from extract.verify import worst_logit_error
-from tests.toy_cache import HIDDEN, toy_cache, toy_classes, toy_layers, toy_projection
+from tests.toy_cache import HIDDEN, change_attributes, toy_cache, toy_classes, toy_layers, toy_projection
 
 CASCADE, SIZE = (0.5, 0.6, 0.7), 5
 
@@ -75,6 +75,7 @@ def test_what_does_not_fit_the_features_is_refused(tmp_path, changes, message):
 def test_verify_checks_the_directions(cache):
     group = zarr.open_group(cache.url, mode="r+")
     group["detector/stage_1/directions"][0] *= 2
+    change_attributes(cache.url)  # the manifest would tell as well
     with pytest.raises(CacheError, match="hidden.zarr: projections of stage 1: the directions are not orthonormal"):
         worst_logit_error(open_cache(cache.url))
 

@@ -190,8 +190,9 @@ def test_an_interrupted_run_resumes(setting, tmp_path, monkeypatch, caplog, caps
     assert (out / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
     calls.clear()
     assert run(setting, out, *files, overwrite=True) == 130
-    assert "the same command without --overwrite resumes" in caplog.text
-    assert run(setting, out, *files) == 0 and len(calls) == 3 + 3
+    assert "the same command resumes" in caplog.text
+    assert (out / "predictions.json").exists(), "the old one stays until the new one is whole"
+    assert run(setting, out, *files, overwrite=True) == 0 and len(calls) == 3 + 3
     (out / "predictions.json").rename(out / LINES_FILE)
     assert run(setting, out, *files) == 1
     assert f"{LINES_FILE}: damaged: " in capsys.readouterr().err

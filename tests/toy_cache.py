@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import zarr
 
 from extract import RoICache, RoIs, write_cache
 from extract.cache.format import Layers, Projection
+from extract.cache.manifest import MANIFEST, MANIFEST_SUM
 
 CLASSES, CHANNELS, HIDDEN = 12, 3, 16
 
@@ -142,3 +144,10 @@ def _toy_image(
         gt_ids=np.zeros((size, len(stages)), np.int64),
         is_gt=np.arange(size) < 3,
     )
+
+
+def change_attributes(url: str | Path, **changes: object) -> None:
+    """Changes attributes of a cache as an earlier version, which wrote no manifest, would have written them."""
+    attributes = zarr.open_group(url, mode="r+").attrs
+    kept = {name: value for name, value in attributes.items() if name not in (MANIFEST, MANIFEST_SUM)}
+    attributes.put(kept | changes)

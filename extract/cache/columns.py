@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from extract.cache.checksums import chunk_checksums, create_block_checksums
 from extract.cache.format import COLUMNS, FILL, OWNER_COLUMN, CacheError, Column, row_bytes
 from extract.cache.shard_io import ShardedArray
 
@@ -18,6 +19,8 @@ from extract.cache.shard_io import ShardedArray
 CHUNK_BYTES = {"train": 32 * 1024, "val": 128 * 1024}
 """By split. Of val caches whole images are read: chunks may be larger, which saves the cost of each."""
 MAX_CHUNK_ROWS = 4096
+ARRAYS = tuple(column.name for column in (*COLUMNS.values(), OWNER_COLUMN))
+"""Names of the RoI arrays in the order of their checksums."""
 SHARD_BYTES = 128 * 1024 * 1024
 
 
@@ -30,11 +33,14 @@ class StoredColumn:
         dtype: of the stored values.
         row_bytes: bytes of one row before compression.
         sharded: whether `ShardedArray` reads and writes it.
+        chunk_rows: rows of one chunk.
     """
 
-    def __init__(self, array: zarr.Array, url: str) -> None:
+    def __init__(self, array: zarr.Array, url: str, checksums: Callable[[], np.ndarray] | None = None) -> None:
+        """`checksums` reads those that its chunks must have; without `ShardedArray` they are not compared."""
         self._array = array
-        self._shards = ShardedArray.from_zarr(array, url)
+        self._shards = ShardedArray.from_zarr(array, url, checksums)
+        self.chunk_rows: int = array.chunks[0]
         self.path = f"{url}/{array.path}"
         self.row_shape: tuple[int, ...] = array.shape[1:]
         self.dtype: np.dtype = array.dtype
@@ -54,12 +60,15 @@ class StoredColumn:
         except (ValueError, OSError, RuntimeError) as error:
             raise CacheError(f"{self.path}: damaged shard: {error}") from error
 
-    def write(self, start: int, parts: Sequence[np.ndarray]) -> None:
-        """Writes the rows of `parts` in order, beginning at row `start`, which must be the first of a shard."""
+    def write(self, start: int, parts: Sequence[np.ndarray]) -> np.ndarray | None:
+        """Writes the rows of `parts` in order, beginning at row `start`, which must be the first of a shard.
+
+        Returns the checksums of the chunks written, (n,) uint32; None if they are not known.
+        """
         if self._shards is not None:
-            self._shards.write(start, parts)
-        else:
-            self._array[start : start + sum(map(len, parts))] = np.concatenate(parts)
+            return self._shards.write(start, parts)
+        self._array[start : start + sum(map(len, parts))] = np.concatenate(parts)
+        return None
 
     def stored_bytes(self) -> int:
         """Returns the size of the array in its store."""
@@ -85,7 +94,27 @@ class StoredColumn:
 
 def open_columns(group: zarr.Group, url: str) -> dict[str, StoredColumn]:
     """Opens the columns that a cache has, by their field in `RoIs`."""
-    return {field: StoredColumn(group[c.name], url) for field, c in COLUMNS.items() if c.name in group}
+    return columns_of(open_arrays(group, url, [column.name for column in COLUMNS.values()]))
+
+
+def open_owners(group: zarr.Group, url: str) -> StoredColumn:
+    """Opens the array of the rows' owners. Raises CacheError if there is none."""
+    if OWNER_COLUMN.name not in group:
+        raise CacheError(f"{url}: has no {OWNER_COLUMN.name}")
+    return open_arrays(group, url)[OWNER_COLUMN.name]
+
+
+def open_arrays(group: zarr.Group, url: str, names: Sequence[str] = ARRAYS) -> dict[str, StoredColumn]:
+    """Opens those of the RoI arrays that a cache has, by name; `names` are the first ones of `ARRAYS`."""
+    arrays: dict[str, zarr.Array] = {name: group[name] for name in names if name in group}
+    rows = int(group.attrs["rows_per_block"])
+    checksums = chunk_checksums(group, url, {name: rows // array.chunks[0] for name, array in arrays.items()})
+    return {name: StoredColumn(array, url, checksums.get(name)) for name, array in arrays.items()}
+
+
+def columns_of(arrays: Mapping[str, StoredColumn]) -> dict[str, StoredColumn]:
+    """Returns those of the RoI arrays that hold a field of `RoIs`, by field."""
+    return {field: arrays[column.name] for field, column in COLUMNS.items() if column.name in arrays}
 
 
 def create_columns(
@@ -105,20 +134,23 @@ def create_columns(
     shard_rows = min(shard_rows, 2 * _power_of_two(max(block_capacity - 1, 1)))
     rows_per_block = -(-block_capacity // shard_rows) * shard_rows
     columns = {COLUMNS[field]: shape for field, shape in shapes.items()}
+    chunks = {}
     for column, shape in {**columns, OWNER_COLUMN: ()}.items():
-        _create_column(group, column, (blocks * rows_per_block, *shape), shard_rows, CHUNK_BYTES[split])
+        array = _create_column(group, column, (blocks * rows_per_block, *shape), shard_rows, CHUNK_BYTES[split])
+        chunks[column.name] = rows_per_block // array.chunks[0]
+    create_block_checksums(group, chunks, blocks)
     return rows_per_block
 
 
 def _create_column(
     group: zarr.Group, column: Column, whole: tuple[int, ...], shard_rows: int, chunk_bytes: int
-) -> None:
+) -> zarr.Array:
     dtype, shape = np.dtype(column.dtype), whole[1:]
     width = max(math.prod(shape) * dtype.itemsize, 1)
     chunk_rows = min(_power_of_two(chunk_bytes // width), MAX_CHUNK_ROWS, shard_rows)
     inner = [BytesCodec(), ZstdCodec(level=1)] if column.compressed else [BytesCodec()]
     axes = column.axes if column is not COLUMNS["boxes"] else column.axes[-len(shape) :]
-    group.create_array(
+    return group.create_array(
         column.name,
         shape=whole,
         dtype=column.dtype,

@@ -15,6 +15,7 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from extract.rois import RoIs
+from extract.utils.errors import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,14 +157,19 @@ def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
         group = zarr.open_group(url, mode=mode)
     except (GroupNotFoundError, FileNotFoundError):
         raise FileNotFoundError(f"{url}: no RoI cache there") from None
-    except ValueError as error:
-        raise CacheError(f"{url}/zarr.json: damaged: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CacheError(f"{url}/zarr.json: damaged: {one_line(error)}") from None
     if group.attrs.get("creating"):
         raise FileNotFoundError(f"{url}: no RoI cache there, only the beginning of one")
     if group.attrs.get("format") != FORMAT:
         raise CacheError(f"{url}: format {group.attrs.get('format')!r}, expected {FORMAT!r}")
-    if group.attrs["version"] != VERSION:
-        raise CacheError(f"{url}: format version {group.attrs['version']}, this library reads {VERSION}")
+    version = group.attrs.get("version")
+    if version != VERSION:
+        newer = " (written by a newer version)" if isinstance(version, int) and version > VERSION else ""
+        raise CacheError(f"{url}: format version {version}, this library reads {VERSION}{newer}")
+    needed = {"complete", "images_per_block", "rows_per_block", *(field.name for field in fields(Header))}
+    if missing := needed - group.attrs.keys():
+        raise CacheError(f"{url}/zarr.json: damaged: has no {', '.join(sorted(missing))}")
     return group
 
 

@@ -27,13 +27,18 @@ from extract.cache.format import (
     Header,
     Layers,
     Projection,
+    fingerprint,
     layers_above,
 )
 from extract.cache.reader import RoICache
+from extract.cache.values import image_digest
 from extract.cache.writer import write_cache
 from extract.data.classes import COLUMNS as CLASS_COLUMNS
+from extract.data.classes import check_classes
 from extract.rois import RoIs
+from extract.utils.errors import one_line
 from extract.utils.files import replacing
+from extract.utils.locks import one_writer
 from extract.utils.optional import require
 
 if TYPE_CHECKING:
@@ -52,7 +57,7 @@ def export_hdf5(cache: RoICache, path: str | Path) -> None:
     h5py = require("h5py", "hdf5")
     if Path(path).exists():
         raise FileExistsError(f"{path}: exists already; remove it or give another name")
-    with replacing(path) as partial, h5py.File(partial, "w") as file:
+    with one_writer(path), replacing(path) as partial, h5py.File(partial, "w") as file:
         _export_tables(cache, file)
         for field, shape in cache.fields.items():
             _export_column(cache, field, shape, file)
@@ -81,10 +86,11 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
             header = msgspec.json.decode(file.attrs["header"], type=Header)
             classes, fc_layers = _import_classes(file), _import_layers(file)
             rois, projections = _Hdf5Images(file, header, fc_layers), _import_projections(file)
+            _check_fingerprint(file, header, classes)
         except KeyError as error:
             raise CacheError(f"{path}: {error.args[0]}") from None
-        except (ValueError, TypeError, AttributeError, msgspec.MsgspecError) as error:
-            raise CacheError(f"{path}: {error}") from None
+        except (ValueError, TypeError, AttributeError, OSError, RuntimeError, msgspec.MsgspecError) as error:
+            raise CacheError(f"{path}: {one_line(error)}") from None
         return write_cache(
             url, rois, classes, fc_layers=fc_layers, projections=projections, overwrite=overwrite, **vars(header)
         )
@@ -98,6 +104,7 @@ class _Hdf5Images(Sequence[RoIs]):
         derived = header.level == "hidden" and COLUMNS["logits"].name not in file and bool(fc_layers)
         self._layers = UpperLayers([layers_above("hidden", stage) for stage in fc_layers]) if derived else None
         optional = OPTIONAL | {"logits"} if derived else OPTIONAL
+        self._name, self._digests = file.filename, file["images"]["digest"][:] if "digest" in file["images"] else None
         self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in optional}
         self._offsets = np.concatenate([[0], np.cumsum(self._images["roi_count"], dtype=np.int64)])
         for column in self._columns.values():
@@ -111,29 +118,59 @@ class _Hdf5Images(Sequence[RoIs]):
 
     def __getitem__(self, position: int) -> RoIs:  # type: ignore[override]  # no slices
         rows = slice(self._offsets[position], self._offsets[position + 1])
-        arrays = {field: column[rows] for field, column in self._columns.items()}
+        arrays = self._read(position, rows)
         image = {name: self._images[name][position].item() for name in IMAGE_COLUMNS[:-1]}
         values = {**image, **dict.fromkeys(OPTIONAL), **arrays, "is_gt": arrays["is_gt"].astype(bool)}
         if self._layers is None:
             return RoIs(**values)
         return DerivedRoIs.make(self._layers, partial(self._columns["features"].__getitem__, rows), **values)
 
+    def _read(self, position: int, rows: slice) -> dict[str, np.ndarray]:
+        """Reads an image's arrays, and compares them with its digest, which files of other programs may lack."""
+        try:
+            arrays = {field: column[rows] for field, column in self._columns.items()}
+            if self._digests is not None and image_digest(list(arrays.values())) != self._digests[position]:
+                raise ValueError("its arrays do not have the digest in images/digest")
+        except (ValueError, OSError, RuntimeError) as error:
+            image = f"image {self._images['image_id'][position]}"
+            raise CacheError(f"{self._name}: {image}: damaged: {one_line(error)}") from None
+        return arrays
+
+
+def _check_fingerprint(file: h5py.File, header: Header, classes: pd.DataFrame) -> None:
+    """Raises CacheError unless header and tables are those that were exported; other programs write no fingerprint."""
+    import pandas as pd
+
+    if "fingerprint" in file.attrs:
+        images = pd.DataFrame({name: file["images"][name][:] for name in IMAGE_COLUMNS[:-1]})
+        tables = check_classes(classes, file.filename), images, file["images"]["digest"][:]
+        if fingerprint(header, *tables) != file.attrs["fingerprint"]:
+            raise CacheError("damaged: its header and tables do not have its fingerprint")
+
 
 def _export_tables(cache: RoICache, file: h5py.File) -> None:
     file.attrs.update({"format": FORMAT, "version": VERSION})
-    file.attrs["header"] = msgspec.json.encode(cache.header).decode()
+    file.attrs.update({"header": msgspec.json.encode(cache.header).decode(), "fingerprint": cache.fingerprint})
     for name in cache.classes:
         values = cache.classes[name]
-        file[f"classes/{name}"] = [v.encode() for v in values] if name in TEXT_COLUMNS else values.to_numpy()
+        text = name in TEXT_COLUMNS
+        _export_table(file, f"classes/{name}", np.array([v.encode() for v in values]) if text else values.to_numpy())
     for name in cache.images:
-        file[f"images/{name}"] = cache.images[name].to_numpy()
+        _export_table(file, f"images/{name}", cache.images[name].to_numpy())
+    _export_table(file, "images/digest", cache.digests)
     for stage in range(len(cache.stages)):
         for depth, (weight, bias) in enumerate(cache.fc_layers(stage)):
-            file[f"detector/stage_{stage}/weight_{depth}"] = weight
-            file[f"detector/stage_{stage}/bias_{depth}"] = bias
+            _export_table(file, f"detector/stage_{stage}/weight_{depth}", weight)
+            _export_table(file, f"detector/stage_{stage}/bias_{depth}", bias)
     for stage, projection in enumerate(cache.projections):
         for name, values in projection._asdict().items():
-            file[f"detector/stage_{stage}/{name}"] = values
+            _export_table(file, f"detector/stage_{stage}/{name}", values)
+
+
+def _export_table(file: h5py.File, name: str, values: np.ndarray) -> None:
+    """Writes a dataset as one chunk with a checksum, where it has any values."""
+    chunks = values.shape if values.size else None
+    file.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None)
 
 
 def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5py.File) -> None:

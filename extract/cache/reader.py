@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 import zarr
 
-from extract.cache.columns import StoredColumn, open_columns
+from extract.cache.columns import StoredColumn, open_columns, open_owners
 from extract.cache.derived import DerivedRoIs, UpperLayers
 from extract.cache.format import (
     COLUMNS,
@@ -25,11 +25,13 @@ from extract.cache.format import (
     fingerprint,
     open_group,
 )
+from extract.cache.manifest import MANIFEST, check_manifest
 from extract.cache.packing import Packing
 from extract.cache.projections import describe_features, num_directions, read_projections
 from extract.cache.tables import read_array, read_class_map, read_classes, read_fc_layers
 from extract.cache.values import from_stored
 from extract.rois import RoIs
+from extract.utils.errors import one_line
 
 ROWS_AT_ONCE = 1 << 20
 SMALL_ROW_BYTES = 64
@@ -40,17 +42,31 @@ CACHED_BLOCKS = 4
 def open_cache(url: str) -> RoICache:
     """Opens a finished cache at a path or fsspec URL.
 
-    Raises FileNotFoundError if there is none, CacheError if it is unfinished or lacks shards.
+    Raises FileNotFoundError if there is none, CacheError if it is unfinished, lacks shards, or is not what its manifest
+    says.
     """
+    cache = open_unchecked(url)
+    cache.check_shards()
+    return cache
+
+
+def open_unchecked(url: str) -> RoICache:
+    """Opens a finished cache that may lack shards. Raises as `open_cache` does otherwise."""
     url = str(url)
     group = open_group(url, "r")
+    check_manifest(group, url)
     if not group.attrs["complete"]:
         counts = group["progress"][:, 0]
         raise CacheError(
             f"{url}: is not finished, {(counts >= 0).sum()} of {len(counts)} images are done; "
             "the command that began it resumes it"
         )
-    return RoICache(group, url)
+    try:
+        return RoICache(group, url)
+    except (CacheError, FileNotFoundError, ImportError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error
 
 
 class RoICache(Sequence[RoIs]):
@@ -99,8 +115,6 @@ class RoICache(Sequence[RoIs]):
         starts = read_array(group, "images/roi_start", url)[kept]
         self._packing = Packing(starts, self._image_table["roi_count"], url)
         self.offsets: np.ndarray = self._packing.offsets
-        for column in self.columns.values():
-            column.check_shards(*self._packing.ranges())
         self._digests = read_array(group, "images/digest", url)[kept]
         self._group, self._kept = group, kept
         self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
@@ -158,6 +172,27 @@ class RoICache(Sequence[RoIs]):
         """sha256 of header, class table, image table and the content of every image."""
         return fingerprint(self.header, self.classes, self.images.drop(columns="roi_count"), self._digests)
 
+    @cached_property
+    def _owners(self) -> StoredColumn:
+        return open_owners(self._group, self.url)
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether checksums of its metadata and of all chunks are known, as in caches of this version."""
+        return MANIFEST in self._group.attrs
+
+    @property
+    def digests(self) -> np.ndarray:
+        """(N,) int64, each image's digest when it was written."""
+        return self._digests
+
+    def owners(self, position: int) -> np.ndarray:
+        """Returns the stored image positions of one image's rows, (R,) int32."""
+        rows = self._packing.stored_rows(np.arange(*self.offsets[position : position + 2]))
+        out = np.empty(len(rows), np.int32)
+        self._owners.read(rows, out)
+        return out
+
     @property
     def num_classes(self) -> int:
         """K, without background."""
@@ -167,6 +202,11 @@ class RoICache(Sequence[RoIs]):
     def fields(self) -> dict[str, tuple[int, ...]]:
         """Fields of `RoIs` that the cache stores → their shape after R."""
         return {field: column.row_shape for field, column in self.columns.items()}
+
+    def check_shards(self) -> None:
+        """Raises CacheError if a shard is missing."""
+        for column in self.columns.values():
+            column.check_shards(*self._packing.ranges())
 
     def read(self, field: str) -> np.ndarray:
         """Reads one field of all RoIs, packed in image order: (offsets[-1], …). See `take` for logits."""

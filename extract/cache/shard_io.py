@@ -15,9 +15,10 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
 from extract.cache.shard_files import LocalFiles, RemoteFiles, ShardFile, ShardFiles
-from extract.cache.shard_plan import ChunkTargets, Piece, Run, adjacent_runs, chunk_targets, split_rows
+from extract.cache.shard_plan import ChunkTargets, Piece, Run, adjacent_runs, chunk_targets, split_chunks, split_rows
 
 MISSING = 2**64 - 1
 """Offset and length of a chunk that is not stored."""
@@ -46,35 +47,45 @@ class ReadPlan(NamedTuple):
     """A piece that is ready to be read.
 
     Attributes:
-        file: the open shard.
+        file, name: the open shard and its name.
         runs: what to read, in this order.
         batch: number of chunks whose checksums are compared together.
         encoded: flat uint8 arrays that receive the chunks as stored; `goal.targets` themselves if not compressed.
         checksums: (chunks, 4) uint8, receives the stored checksums.
+        expected: (chunks,) uint32, the checksums of the chunks that were written; None if they are not known.
         goal: where the decoded chunks go.
     """
 
     file: ShardFile
+    name: str
     runs: list[Run]
     batch: int
     encoded: list[np.ndarray]
     checksums: np.ndarray
+    expected: np.ndarray | None
     goal: ChunkTargets
 
 
 class ShardedArray:
     """The shards of one RoI array; made by `from_zarr`."""
 
-    def __init__(self, array: zarr.Array, files: ShardFiles, zstd: Zstd | None) -> None:
-        self._files, self._zstd = files, zstd
+    def __init__(
+        self, array: zarr.Array, files: ShardFiles, zstd: Zstd | None, checksums: Callable[[], np.ndarray] | None
+    ) -> None:
+        self._files, self._zstd, self._read_checksums = files, zstd, checksums
         self._fill, self._zeros = array.fill_value, ".0" * (array.ndim - 1)
         self._chunk_rows, self._shard_rows = array.chunks[0], array.shards[0]
         self._chunks_per_shard = self._shard_rows // self._chunk_rows
         self._row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
 
     @classmethod
-    def from_zarr(cls, array: zarr.Array, url: str) -> ShardedArray | None:
-        """Returns the array of the cache at `url`; None if its layout or its store is not one that this class reads."""
+    def from_zarr(
+        cls, array: zarr.Array, url: str, checksums: Callable[[], np.ndarray] | None = None
+    ) -> ShardedArray | None:
+        """Returns the array of the cache at `url`; None if its layout or its store is not one that this class reads.
+
+        `checksums` reads the checksums that its chunks must have.
+        """
         codec = array.metadata.codecs[0]
         inner: Sequence[Any] = codec.codecs if isinstance(codec, ShardingCodec) else ()
         kinds = [type(one) for one in inner]
@@ -97,7 +108,11 @@ class ShardedArray:
             files = RemoteFiles(system, f"{path.rstrip('/')}/{array.path}")
         else:
             return None
-        return cls(array, files, Zstd(inner[1].level, inner[1].checksum) if len(inner) > 2 else None)
+        return cls(array, files, Zstd(inner[1].level, inner[1].checksum) if len(inner) > 2 else None, checksums)
+
+    @cached_property
+    def _checksums(self) -> np.ndarray | None:
+        return None if self._read_checksums is None else self._read_checksums()
 
     def count_missing(self, shards: np.ndarray) -> int:
         """Returns how many of these shards are not in the store."""
@@ -123,12 +138,17 @@ class ShardedArray:
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(lambda piece: self._execute(self._plan(piece, output), output), pieces))
 
-    def write(self, start: int, parts: Sequence[np.ndarray]) -> None:
-        """Writes the rows of `parts` in order from row `start` on, the first of a shard. Replaces whole shards."""
-        chunks = _split_chunks(parts, self._chunk_rows, self._fill)
+    def write(self, start: int, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Writes the rows of `parts` in order from row `start` on, the first of a shard. Replaces whole shards.
+
+        Returns the checksums of the chunks written, (n,) uint32.
+        """
+        written: list[np.ndarray] = []
+        chunks = split_chunks(parts, self._chunk_rows, self._fill)
         shards = -(-sum(map(len, parts)) // self._shard_rows)
         for shard in range(start // self._shard_rows, start // self._shard_rows + shards):
-            self._files.replace(self._name(shard), self._encode_shard(islice(chunks, self._chunks_per_shard)))
+            self._files.replace(self._name(shard), self._encode_shard(islice(chunks, self._chunks_per_shard), written))
+        return np.concatenate(written)
 
     def _read_in_turn(self, pieces: Sequence[Piece], output: np.ndarray) -> None:
         """Reads pieces one after the other; plans and prefetches `PIECES_AHEAD` pieces ahead."""
@@ -147,7 +167,8 @@ class ShardedArray:
     def _plan(self, piece: Piece, output: np.ndarray) -> ReadPlan:
         """Opens the piece's shard, looks its chunks up in the index and prefetches them."""
         goal = chunk_targets(piece, output, self._chunk_rows, self._row_bytes)
-        file = self._files.open(self._name(int(piece.rows[0]) // self._shard_rows))
+        name = self._name(int(piece.rows[0]) // self._shard_rows)
+        file = self._files.open(name)
         try:
             begins, sizes = self._read_index(file)[goal.chunks % self._chunks_per_shard].T
             self._check_index(begins, sizes)
@@ -156,10 +177,16 @@ class ShardedArray:
             runs = adjacent_runs(begins, sizes, batch)
             gaps = bool(goal.chunks[-1] - goal.chunks[0] >= len(goal.chunks))
             file.prefetch([run.begin for run in runs], [run.size for run in runs], gaps)
+        except ValueError as error:
+            file.close()
+            raise ValueError(f"{error} ({name})") from None
         except BaseException:
             file.close()
             raise
-        return ReadPlan(file, runs, batch, encoded, np.empty((len(sizes), CHECKSUM_BYTES), np.uint8), goal)
+        expected = None if self._checksums is None else self._checksums[goal.chunks]
+        return ReadPlan(
+            file, name, runs, batch, encoded, np.empty((len(sizes), CHECKSUM_BYTES), np.uint8), expected, goal
+        )
 
     def _execute(self, plan: ReadPlan, output: np.ndarray) -> None:
         """Reads a planned piece, compares checksums, decodes, and copies staged rows to their places."""
@@ -170,9 +197,11 @@ class ShardedArray:
                 file.read(buffers[2 * start : 2 * stop], begin, size)
                 if stop % plan.batch == 0 or stop == len(plan.encoded):
                     if _checksums(plan.encoded[compared:stop]) != plan.checksums[compared:stop].tobytes():
-                        raise ValueError("checksums differ")
+                        raise ValueError(f"checksums differ ({plan.name})")
                     compared = stop
         goal = plan.goal
+        if plan.expected is not None and not np.array_equal(plan.checksums.view("<u4").ravel(), plan.expected):
+            raise ValueError(f"not the one that was written, but another cache's, array's or time's ({plan.name})")
         if self._zstd:
             for source, target in zip(plan.encoded, goal.targets, strict=True):
                 self._zstd.decode(source, target)
@@ -195,8 +224,8 @@ class ShardedArray:
         if not self._zstd and (sizes != self._chunk_rows * self._row_bytes + CHECKSUM_BYTES).any():
             raise ValueError("a chunk is of the wrong length")
 
-    def _encode_shard(self, chunks: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """Yields the bytes of a shard, a few chunks at a time, the index last."""
+    def _encode_shard(self, chunks: Iterator[np.ndarray], written: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Yields the bytes of a shard, a few chunks at a time, the index last; adds the checksums to `written`."""
         index = np.full((self._chunks_per_shard, 2), MISSING, "<u8")
         done = position = 0
         batch = min(max(BATCH_BYTES // (self._chunk_rows * self._row_bytes), 1), BATCH_CHUNKS)
@@ -204,6 +233,7 @@ class ShardedArray:
             if self._zstd:
                 encoded = [np.frombuffer(self._zstd.encode(chunk), np.uint8) for chunk in encoded]
             checksums = np.frombuffer(_checksums(encoded), np.uint8).reshape(-1, CHECKSUM_BYTES)
+            written.append(checksums.view("<u4").ravel())
             ends = position + np.cumsum([len(chunk) + CHECKSUM_BYTES for chunk in encoded])
             index[done : done + len(encoded)] = np.stack([[position, *ends[:-1]], np.diff(ends, prepend=position)], 1)
             done, position = done + len(encoded), int(ends[-1])
@@ -213,27 +243,6 @@ class ShardedArray:
 
     def _name(self, shard: int) -> str:
         return f"c.{shard}{self._zeros}"
-
-
-def _split_chunks(parts: Sequence[np.ndarray], rows: int, fill: object) -> Iterator[np.ndarray]:
-    """Yields chunks of `rows` rows of the joined parts; copies only where parts meet. The last chunk is padded."""
-    rest: list[np.ndarray] = []
-    for part in parts:
-        missing = min(-sum(map(len, rest)) % rows, len(part))
-        if missing:
-            rest.append(part[:missing])
-        if rest and sum(map(len, rest)) == rows:
-            yield np.concatenate(rest)
-            rest = []
-        whole = missing + (len(part) - missing) // rows * rows
-        for begin in range(missing, whole, rows):
-            yield part[begin : begin + rows]
-        if whole < len(part):
-            rest.append(part[whole:])
-    if rest:
-        last = np.full((rows, *rest[0].shape[1:]), fill, rest[0].dtype)
-        np.concatenate(rest, out=last[: sum(map(len, rest))])
-        yield last
 
 
 def _checksums(buffers: Sequence[np.ndarray]) -> bytes:

@@ -7,7 +7,7 @@ at places in a row: it is read straight into the output. Of chunk 0 only row 3 i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -105,3 +105,24 @@ def adjacent_runs(begins: np.ndarray, sizes: np.ndarray, limit: int) -> list[Run
     stops = np.append(first[1:], len(begins))
     columns: Sequence[np.ndarray] = (first, stops, begins[first], np.add.reduceat(sizes, first))
     return [Run(*run) for run in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def split_chunks(parts: Sequence[np.ndarray], rows: int, fill: object) -> Iterator[np.ndarray]:
+    """Yields chunks of `rows` rows of the joined parts; copies only where parts meet. The last chunk is padded."""
+    rest: list[np.ndarray] = []
+    for part in parts:
+        missing = min(-sum(map(len, rest)) % rows, len(part))
+        if missing:
+            rest.append(part[:missing])
+        if rest and sum(map(len, rest)) == rows:
+            yield np.concatenate(rest)
+            rest = []
+        whole = missing + (len(part) - missing) // rows * rows
+        for begin in range(missing, whole, rows):
+            yield part[begin : begin + rows]
+        if whole < len(part):
+            rest.append(part[whole:])
+    if rest:
+        last = np.full((rows, *rest[0].shape[1:]), fill, rest[0].dtype)
+        np.concatenate(rest, out=last[: sum(map(len, rest))])
+        yield last

@@ -10,6 +10,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from extract.cache.format import IMAGES_PER_BLOCK, CacheError, Layers
+from extract.cache.manifest import check_array
 from extract.data.class_map import ClassMap
 from extract.data.classes import check_classes
 
@@ -34,17 +35,19 @@ def write_array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[st
 
 
 def read_array(group: zarr.Group, name: str, url: str) -> np.ndarray:
-    """Reads a whole array. Raises CacheError naming it if it is missing or damaged."""
+    """Reads a whole array. Raises CacheError naming it if it is missing, damaged or not that of the manifest."""
     try:
         array = group[name]
         if array.nchunks_initialized < array.nchunks:
             raise CacheError(f"{url}/{name}: its chunk is missing")
-        return array[:]
+        values = array[:]
+        check_array(group, name, values, url)
+        return values
     except KeyError:
         raise CacheError(f"{url}: has no {name}") from None
     except CacheError:
         raise
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, AttributeError) as error:
         raise CacheError(f"{url}/{name}: damaged: {error}") from None
 
 
@@ -60,7 +63,10 @@ def read_classes(group: zarr.Group, url: str) -> pd.DataFrame:
     import pandas as pd
 
     columns = {name: read_array(group, f"classes/{name}", url) for name in CLASS_NUMBERS}
-    text = group["classes"].attrs
+    text = group["classes"].attrs.asdict()
+    missing = {"name", "frequency"} - text.keys()
+    if missing:
+        raise CacheError(f"{url}/classes/zarr.json: has no {' and '.join(sorted(missing))}")
     return check_classes(pd.DataFrame(columns | {"name": text["name"], "frequency": list(text["frequency"])}), url)
 
 

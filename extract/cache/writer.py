@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from extract.cache.columns import StoredColumn, create_columns, open_columns
+from extract.cache.checksums import BlockChecksums
+from extract.cache.columns import columns_of, create_columns, open_arrays
 from extract.cache.derived import UpperLayers, check_derived, why_stored
 from extract.cache.format import (
     COLUMNS,
     FORMAT,
     IMAGE_COLUMNS,
     IMAGES_PER_BLOCK,
-    LEVELS,
     OWNER_COLUMN,
     VERSION,
     CacheError,
@@ -35,13 +35,16 @@ from extract.cache.format import (
     open_group,
     row_shapes,
 )
-from extract.cache.location import may_be_replaced, remove_cache
+from extract.cache.location import clear_place, move_to_place, remove_cache, settle_cache
 from extract.cache.projections import check_hidden, read_projections, write_projections
 from extract.cache.reader import RoICache, open_cache
+from extract.cache.sealing import check_template, seal
 from extract.cache.tables import write_array, write_classes, write_fc_layers, write_images
 from extract.cache.values import check_values, image_digest, to_stored
 from extract.data.classes import check_classes
 from extract.rois import RoIs
+from extract.utils.files import PARTIAL
+from extract.utils.locks import one_writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,15 +95,17 @@ def write_cache(
     images = pd.DataFrame(rows, columns=list(IMAGE_COLUMNS))
     header = Header(split, level, tuple(stages), dict(detector or {}), dict(provenance or {}))
     capacity = max(int(images["roi_count"].max()), 1)
-    writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, overwrite, projections)
-    try:
-        for block in writer.pending():
-            writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
-        return writer.finish()
-    except BaseException:
-        # Unlike an extraction this cannot be resumed, so nothing half-written stays.
-        remove_cache(url)
-        raise
+    with one_writer(url):
+        settle_cache(url)
+        writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, overwrite, projections)
+        try:
+            for block in writer.pending():
+                writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
+            return writer.finish()
+        except BaseException:
+            # Unlike an extraction this cannot be resumed, so nothing half-written stays.
+            remove_cache(writer.url)
+            raise
 
 
 def create_cache(
@@ -125,7 +130,7 @@ def create_cache(
         images: image_id, height, width, flipped, in the order in which they will be stored.
         capacity: upper bound of the RoIs of one image.
         fc_layers: the detector's fully connected layers, per stage.
-        overwrite: replace an existing cache.
+        overwrite: replace an existing cache when the new one is finished; until then it is written beside it.
         projections: see `write_cache`.
 
     Raises CacheError if something is at `url`, if class table, stages or feature level do not fit the RoIs, or if the
@@ -133,16 +138,16 @@ def create_cache(
     """
     header.check_json(url)
     classes = check_classes(classes, url)
-    _check_template(url, template, header, classes, images)
+    check_template(url, template, header, classes, images)
     width = 0 if template.features is None else template.features.shape[-1]
     check_hidden(url, header.level, width, fc_layers, projections, len(header.stages))
     reason = why_stored(template, header, fc_layers)
     if reason and header.level == "hidden":
         log.info("%s: logits are stored: %s", url, reason)
     shapes = row_shapes(template, logits=reason is not None)
-    replace = may_be_replaced(url, overwrite)
+    place, replace = clear_place(url, overwrite)
     # The mark distinguishes an interrupted creation from somebody's folder.
-    group = zarr.create_group(url, overwrite=replace, attributes={"creating": True})
+    group = zarr.create_group(place, overwrite=replace, attributes={"creating": True})
     block_capacity = capacity * min(IMAGES_PER_BLOCK, max(len(images), 1))
     rows_per_block = create_columns(group, header.split, shapes, num_blocks(len(images)), block_capacity)
     write_classes(group, classes)
@@ -151,7 +156,10 @@ def create_cache(
     write_projections(group, projections)
     sizes = {"rows_per_block": rows_per_block, "images_per_block": IMAGES_PER_BLOCK}
     group.attrs.put({"format": FORMAT, "version": VERSION, "complete": False, **sizes, **asdict(header)})
-    return CacheWriter(group, url)
+    if overwrite:
+        return CacheWriter(group, place, url)
+    move_to_place(place, url)
+    return resume_cache(url)
 
 
 def resume_cache(url: str) -> CacheWriter:
@@ -165,15 +173,20 @@ def resume_cache(url: str) -> CacheWriter:
 class CacheWriter:
     """The writer of an unfinished cache, block by block; returned by `create_cache` and `resume_cache`."""
 
-    def __init__(self, group: zarr.Group, url: str) -> None:
-        self.url = url
+    def __init__(self, group: zarr.Group, url: str, final_url: str | None = None) -> None:
+        """`url` is where the cache is written, `final_url` where it will be."""
+        self.url, self._final_url = url, final_url or url.removesuffix(PARTIAL)
         self._group = group
         self._image_ids = group["images/image_id"][:]
-        self._columns = open_columns(group, url)
-        self._owners = StoredColumn(group[OWNER_COLUMN.name], url)
+        arrays = open_arrays(group, url)
+        self._columns = columns_of(arrays)
+        self._owners = arrays[OWNER_COLUMN.name]
         attributes = group.attrs.asdict()
         self._layers = None if "logits" in self._columns else UpperLayers.read(group, url)
         self._rows_per_block = int(attributes["rows_per_block"])
+        self._checksums = BlockChecksums(
+            group, {name: self._rows_per_block // column.chunk_rows for name, column in arrays.items()}
+        )
         if attributes["images_per_block"] != IMAGES_PER_BLOCK:
             raise CacheError(
                 f"{url}: is written in blocks of {attributes['images_per_block']} images, "
@@ -208,12 +221,14 @@ class CacheWriter:
         with ThreadPoolExecutor(1) as pool:
             # Hashing takes as long as writing, which mostly waits for the disk.
             digests = pool.map(image_digest, [list(arrays.values()) for arrays in images])
+            sums: dict[str, np.ndarray | None] = {}
             if counts.sum():
                 start = block * self._rows_per_block
                 owners = np.arange(len(counts), dtype=np.int32) + block * IMAGES_PER_BLOCK
-                self._owners.write(start, [np.repeat(owners, counts)])
+                sums[OWNER_COLUMN.name] = self._owners.write(start, [np.repeat(owners, counts)])
                 for field, column in self._columns.items():
-                    column.write(start, [arrays[field] for arrays in images])
+                    sums[COLUMNS[field].name] = column.write(start, [arrays[field] for arrays in images])
+            self._checksums.write(block, sums)
             self._group["progress"][block_slice(block)] = np.stack([counts, list(digests)], 1)
 
     def finish(self) -> RoICache:
@@ -228,8 +243,9 @@ class CacheWriter:
         write_array(self._group, "images/roi_start", starts, ("image",))
         write_array(self._group, "images/roi_count", counts.astype(np.int32), ("image",))
         write_array(self._group, "images/digest", digests, ("image",))
-        self._group.attrs["complete"] = True
-        return open_cache(self.url)
+        self._checksums.finish()
+        seal(self._group, self.url, self._final_url)
+        return open_cache(self._final_url)
 
     def _to_stored(self, rois: RoIs) -> dict[str, np.ndarray]:
         """Returns one image's arrays as they are stored, by field. Raises CacheError naming the image."""
@@ -240,17 +256,3 @@ class CacheWriter:
             return {f: to_stored(rois, f, COLUMNS[f], column.row_shape) for f, column in self._columns.items()}
         except CacheError as error:
             raise CacheError(f"{self.url}: image {rois.image_id}: {error}") from None
-
-
-def _check_template(url: str, template: RoIs, header: Header, classes: pd.DataFrame, images: pd.DataFrame) -> None:
-    """Raises CacheError if the RoIs do not fit class table, header or images."""
-    if template.num_classes != len(classes):
-        raise CacheError(f"{url}: logits are of {template.num_classes} classes, the class table has {len(classes)}")
-    if template.proposals.shape[1] != len(header.stages):
-        raise CacheError(f"{url}: RoIs have {template.proposals.shape[1]} stages, the header {len(header.stages)}")
-    repeated = images["image_id"].duplicated()
-    if repeated.any():
-        raise CacheError(f"{url}: image id {images['image_id'][repeated].iloc[0]} repeats")
-    axes = None if template.features is None else template.features.ndim
-    if axes != LEVELS[header.level]:
-        raise CacheError(f"{url}: level {header.level!r} needs features of {LEVELS[header.level]} axes, got {axes}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,14 +57,24 @@ def flush(path: str | os.PathLike[str]) -> None:
             os.close(descriptor)
 
 
+def flush_tree(folder: str | os.PathLike[str], skip: Collection[str] = ()) -> None:
+    """Waits until all files in a folder are on the disk, but for those in its folders `skip`."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if parent != str(folder) or name not in skip]
+        for name in files:
+            flush(os.path.join(parent, name))
+        flush(parent)
+
+
 def is_partial(name: str) -> bool:
     """Returns whether a file of this name is one of `replacing`, or of Zarr, that a kill has left."""
     return _LEFTOVER.fullmatch(name) is not None
 
 
-def remove_partials(folder: str | os.PathLike[str]) -> None:
-    """Deletes the files that killed writers have left in a folder; nobody else may be writing there."""
-    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
-        if is_partial(entry.name):
+def remove_partials(folder: str | os.PathLike[str], *, below: bool = False) -> None:
+    """Deletes the files that killed writers have left in a folder, and `below`; nobody else may be writing there."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = folders if below else []
+        for name in filter(is_partial, files):
             with suppress(FileNotFoundError):
-                os.unlink(entry.path)
+                os.unlink(os.path.join(parent, name))

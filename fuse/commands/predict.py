@@ -20,7 +20,8 @@ from extract.data.images import SizedReader
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image, ImageDetections, reader_of
 from extract.detectors.class_map import map_detector
-from extract.utils.files import replacing
+from extract.utils.files import remove_partials, replacing
+from extract.utils.locks import one_writer
 from extract.utils.prefetch import prefetch
 from fuse.commands.config import PredictConfig
 from fuse.commands.datasets import find_dataset
@@ -61,16 +62,26 @@ def predict(config: PredictConfig) -> None:
     warn_of_tail(config, classifier.scorer.instance_counts)
     if annotations is not None:
         _check_names(classifier, annotations)
-    if config.overwrite:
-        for name in (PREDICTIONS_FILE, LINES_FILE):
-            (config.out / name).unlink(missing_ok=True)
-    lines, read = PredictionLines(config.out, _options(config, detector, annotations)), SizedReader(reader_of(detector))
+    with one_writer(config.out):
+        _predict(config, images, detector, classifier, annotations)
+
+
+def _predict(
+    config: PredictConfig,
+    images: Sequence[ImageFile],
+    detector: Detector,
+    classifier: LiveClassifier,
+    annotations: Annotations | None,
+) -> None:
+    """Predicts as `predict` does, the lock of the folder being held. An older file stays until the new one is whole."""
+    lines = PredictionLines(config.out, _options(config, detector, annotations), config.overwrite)
+    remove_partials(config.out)
+    read = SizedReader(reader_of(detector))
     text_ids = {} if annotations is None else annotations.text_ids
     try:
         _predict_pending(images, lines, _process(config, detector, classifier, text_ids), read)
     except KeyboardInterrupt:
-        without = " without --overwrite" * config.overwrite
-        _LOG.info("%s: stopped after %d images; the same command%s resumes", config.out, len(lines), without)
+        _LOG.info("%s: stopped after %d images; the same command resumes", config.out, len(lines))
         raise
     read.log_turned()
     count = lines.finish([image.key for image in images], config.out / PREDICTIONS_FILE)

@@ -27,13 +27,29 @@ class PredictionLines:
     dropped.
     """
 
-    def __init__(self, folder: Path, options: Mapping[str, str]) -> None:
-        """Opens the file in the folder, or begins it. Raises ValueError if it was made with other options."""
+    def __init__(self, folder: Path, options: Mapping[str, str], overwrite: bool = False) -> None:
+        """Opens the file in the folder, or begins it; with `overwrite`, also in place of one of other options.
+
+        Raises ValueError if it was made with other options.
+        """
         self._path = folder / LINES_FILE
         self._spans: dict[str, tuple[int, int]] = {}
         if not self._path.exists():
-            write_bytes(self._path, msgspec.json.encode(options) + b"\n")
-        start = 0
+            self._begin(options)
+        try:
+            self._read(folder, options)
+        except ValueError:
+            if not overwrite:
+                raise
+            self._begin(options)
+            self._read(folder, options)
+
+    def _begin(self, options: Mapping[str, str]) -> None:
+        write_bytes(self._path, msgspec.json.encode(options) + b"\n")
+
+    def _read(self, folder: Path, options: Mapping[str, str]) -> None:
+        """Finds the images that are done, and removes a last line that is cut short."""
+        self._spans, start = {}, 0
         with self._path.open("rb") as file:
             for line in file:
                 if start == 0:
