@@ -38,6 +38,7 @@ SPEED = (
     "training",
     "streaming",
     "storage",
+    "integrity",
     "extraction",
     "painting",
     "evaluation",
