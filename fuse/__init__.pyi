@@ -5,6 +5,8 @@ from .config import FusionConfig as FusionConfig
 from .detections import Detections as Detections
 from .evaluation.compare import compare as compare
 from .evaluation.comparison import RowComparison as RowComparison
+from .evaluation.errors import confusions as confusions
+from .evaluation.errors import error_table as error_table
 from .evaluation.metrics import evaluate as evaluate
 from .evaluation.metrics import per_class_ap as per_class_ap
 from .export.folding import folded_classifiers as folded_classifiers

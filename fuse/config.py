@@ -205,3 +205,12 @@ class EvaluationConfig:
     def bin_edges(self) -> tuple[float, ...]:
         """Edges of the bins, both ends included."""
         return edges(self.bins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorsConfig:
+    """Whether the commands say where the errors are."""
+
+    errors: bool = False
+    """Also print where the errors are, and write errors.csv where there is a folder: TIDE's error types, calibration
+    error, and which objects of each bin are taken for other classes."""

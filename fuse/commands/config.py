@@ -12,7 +12,7 @@ from tyro.conf import Suppress
 
 from extract.config import DetectorSpec, Precision
 from fuse.commands.mask_config import MaskConfig
-from fuse.config import ClassifierConfig, EvaluationConfig, FusionConfig
+from fuse.config import ClassifierConfig, ErrorsConfig, EvaluationConfig, FusionConfig
 from fuse.scores import FusionMode, ScoreMode
 
 DETECTIONS_FILE = "detections.json"
@@ -22,7 +22,7 @@ FOLDED_MODES = ("cat", "calibrated")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheConfig(EvaluationConfig, ClassifierConfig, FusionConfig, MaskConfig):
+class CacheConfig(ErrorsConfig, EvaluationConfig, ClassifierConfig, FusionConfig, MaskConfig):
     """What `fuse` and `fuse sweep` share: a val cache, a classifier, fusion and evaluation."""
 
     cache: str

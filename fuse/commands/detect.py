@@ -20,7 +20,7 @@ from fuse.commands.inputs import (
 )
 from fuse.commands.manifest import new_manifest
 from fuse.commands.masks import painted_masks
-from fuse.commands.outputs import Comparison, evaluate_all, write_results, write_unevaluated
+from fuse.commands.outputs import Comparison, errors_of_rows, evaluate_all, write_results, write_unevaluated
 from fuse.commands.paper_rows import BASELINE, paper_rows
 from fuse.config import FusionConfig
 from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS
@@ -78,7 +78,8 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         return
     tables = evaluate_all(config, annotations, detections, cache.classes, comparison.baseline)
     saved = detections[comparison.candidate] if save else None
-    write_results(config, manifest, tables, scope, comparison, saved, annotations.text_ids)
+    errors = errors_of_rows(config, annotations, detections, cache.classes)
+    write_results(config, manifest, tables, scope, comparison, saved, annotations.text_ids, errors)
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:

@@ -44,6 +44,7 @@ def options_as_text(
         "overwrite",
         "strict",
         "bootstrap",
+        "errors",
         *left_out,
         *(name.removesuffix("_fingerprint") for name in fingerprints),
     }

@@ -12,17 +12,19 @@ import pandas as pd
 from extract.utils.files import write_bytes
 from fuse.commands.config import DETECTIONS_FILE, CacheConfig
 from fuse.commands.manifest import MANIFEST_FILE
-from fuse.commands.results_config import MergeConfig
+from fuse.commands.results_config import MergeConfig, ResultsConfig
 from fuse.commands.select_config import SelectConfig
 from fuse.config import EvaluationConfig
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
 from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.tables import results_text
+from fuse.evaluation.errors import error_table
+from fuse.evaluation.tables import errors_text, results_text
 
 _LOG = logging.getLogger(__name__)
 METRICS_FILE, PER_CLASS_FILE, REPORT_FILE = "metrics.csv", "per_class.csv", "report.html"
+ERRORS_FILE = "errors.csv"
 
 
 class Comparison(NamedTuple):
@@ -56,6 +58,26 @@ def evaluate_all(
     )
 
 
+def errors_of_rows(
+    config: CacheConfig | ResultsConfig,
+    annotations: EvaluationDataset,
+    detections: Mapping[str, Detections],
+    classes: pd.DataFrame,
+) -> pd.DataFrame | None:
+    """Returns the table of `fuse.error_table` if the config asks for it."""
+    if not config.errors:
+        return None
+    return error_table(
+        annotations,
+        detections,
+        classes,
+        bins=config.bin_edges,
+        iou_type=config.iou_types,
+        protocol=config.protocol,
+        max_detections=config.max_detections,
+    )
+
+
 def write_results(
     config: CacheConfig | MergeConfig | SelectConfig,
     manifest: bytes,
@@ -64,6 +86,7 @@ def write_results(
     comparison: Comparison,
     detections: Detections | None = None,
     text_ids: Mapping[int, str] | None = None,
+    errors: pd.DataFrame | None = None,
 ) -> None:
     """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
 
@@ -75,6 +98,7 @@ def write_results(
         comparison: the rows that the report compares.
         detections: those to keep, if any.
         text_ids: of `Detections.to_json`.
+        errors: of `errors_of_rows`.
     """
     _clear(config.out)
     if detections is not None:
@@ -87,6 +111,9 @@ def write_results(
     else:
         title = text.splitlines()[0]
         write_report(config.out / REPORT_FILE, tables, config.bin_edges, *comparison, title)
+    if errors is not None:
+        write_bytes(config.out / ERRORS_FILE, errors.to_csv().encode())
+        text += f"\n\n{errors_text(errors)}"
     write_bytes(config.out / METRICS_FILE, tables.metrics.to_csv().encode())
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(text)
@@ -109,7 +136,7 @@ def write_unevaluated(
 
 def _clear(folder: Path) -> None:
     """Deletes the results of an earlier run, the manifest first: it never stands beside results of two runs."""
-    for name in (MANIFEST_FILE, DETECTIONS_FILE, PER_CLASS_FILE, REPORT_FILE, METRICS_FILE):
+    for name in (MANIFEST_FILE, DETECTIONS_FILE, PER_CLASS_FILE, REPORT_FILE, ERRORS_FILE, METRICS_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

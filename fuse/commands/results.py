@@ -20,11 +20,19 @@ from fuse.commands.inputs import (
 )
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.masks import PaintedMasks, masks_of_results
-from fuse.commands.outputs import Comparison, describe_results, evaluate_all, write_results, write_unevaluated
+from fuse.commands.outputs import (
+    Comparison,
+    describe_results,
+    errors_of_rows,
+    evaluate_all,
+    write_results,
+    write_unevaluated,
+)
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.tables import errors_text
 from fuse.merge import check_options, have_masks, merge_detections
 
 _LOG = logging.getLogger(__name__)
@@ -50,8 +58,11 @@ def evaluate_file(config: EvaluateConfig) -> None:
     config = resolve_protocol(config, annotations)
     painted = painted and painted.if_wanted(config.iou_types)
     rows = painted.attach(rows) if painted else rows
-    tables = evaluate_all(config, annotations, rows, load_classes(config))
-    print(describe_results(config, tables, _scope(annotations, detections)))
+    classes = load_classes(config)
+    print(describe_results(config, evaluate_all(config, annotations, rows, classes), _scope(annotations, detections)))
+    errors = errors_of_rows(config, annotations, rows, classes)
+    if errors is not None:
+        print(f"\n{errors_text(errors)}")
 
 
 def merge_files(config: MergeConfig) -> None:
@@ -88,7 +99,8 @@ def merge_files(config: MergeConfig) -> None:
         return
     tables = evaluate_all(config, annotations, rows, classes)
     comparison = Comparison(next(iter(results)), MERGED)
-    write_results(config, manifest, tables, scope, comparison, rows[MERGED], annotations.text_ids)
+    errors = errors_of_rows(config, annotations, rows, classes)
+    write_results(config, manifest, tables, scope, comparison, rows[MERGED], annotations.text_ids, errors)
 
 
 def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **options: Any) -> dict[str, Detections]:

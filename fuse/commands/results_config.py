@@ -9,12 +9,12 @@ from tyro.conf import Positional
 
 from fuse.commands.config import DETECTIONS_FILE
 from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
-from fuse.config import EvaluationConfig, MergeMethod
+from fuse.config import ErrorsConfig, EvaluationConfig, MergeMethod
 from fuse.defaults import IOU_THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultsConfig(EvaluationConfig):
+class ResultsConfig(ErrorsConfig, EvaluationConfig):
     """How result files are evaluated."""
 
     cache: str | None = None

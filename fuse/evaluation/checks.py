@@ -10,6 +10,7 @@ import pandas as pd
 
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.ground_truth import contains
 
 
 def with_categories(dataset: EvaluationDataset, classes: pd.DataFrame) -> EvaluationDataset:
@@ -38,10 +39,10 @@ def check_detections(dataset: EvaluationDataset, detections: Detections, iou_typ
     that are not finite."""
     columns = (("image_id", detections.image_ids, "images"), ("category_id", detections.category_ids, "categories"))
     for name, column, key in columns:
-        values = np.unique(column)
-        unknown = values[~np.isin(values, [record["id"] for record in dataset[key]])]
+        known = np.unique([record["id"] for record in dataset[key]])
+        unknown = column[~contains(known, column)]
         if len(unknown):
-            raise ValueError(f"detections of {name} {unknown[0]}, which the annotations do not have")
+            raise ValueError(f"detections of {name} {unknown.min()}, which the annotations do not have")
     if iou_type == "segm":
         check_segmentations(dataset)
     if iou_type == "segm" and len(detections):

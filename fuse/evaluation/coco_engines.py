@@ -26,6 +26,17 @@ def hotcoco_coco_engine(
     dataset: EvaluationDataset, detections: Detections, iou_type: str, max_detections: int
 ) -> PrecisionRecall:
     """Runs hotcoco's `COCOeval`: the results of pycocotools, many times faster."""
+    caps = recall_caps(max_detections)
+    evaluation = hotcoco_coco_evaluation(dataset, detections, iou_type, caps)
+    evaluation.accumulate()
+    curves: Any = evaluation.eval
+    return PrecisionRecall(curves["precision"][..., -1], curves["recall"], caps)
+
+
+def hotcoco_coco_evaluation(
+    dataset: EvaluationDataset, detections: Detections, iou_type: str, caps: tuple[int, ...]
+) -> Any:
+    """Returns hotcoco's `COCOeval` after `evaluate`."""
     import hotcoco
 
     gt, results = hotcoco_inputs(dataset, detections, iou_type)
@@ -33,12 +44,9 @@ def hotcoco_coco_engine(
         ids = np.arange(1, len(detections) + 1)
         results.update_anns(ids=ids, area=detection_areas(detections, iou_type).astype(np.float64))
     evaluation = hotcoco.COCOeval(gt, results, iou_type)
-    caps = recall_caps(max_detections)
     evaluation.params.max_dets = list(caps)
     evaluation.evaluate()
-    evaluation.accumulate()
-    curves: Any = evaluation.eval
-    return PrecisionRecall(curves["precision"][..., -1], curves["recall"], caps)
+    return evaluation
 
 
 def pycocotools_engine(

@@ -43,6 +43,14 @@ class PrecisionRecall(NamedTuple):
 
 def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> PrecisionRecall:
     """Runs hotcoco's `LVISeval`: the results of the official code, many times faster."""
+    evaluation = hotcoco_lvis_evaluation(dataset, detections, iou_type)
+    evaluation.accumulate()
+    curves: Any = evaluation.eval
+    return PrecisionRecall(curves["precision"][:, :, :, :1, 0], curves["recall"][:, :, :1, :1])
+
+
+def hotcoco_lvis_evaluation(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> Any:
+    """Returns hotcoco's `COCOeval` of LVIS's protocol after `evaluate`."""
     import hotcoco
 
     detections = detections.take(_has_annotated_class(dataset, detections))
@@ -50,9 +58,7 @@ def hotcoco_engine(dataset: EvaluationDataset, detections: Detections, iou_type:
     gt, results = hotcoco_inputs(dataset, detections, iou_type)
     evaluation = hotcoco.LVISeval(gt, results.cap_detections_per_image(None), iou_type)
     evaluation.evaluate()
-    evaluation.accumulate()
-    curves: Any = evaluation.eval
-    return PrecisionRecall(curves["precision"][:, :, :, :1, 0], curves["recall"][:, :, :1, :1])
+    return evaluation
 
 
 def lvis_engine(dataset: EvaluationDataset, detections: Detections, iou_type: str) -> PrecisionRecall:

@@ -11,6 +11,8 @@ from fuse.evaluation.dataset import EvaluationDataset
 
 TABLE_SIZE = 1 << 20
 """Ids below this are looked up in a table, larger ones by bisection."""
+TABLE_SHARE = 16
+"""A table of flags may have this many entries for each value that is looked up in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +105,13 @@ class Lookup:
 
 
 def contains(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Returns (N,) bool: whether each value (N,) is among some ascending ones."""
+    """Returns (N,) bool: whether each value (N,) is among some ascending ones; from a table if that is small."""
     if not len(ascending):
         return np.zeros(len(values), bool)
+    if ascending[0] >= 0 and ascending[-1] < TABLE_SHARE * len(values):
+        table = np.zeros(ascending[-1] + 2, bool)
+        table[ascending] = True
+        return table[np.minimum(values.astype(np.int64).view(np.uint64), len(table) - 1)]  # negative ones are huge
     places = np.searchsorted(ascending, values)
     return ascending[np.minimum(places, len(ascending) - 1)] == values
 

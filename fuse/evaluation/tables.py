@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from extract.data.bins import bin_counts
 from fuse.evaluation.comparison import RowComparison
+from fuse.evaluation.intervals import iou_title
 from fuse.evaluation.metrics import evaluated_classes
 from fuse.evaluation.protocols import PROTOCOLS
 
@@ -37,3 +40,19 @@ def results_text(
     left_out = f" Columns without any are left out: {', '.join(empty)}." if empty else ""
     lines.append(f"Classes with ground truth: {counts}.{left_out}")
     return "\n".join([*lines, "", comparison.text()])
+
+
+def errors_text(errors: pd.DataFrame) -> str:
+    """Returns the tables of `error_table`, without empty columns, after a line that describes them."""
+    lines = [
+        "Where the errors are, at IoU 0.5: points of AP50 without each type of error; calibration error (ECE), points;",
+        "objects taken for another class (confused), for one of a bin of more instances (up), or missed, in percent.",
+    ]
+    for iou_type in errors.index.unique("iou_type"):
+        table = errors.dropna(axis="columns", how="all").loc[iou_type].rename_axis(None)
+        lines += [
+            "",
+            iou_title(str(iou_type)).replace(" AP", " errors"),
+            table.T.to_string(float_format="{:.1f}".format),
+        ]
+    return "\n".join(lines)
