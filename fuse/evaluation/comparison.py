@@ -26,8 +26,7 @@ class RowComparison:
 
     An interval is that of AP on datasets of this size: the percentiles of the resamples' deviation from their mean, put
     around the value. AP is higher the fewer different objects a class has, because interpolated precision is a maximum,
-    and a resample has fewer. So the resamples' own percentiles lie too high: on Mini-LVIS, 95% of them contain the mean
-    AP of datasets of this size in 64% of cases, the intervals here in 94%.
+    and a resample has fewer. So the resamples' own percentiles lie too high, and may even leave the value out.
 
     Attributes:
         summary, per_class: the tables of `evaluate_rows`.
