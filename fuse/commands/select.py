@@ -146,8 +146,9 @@ def _record(inputs: _Inputs, selection: Selection, learned: _Learned | None) -> 
     """Returns the content of `SELECTION_FILE`."""
     held_out = {"images": len(inputs.holdout), "fingerprint": inputs.holdout.fingerprint}
     note = (
-        "The detector itself was trained on the held-out images: its own scores are better there than on new images, "
-        "which favours settings that stay close to them."
+        "The detector was trained on the held-out images. Its own scores, and those of heads that start from its "
+        "classifier, are better there than on new images: compare the settings of one method by these figures, and "
+        "methods with one another by the table on val."
     )
     names = ["original", *(one.name for one in learned.settings), "objectness", "constant"] if learned else []
     weights = dict(zip(names, learned.fusion.weights.tolist(), strict=True)) if learned else {}
