@@ -36,8 +36,10 @@ def test_a_class_leans_on_the_classifier_that_is_right_and_others_on_their_bin()
 
 
 def test_pairs_are_those_that_the_annotations_decide():
-    best = np.array([[0.5, 0.5, 0.5, 0.001], [0.5, 0.001, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])
-    labels = np.array([1, 4, -1])  # an object of class 1, background, ignored
+    best = np.array([[0.5, 0.5, 0.5, 0.001], [0.5, 0.001, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5], [0.001] * 4])
+    # An object of class 1; background; ignored; and an object whose scores are too low: were it a pair all the same,
+    # low scores would speak for a class.
+    labels = np.array([1, 4, -1, 3])
     known, partial = np.array([True, True, False, True]), np.array([True, False, False, False])
     pairs = _decided_pairs(labels, best, known, partial)
     # Class 0 is annotated in part, so that it has no negatives; class 2 is not annotated; the ignored RoI is left out.

@@ -29,8 +29,9 @@ PENALTIES = (0.1, 10.0), 1.0, 10.0
 """Precisions of the priors on A's columns, B and D. The slope's keeps it from extrapolating far between counts."""
 ROI_WEIGHT = 0.1
 """Weight of a RoI in the likelihood: an object has about ten that say the same."""
-MIN_SCORE = 0.02
-"""Pairs are fitted to where a classifier's score is above this, and where the class is the RoI's."""
+MIN_SCORE = 0.01
+"""Pairs are fitted to where a classifier's score is above this. That a pair is chosen depends on its scores alone and
+not on its target, so that the choice does not bias the weights."""
 SMALLEST = 1e-6
 """Scores are at least this before the logarithm."""
 ITERATIONS = 60
@@ -122,10 +123,7 @@ def _annotated(cache: RoICache, annotations: EvaluationDataset, protocol: str) -
 
 def _decided_pairs(labels: np.ndarray, best: np.ndarray, known: np.ndarray, partial: np.ndarray) -> Pairs:
     """Returns the pairs of one image; `best` (R, K) are the highest scores, the others as of `_annotated`."""
-    chosen = (best > MIN_SCORE) & known
-    foreground = np.flatnonzero((labels >= 0) & (labels < best.shape[1]))
-    chosen[foreground, labels[foreground]] = True
-    rows, classes = np.nonzero(chosen)
+    rows, classes = np.nonzero((best > MIN_SCORE) & known)
     targets = labels[rows] == classes
     decided = targets | (~partial[classes] & (labels[rows] >= 0))
     return Pairs(rows[decided], classes[decided], targets[decided])
