@@ -19,8 +19,9 @@ import tyro
 
 from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs
 from benchmarks.speed.measure import Result, Timing, compare, peak_memory, result, save, seconds
-from fuse.defaults import ENGINE, MAX_DETECTIONS
+from fuse.defaults import BOOTSTRAP_SAMPLES, ENGINE, MAX_DETECTIONS
 from fuse.detections import Detections
+from fuse.evaluation.compare import compare_rows
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate_rows, per_class_ap
 from fuse.ops.masks import encode_masks
@@ -35,6 +36,8 @@ TARGETS = {"bbox": 30, "segm": 60}
 ROWS = 10
 ROWS_TARGET = 3
 """Time of `ROWS` rows, by that of one."""
+INTERVALS_TARGET = 10
+"""Seconds of `ROWS` rows with intervals over images."""
 
 
 def main(images: int = 1000) -> None:
@@ -42,7 +45,8 @@ def main(images: int = 1000) -> None:
     classes = lvis_classes()
     annotations = make_annotations(classes, images)
     for iou_type in ("bbox", "segm"):
-        save("evaluation", [time_evaluation(annotations, classes, iou_type), time_rows(annotations, classes, iou_type)])
+        timed = (time_evaluation, time_rows, time_intervals)
+        save("evaluation", [time(annotations, classes, iou_type) for time in timed])
 
 
 def time_evaluation(annotations: dict[str, Any], classes: pd.DataFrame, iou_type: str) -> Result:
@@ -81,6 +85,21 @@ def time_rows(annotations: dict[str, Any], classes: pd.DataFrame, iou_type: str)
     timing = compare(partial(evaluate, list(rows)), partial(evaluate, ["0"]), ROUNDS)
     case = f"evaluate {ROWS} rows, {len(annotations['images']):,} images × {DETECTIONS} detections, {KINDS[iou_type]}"
     return result(case, "one row", timing, "at_most", ROWS_TARGET)
+
+
+def time_intervals(annotations: dict[str, Any], classes: pd.DataFrame, iou_type: str) -> Result:
+    """Times ten rows with 1,000 resamples of the images against the same without."""
+    dataset = load_annotations(annotations)
+    rows = make_rows(make_detections(annotations, classes, iou_type == "segm", seed=2, count=POOL))
+
+    def evaluate(samples: int) -> None:
+        compare_rows(dataset, rows, classes, iou_types=(iou_type,), samples=samples)
+
+    timing = compare(partial(evaluate, BOOTSTRAP_SAMPLES), partial(evaluate, 0), ROUNDS)
+    case = (
+        f"intervals of {ROWS} rows, {len(annotations['images']):,} images × {DETECTIONS} detections, {KINDS[iou_type]}"
+    )
+    return result(case, "without intervals", timing, "seconds_at_most", INTERVALS_TARGET)
 
 
 def make_rows(pool: Detections, seed: int = 3) -> dict[str, Detections]:
