@@ -206,6 +206,38 @@ def test_unknown_tables_are_refused(capsys):
     assert "invalid choice: '12'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_what_is_missing_is_made_and_views_are_those_of_live_inference(tiny, tmp_path):
+    files = setups.DetectorFiles(setups.MASK_RCNN, tiny.weights, options=("num_classes=12",))
+    splits = ("train", "val", "test")
+    own = setups.Setup(
+        name="tiny",
+        annotations={split: tiny.data / f"{split}.json" for split in splits},
+        images={split: tiny.data / split for split in splits},
+        caches=tmp_path,
+        detectors={"a": files},
+        ensemble=("a", "a"),
+        scales=((128, 128),),
+        steps=2,
+        proposals=300,
+    )
+    table = ensembles.test_table(own).set_index("row")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "head",
+        "test.zarr",
+        "test_128.zarr",
+        "test_flip.zarr",
+        "train.zarr",
+    ]
+    assert set(table["split"]) == {"test"} and table["AP"].notna().all()
+    views = ensembles.views_of(own)
+    cached = ensembles.detect_member(own, "a", "test").calibrated_views
+    live = ensembles.detect_live(own, "a", "test", views)
+    assert len(live) == len(cached) == 12 * 300
+    # A cache has fewer proposals, and features and logits as float16.
+    np.testing.assert_allclose(np.sort(live.scores)[-3:], np.sort(cached.scores)[-3:], rtol=1e-3)
+
+
 @pytest.mark.framework
 @pytest.mark.parametrize("version", VERSIONS)
 def test_model_zoo_configs_have_lvis_classes(version, lvis_folder):
