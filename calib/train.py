@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from calib.checkpoint import (
     discard_other,
@@ -63,6 +62,7 @@ from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size
 from extract.utils.folders import put_in_place
 from extract.utils.locks import one_writer
+from extract.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -167,12 +167,12 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
         deferred_interrupt() as interrupted,
         closing(MetricsLog(out if is_main else "", state.step)) as log,
         closing(batches(sampler, features, len(cache.stages), range(state.step, config.steps))) as loader,
-        tqdm(
+        progress_bar(
             total=config.steps,
             initial=state.step,
             unit="step",
             desc=f"train {state.head.name}",
-            disable=None if is_main else True,
+            shown=is_main,
         ) as bar,
     ):
         if state.step == 0 and state.head.info.choice:
@@ -244,3 +244,4 @@ def main(config: Config) -> None:
         f"{config.out}: head {head.name}, {len(head.stages)} stage(s), {head.num_classes:,} classes, "
         f"{parameters:,} parameters, {config.steps:,} steps, finished"
     )
+    logger.info("next: python -m fuse --cache val.zarr --head %s --annotations val.json --out runs/cat", config.out)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from tqdm import tqdm
 
 from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice, layers_above
 from extract.cache.location import refuse_same
@@ -28,6 +27,7 @@ from extract.utils.devices import resolve_device
 from extract.utils.distributed import world_size
 from extract.utils.locks import one_writer
 from extract.utils.prefetch import prefetch
+from extract.utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _fit(source: RoICache, size: int) -> list[Projection]:
         rows = sample_rois(image_id, rois, len(images), seed)
         return source.take("features", source.offsets[position] + rows)
 
-    return fit_projections(map(sample, tqdm(images, desc="fit", unit="image", disable=None)), size, seed)
+    return fit_projections(map(sample, progress_bar(images, desc="fit", unit="image")), size, seed)
 
 
 def _conversion(
@@ -169,7 +169,7 @@ def _write(source: RoICache, writer: CacheWriter, convert: Callable[[RoIs], RoIs
     blocks = {block: range(len(source))[block_slice(block)] for block in writer.pending()}
     positions = [position for images in blocks.values() for position in images]
     with closing(prefetch(source.image_at, positions, threads=1, depth=2)) as read:
-        converted = map(convert, tqdm(read, "convert", len(positions), unit="image", disable=None))
+        converted = map(convert, progress_bar(read, desc="convert", total=len(positions), unit="image"))
         for block, images in blocks.items():
             writer.write_block(block, list(islice(converted, len(images))))
 

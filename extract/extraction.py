@@ -25,6 +25,7 @@ from extract.rois import RoIs
 from extract.utils.distributed import Coordinator, is_main_process, world_size
 from extract.utils.locks import one_writer
 from extract.utils.prefetch import BackgroundWorker
+from extract.utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,16 @@ def command(config: Config) -> None:
         raise
     if cache and is_main_process():
         print(cache)
+        log.info("next: %s", _next_command(config))
+
+
+def _next_command(config: Config) -> str:
+    """Returns the command that takes the cache."""
+    if config.split == "train":
+        return f"python -m calib.train --cache {config.out} --out head"
+    if config.split == "holdout":
+        return f"python -m fuse select --holdout {config.out} --cache val.zarr --train train.zarr …"
+    return f"python -m fuse --cache {config.out} --head head --annotations {config.annotations} --out runs/cat"
 
 
 def _resume(config: Config, job: Job) -> tuple[CacheWriter | None, list[int] | None]:
@@ -188,8 +199,7 @@ def _progress_bar(extractor: Extractor, pending: list[int]) -> tqdm:
     """Returns the progress bar of the images that all processes have finished; only rank 0 shows it."""
     images, missing = len(extractor.positions), sum(len(extractor.block_images(block)) for block in pending)
     name = f"extract {extractor.config.split}"
-    hidden = None if is_main_process() else True
-    return tqdm(initial=images - missing, total=images, unit="image", desc=name, disable=hidden)
+    return progress_bar(initial=images - missing, total=images, unit="image", desc=name, shown=is_main_process())
 
 
 def _log_estimate(job: Job, first: list[RoIs], seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from extract.cache.derived import LOGIT_TOLERANCE, classifier_columns, relative_error
 from extract.cache.format import CacheError, Layers, layers_above
@@ -11,6 +10,7 @@ from extract.cache.projections import check_hidden
 from extract.cache.reader import RoICache
 from extract.cache.values import all_finite, check_values
 from extract.rois import RoIs
+from extract.utils.progress import progress_bar
 
 
 def worst_logit_error(cache: RoICache) -> float | None:
@@ -27,7 +27,7 @@ def worst_logit_error(cache: RoICache) -> float | None:
         check_hidden(cache.url, cache.level, cache.fields["features"][-1], own, cache.projections, len(own))
     columns = classifier_columns(cache.class_map, cache.num_classes)
     worst: float | None = None
-    for rois in tqdm(cache, desc="verify", unit="image", disable=None):
+    for rois in progress_bar(cache, desc="verify", unit="image"):
         for field in cache.fields:
             values = getattr(rois, field)
             if values.dtype.kind == "f" and not all_finite(values):

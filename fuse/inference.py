@@ -12,6 +12,7 @@ from calib.scoring import Scorer
 from extract.cache.reader import RoICache
 from extract.rois import RoIs
 from extract.utils.prefetch import parallel_map
+from extract.utils.progress import progress_bar
 from fuse.accumulator import DetectionAccumulator, DetectionColumns
 from fuse.config import FusionConfig
 from fuse.detections import Detections
@@ -41,7 +42,7 @@ def detect(
 
 
 def detect_many(
-    cache: RoICache, fusions: Mapping[str, Fusion], *, masks: bool = True, progress: bool = False
+    cache: RoICache, fusions: Mapping[str, Fusion], *, masks: bool = True, progress: bool = True
 ) -> dict[str, Detections]:
     """Returns the detections of several fusions, by their names, from one pass over the cache.
 
@@ -52,7 +53,7 @@ def detect_many(
         cache: an open RoI cache.
         fusions: by name, resolved for this cache (`Fusion.for_cache`).
         masks: encode masks, where the cache has them.
-        progress: show a bar on stderr.
+        progress: show progress on stderr.
     """
     masks = masks and "masks" in cache.fields
     fields = _optional_fields(fusions.values(), masks)
@@ -71,10 +72,9 @@ def detect_many(
             columns[name] = _columns_of(rois, found, encoder)
         return columns
 
-    hidden = None if progress else True
     with (
         closing(parallel_map(detect_at, len(cache))) as images,
-        tqdm(total=len(cache), desc="detect", unit="image", disable=hidden) as bar,
+        progress_bar(total=len(cache), desc="detect", unit="image", shown=progress) as bar,
     ):
         for columns in images:
             for name, part in columns.items():

@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import NamedTuple, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from extract.detectors.base import ImageDetections
 from extract.utils.optional import require
+from extract.utils.progress import progress_bar
 from fuse.config import MergeMethod
 from fuse.defaults import IOU_THRESHOLD, MAX_DETECTIONS
 from fuse.detections import Detections, positions_by_image
@@ -42,7 +42,7 @@ def merge_detections(
     max_detections: int | None = MAX_DETECTIONS,
     weights: Sequence[float] | None = None,
     sizes: Mapping[int, tuple[int, int]] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Detections:
     """Merges results image by image with `merge_image`.
 
@@ -50,7 +50,7 @@ def merge_detections(
         results: two or more; an image may be missing in some of them.
         method, iou_threshold, max_detections, weights: as of `merge_image`.
         sizes: (height, width) of every image by its id; needed for "wbf".
-        progress: show a progress bar on stderr.
+        progress: show progress on stderr.
 
     Returns:
         Images by ascending id, the detections of each best first; for "wbf" without masks, because its boxes are new.
@@ -65,9 +65,7 @@ def merge_detections(
     category_ids, labels = np.unique(every.category_ids, return_inverse=True)
     result_starts = np.cumsum([len(result) for result in results])[:-1]
     merged = [every.take(slice(0))]
-    for positions in tqdm(
-        positions_by_image(every.image_ids), "merge", unit="image", disable=None if progress else True
-    ):
+    for positions in progress_bar(positions_by_image(every.image_ids), desc="merge", unit="image", shown=progress):
         image_id = int(every.image_ids[positions[0]])
         by_result = np.split(positions, np.searchsorted(positions, result_starts))
         try:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from extract.cache.mask_store import BoxClassPairs, MaskStore
 from extract.cache.reader import RoICache
@@ -28,6 +27,7 @@ from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector, precision_of
 from extract.utils.distributed import Coordinator, is_main_process
 from extract.utils.prefetch import available_cpus, prefetch
+from extract.utils.progress import progress_bar
 from fuse.detections import positions_by_image
 from fuse.ops.masks import encode_bitmaps
 
@@ -227,8 +227,7 @@ def paint_pairs(store: MaskStore, pairs: BoxClassPairs, painter: MaskPainter, co
     All processes that torchrun starts call it with the same pairs, and share the blocks. Rank 0 shows the progress.
     """
     images = len(np.unique(pairs.image_ids))
-    hidden = None if is_main_process() else True
-    with tqdm(total=images, desc="paint masks", unit="image", disable=hidden) as bar:
+    with progress_bar(total=images, desc="paint masks", unit="image", shown=is_main_process()) as bar:
         for painted in painter.paint(coordinator.work_queue(list(store.by_block(pairs)))):
             store.write(*painted)
             finished = coordinator.add_finished(len(np.unique(painted.pairs.image_ids)))

@@ -124,7 +124,7 @@ def run_training(
 ) -> None:
     """Trains, with the clock in place of the progress bar; `options` are fields of `calib.Config`."""
     config = Config(cache="", out="", head_type=head_type, steps=steps, device=device, **options)
-    with patch("calib.train.tqdm", lambda **_: clock):
+    with patch("calib.train.progress_bar", lambda **_: clock):
         train(cast(RoICache, cache), config)
 
 

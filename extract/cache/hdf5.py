@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from extract.cache.derived import DerivedRoIs, UpperLayers
 from extract.cache.format import (
@@ -40,6 +39,7 @@ from extract.utils.errors import one_line
 from extract.utils.files import replacing
 from extract.utils.locks import one_writer
 from extract.utils.optional import require
+from extract.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     import h5py
@@ -181,7 +181,7 @@ def _export_column(cache: RoICache, field: str, shape: tuple[int, ...], file: h5
         column.name, (total, *shape), column.dtype, chunks=chunks, maxshape=(None, *shape), fletcher32=True
     )
     bounds = cache.offsets[[*range(0, len(cache), IMAGES_PER_BLOCK), len(cache)]]
-    for start, stop in tqdm(list(pairwise(bounds)), desc=column.name, unit="block", leave=False, disable=None):
+    for start, stop in progress_bar(list(pairwise(bounds)), desc=column.name, unit="block", leave=False):
         dataset[start:stop] = cache.take(field, np.arange(start, stop))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from extract.data.bins import BINS, bin_names
+from extract.utils.progress import progress_bar
 from fuse.defaults import BOOTSTRAP_SAMPLES, CONFIDENCE, ENGINE
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
@@ -96,7 +96,7 @@ def compare_rows(
     iou_types, rows = list(iou_types), list(detections.values())
     resamples = _draw(annotations, classes, bins, protocol, samples, seed) if samples else None
     tables, resampled = {}, {}
-    with tqdm(total=len(iou_types) * len(rows), desc="evaluate", unit="row", disable=None if progress else True) as bar:
+    with progress_bar(total=len(iou_types) * len(rows), desc="evaluate", unit="row", shown=progress) as bar:
         for iou_type in iou_types:
             found = class_tables(annotations, rows, classes, iou_type, protocol, resamples=resamples, **options)
             for name, (table, ap) in zip(detections, found, strict=True):

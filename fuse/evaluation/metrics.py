@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from extract.data.bins import BINS, bin_index, bin_names
+from extract.utils.progress import progress_bar
 from fuse.defaults import ENGINE, FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.detections import Detections
 from fuse.evaluation.checks import check_detections, with_categories
@@ -126,8 +126,7 @@ def evaluate_rows(
     protocol = protocol or ("federated" if annotations.federated else "exhaustive")
     iou_types, rows = list(iou_types), list(detections.values())
     tables = {}
-    hidden = None if progress else True
-    with tqdm(total=len(iou_types) * len(rows), desc="evaluate", unit="row", disable=hidden) as bar:
+    with progress_bar(total=len(iou_types) * len(rows), desc="evaluate", unit="row", shown=progress) as bar:
         for iou_type in iou_types:
             found = class_tables(annotations, rows, classes, iou_type, protocol, **options)
             for name, (table, _) in zip(detections, found, strict=True):

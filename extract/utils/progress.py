@@ -1,0 +1,66 @@
+"""Progress of long work on stderr: a bar in a terminal; a line every so often in a log or a notebook."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any
+
+from tqdm import tqdm
+
+FIRST_LINE, LINE_EVERY = 2.0, 30.0
+"""Seconds until the first line, and between two lines: what takes less than two seconds prints none."""
+
+
+class _Lines(tqdm):
+    """A tqdm that prints whole lines: what is done, what is left, and about how long that takes."""
+
+    monitor_interval = 0  # its thread refreshes bars that stand still
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._printed: int | None = None
+        self._due = monotonic() + FIRST_LINE
+        super().__init__(*arguments, mininterval=0.5, miniters=1, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Prints a line if one is due; `msg` and `pos` belong to bars."""
+        if monotonic() >= self._due and msg is None:
+            self._print()
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        """Leaves the lines where they are."""
+
+    def close(self) -> None:
+        """Prints a last line if there was one before."""
+        if not self.disable:
+            if self._printed not in (None, self.n):
+                self._print()
+            self.fp = io.StringIO()  # tqdm would wipe its bar
+        super().close()
+
+    def _print(self) -> None:
+        state = self.format_dict
+        done, total, seconds = state["n"], state["total"], state["elapsed"]
+        text = f"{state['prefix']}: {done:,}" if not total else f"{state['prefix']}: {done:,} of {total:,}"
+        text += f" {state['unit']}s in {self.format_interval(seconds)}"
+        if total and state["initial"] < done < total:
+            left = (total - done) * seconds / (done - state["initial"])
+            text += f", about {self.format_interval(left)} left"
+        self.fp.write(text + (f" ({state['postfix']})" if state["postfix"] else "") + "\n")
+        self.fp.flush()
+        self._printed, self._due = done, monotonic() + LINE_EVERY
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, **options: Any) -> tqdm:
+    """Returns a tqdm for work that may take more than two seconds.
+
+    Args:
+        iterable: what to iterate over; None for a bar that is updated.
+        shown: whether anything is printed.
+        options: `desc`, `unit` (singular), `total`, `initial`, `leave` of tqdm.
+    """
+    kind = tqdm if sys.stderr is not None and sys.stderr.isatty() else _Lines
+    return kind(iterable, file=sys.stderr, disable=not shown, **options)
