@@ -1,8 +1,11 @@
+from . import plots as plots
 from .commands.config import Config as Config
 from .commands.config import ExportConfig as ExportConfig
 from .commands.export import export_folded as export_folded
 from .config import FusionConfig as FusionConfig
 from .detections import Detections as Detections
+from .drawing import draw_detections as draw_detections
+from .drawing import draw_pair as draw_pair
 from .evaluation.compare import compare as compare
 from .evaluation.comparison import RowComparison as RowComparison
 from .evaluation.errors import confusions as confusions

@@ -120,6 +120,9 @@ class PredictConfig(LiveConfig):
     max_drawn: int = 10
     """Detections drawn per side, best first."""
 
+    changed_only: bool = False
+    """Of those, draw only what the other side has not: no detection of the same class with an IoU of at least 0.5."""
+
     strict: bool = False
     """Refuse annotations of which something would be left out or changed, in place of a warning."""
 
@@ -133,6 +136,8 @@ class PredictConfig(LiveConfig):
             raise ValueError("images is empty, expected at least one file or folder")
         if self.max_drawn < 1:
             raise ValueError(f"max_drawn is {self.max_drawn}, expected at least 1")
+        if self.changed_only and not self.save_images:
+            raise ValueError("changed_only is given without --save-images, whose drawings it is about")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,16 @@ from fuse.commands.inputs import (
 )
 from fuse.commands.manifest import new_manifest
 from fuse.commands.masks import painted_masks
-from fuse.commands.outputs import Comparison, errors_of_rows, evaluate_all, write_results, write_unevaluated
+from fuse.commands.outputs import (
+    Comparison,
+    ReportSource,
+    errors_of_rows,
+    evaluate_all,
+    write_results,
+    write_unevaluated,
+)
 from fuse.commands.paper_rows import BASELINE, paper_rows
+from fuse.commands.report_inputs import image_reader, weight_norms
 from fuse.config import FusionConfig
 from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.fusion import Fusion
@@ -67,6 +75,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         warn_of_tail(config, cache.classes["instance_count"])
     if not annotated:
         fusions = {comparison.candidate: fusions[comparison.candidate]}
+    read_image = image_reader(config, config.images, cache.images["image_id"])
     painted = painted and painted.if_wanted(config.iou_types)
     if painted:
         painted.prepare()
@@ -77,9 +86,10 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         write_unevaluated(config, manifest, detections[comparison.candidate], scope, annotations.text_ids)
         return
     tables = evaluate_all(config, annotations, detections, cache.classes, comparison.baseline)
-    saved = detections[comparison.candidate] if save else None
     errors = errors_of_rows(config, annotations, detections, cache.classes)
-    write_results(config, manifest, tables, scope, comparison, saved, annotations.text_ids, errors)
+    source = ReportSource(annotations, cache.classes, detections, read_image, weight_norms(cache, calibrated))
+    saved = detections[comparison.candidate] if save else None
+    write_results(config, manifest, tables, scope, comparison, source, saved, errors)
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:

@@ -23,7 +23,8 @@ class MaskConfig(DetectorSpec):
     paints masks of one class each, which a cache cannot hold."""
 
     images: Path | None = None
-    """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
+    """Folder of the images, for painting masks and for the gallery of the report; datasets of detectron2's catalog have
+    a default for painting."""
 
     allow_outside: bool = False
     """Read images whose file names in the annotations lead out of `images`, as ../ and absolute paths do."""
@@ -32,7 +33,7 @@ class MaskConfig(DetectorSpec):
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the option that is missing."""
-        given = [name for name in ("weights", "config_file", "detector_options", "images") if getattr(self, name)]
+        given = [name for name in ("weights", "config_file", "detector_options") if getattr(self, name)]
         if self.detector is None and given:
             raise ValueError(f"{given[0]} is given without --detector, which paints masks")
 
@@ -58,7 +59,8 @@ class MergeMaskConfig:
     """The framework's own options, as in `python -m extract`."""
 
     images: Path | None = None
-    """Folder of the images, for painting; datasets of detectron2's catalog have a default."""
+    """Folder of the images, for painting masks and for the gallery of the report; datasets of detectron2's catalog have
+    a default for painting."""
 
     allow_outside: bool = False
     """Read images whose file names in the annotations lead out of `images`, as ../ and absolute paths do."""

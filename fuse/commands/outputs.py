@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from extract.utils.files import write_bytes
@@ -15,12 +16,14 @@ from fuse.commands.manifest import MANIFEST_FILE
 from fuse.commands.results_config import MergeConfig, ResultsConfig
 from fuse.commands.select_config import SelectConfig
 from fuse.config import EvaluationConfig
+from fuse.defaults import TAIL
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
 from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.errors import error_table
 from fuse.evaluation.tables import errors_text, results_text
+from fuse.report.inputs import ReadImage, ReportInputs
 
 _LOG = logging.getLogger(__name__)
 METRICS_FILE, PER_CLASS_FILE, REPORT_FILE = "metrics.csv", "per_class.csv", "report.html"
@@ -32,6 +35,24 @@ class Comparison(NamedTuple):
 
     baseline: str
     candidate: str
+
+
+class ReportSource(NamedTuple):
+    """What the report shows besides the tables; its fields are those of `ReportInputs`.
+
+    Attributes:
+        dataset: the ground truth.
+        classes: the class table.
+        detections: of all rows.
+        read_image: for the gallery; None leaves it out.
+        weight_norms: of the baseline's and the candidate's classifier; None where they are not known.
+    """
+
+    dataset: EvaluationDataset
+    classes: pd.DataFrame
+    detections: Mapping[str, Detections]
+    read_image: ReadImage | None = None
+    weight_norms: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def evaluate_all(
@@ -84,8 +105,8 @@ def write_results(
     tables: RowComparison,
     scope: str,
     comparison: Comparison,
-    detections: Detections | None = None,
-    text_ids: Mapping[int, str] | None = None,
+    source: ReportSource,
+    saved: Detections | None = None,
     errors: pd.DataFrame | None = None,
 ) -> None:
     """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
@@ -96,27 +117,35 @@ def write_results(
         tables: of `evaluate_all`.
         scope: which images are evaluated.
         comparison: the rows that the report compares.
-        detections: those to keep, if any.
-        text_ids: of `Detections.to_json`.
+        source: what the report shows besides the tables.
+        saved: the detections to keep, if any.
         errors: of `errors_of_rows`.
     """
     _clear(config.out)
-    if detections is not None:
-        detections.to_json(config.out / DETECTIONS_FILE, text_ids)
+    if saved is not None:
+        saved.to_json(config.out / DETECTIONS_FILE, source.dataset.text_ids)
     text = describe_results(config, tables, scope)
     write_report = report_writer()
     write_bytes(config.out / PER_CLASS_FILE, tables.per_class.to_csv().encode())
     if write_report is None:
         _LOG.info("no report.html: it needs the packages of tailcal[report]")
     else:
-        title = text.splitlines()[0]
-        write_report(config.out / REPORT_FILE, tables, config.bin_edges, *comparison, title)
+        rows = {row: source.detections[row] for row in comparison}
+        norms = dict(zip(comparison, source.weight_norms, strict=True)) if source.weight_norms else {}
+        options: dict[str, Any] = source._asdict() | {"detections": rows, "weight_norms": norms}
+        options |= {"tail": getattr(config, "tail", TAIL), "bins": config.bin_edges, "scope": text.splitlines()[0]}
+        write_report(config.out / REPORT_FILE, tables.metrics, tables.per_class, **comparison._asdict(), **options)
     if errors is not None:
         write_bytes(config.out / ERRORS_FILE, errors.to_csv().encode())
         text += f"\n\n{errors_text(errors)}"
     write_bytes(config.out / METRICS_FILE, tables.metrics.to_csv().encode())
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(text)
+    files = [METRICS_FILE, PER_CLASS_FILE, *([DETECTIONS_FILE] if saved is not None else [])]
+    _LOG.info("%s has %s%s", config.out, ", ".join(files), f"; look at {REPORT_FILE}" if write_report else "")
+    head = getattr(config, "head", None)
+    if head is not None:
+        _LOG.info("next: python -m fuse predict --head %s --save-images --images …", head)
 
 
 def write_unevaluated(
@@ -154,9 +183,13 @@ def describe_results(config: EvaluationConfig, tables: RowComparison, scope: str
 
 
 def report_writer() -> Callable[..., None] | None:
-    """Returns `fuse.evaluation.report.write_report`; None where matplotlib or Jinja2, an extra, is missing."""
+    """Returns `fuse.report.page.write_report`, given fields of `ReportInputs`; None without matplotlib and Jinja2."""
     try:
-        from fuse.evaluation.report import write_report
+        from fuse.report.page import write_report
     except ModuleNotFoundError:
         return None
-    return write_report
+
+    def write(path: Path, summary: pd.DataFrame, per_class: pd.DataFrame, **options: Any) -> None:
+        write_report(path, ReportInputs(summary, per_class, **options))
+
+    return write

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from calib.head_io import INFO_FILE, WEIGHTS_FILE
 from extract.cache.reader import open_cache
@@ -23,13 +22,14 @@ from extract.detectors.class_map import map_detector
 from extract.utils.files import remove_partials, replacing
 from extract.utils.locks import one_writer
 from extract.utils.prefetch import prefetch
+from extract.utils.progress import progress_bar
 from fuse.commands.config import PredictConfig
 from fuse.commands.datasets import find_dataset
 from fuse.commands.image_files import ImageFile, find_images, match_annotations
 from fuse.commands.inputs import LiveClassifier, load_live_classifier, warn_of_tail
 from fuse.commands.manifest import files_fingerprint, options_as_text
 from fuse.commands.predictions import LINES_FILE, PredictionLines
-from fuse.drawing import draw_detections, side_by_side
+from fuse.drawing import draw_pair
 from fuse.live import CalibratedDetector
 from fuse.ops.masks import encode_bitmaps
 
@@ -86,6 +86,11 @@ def _predict(
     read.log_turned()
     count = lines.finish([image.key for image in images], config.out / PREDICTIONS_FILE)
     print(f"{config.out / PREDICTIONS_FILE}: {count:,} detections in {len(images):,} images")
+    if config.save_images:
+        _LOG.info("%s has the drawings, a PNG per image", config.out)
+    if config.annotations is not None:
+        rest = f"{config.out / PREDICTIONS_FILE} --annotations {config.annotations}"
+        _LOG.info("next: python -m fuse evaluate %s --train-annotations train.json", rest)
 
 
 def _predict_pending(images: Sequence[ImageFile], lines: PredictionLines, process: Process, read: SizedReader) -> None:
@@ -100,7 +105,7 @@ def _predict_pending(images: Sequence[ImageFile], lines: PredictionLines, proces
         _LOG.info("resuming: %d of %d images are done", done, len(images))
     with closing(prefetch(load, pending, threads=READERS, depth=READERS)) as loaded:
         items = _logging_estimate(zip(pending, loaded, strict=True), len(pending))
-        for image, pixels in tqdm(items, desc="predict", unit="image", initial=done, total=len(images), disable=None):
+        for image, pixels in progress_bar(items, desc="predict", unit="image", initial=done, total=len(images)):
             lines.append(image.key, process(image, pixels))
 
 
@@ -135,10 +140,11 @@ def _process(
     def process(file: ImageFile, image: Image) -> list[Record]:
         ((detections, masks),) = calibrated.predict(image)
         if config.save_images:
-            sides = [*original.predict(image), (detections, masks)]
-            drawn = [draw_detections(image.pixels, *side, classifier.names, config.max_drawn) for side in sides]
+            (before,) = original.predict(image)
+            options: dict[str, Any] = {"max_drawn": config.max_drawn, "changed_only": config.changed_only}
+            drawn = draw_pair(image.pixels, before, (detections, masks), classifier.names, **options)
             with replacing(_drawing_file(config, file)) as partial:
-                side_by_side(drawn).save(partial, format="png")
+                drawn.save(partial, format="png")
         return _records(file, detections, masks, classifier, text_ids)
 
     return process
@@ -180,8 +186,9 @@ def _options(config: PredictConfig, detector: Detector, annotations: Annotations
         fingerprints["head_fingerprint"] = files_fingerprint([config.head / WEIGHTS_FILE, config.head / INFO_FILE])
     if config.fit_cache is not None:
         fingerprints["fit_cache_fingerprint"] = open_cache(config.fit_cache).fingerprint
-    # Folders without a precision are from the time when fp32 was the only one.
-    left_out = (*RUNTIME_OPTIONS, *(["precision"] if config.precision == "fp32" else []))
+    # Folders that lack one of these are from the time when its default was the only value.
+    left_out = [*RUNTIME_OPTIONS, *(["precision"] if config.precision == "fp32" else [])]
+    left_out += [] if config.changed_only else ["changed_only"]
     return options_as_text(config, left_out=left_out, **fingerprints)
 
 

@@ -22,12 +22,14 @@ from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.masks import PaintedMasks, masks_of_results
 from fuse.commands.outputs import (
     Comparison,
+    ReportSource,
     describe_results,
     errors_of_rows,
     evaluate_all,
     write_results,
     write_unevaluated,
 )
+from fuse.commands.report_inputs import image_reader
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
@@ -89,6 +91,7 @@ def merge_files(config: MergeConfig) -> None:
     config = resolve_iou_types(config, painted is not None or _have_masks(config, results), annotations)
     painted = painted and painted.if_wanted(config.iou_types)
     config = resolve_protocol(config, annotations)
+    read_image = image_reader(config, config.images, (image["id"] for image in annotations["images"]))
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}
     options["max_detections"] = None if config.fixed_ap else config.max_detections
@@ -100,7 +103,8 @@ def merge_files(config: MergeConfig) -> None:
     tables = evaluate_all(config, annotations, rows, classes)
     comparison = Comparison(next(iter(results)), MERGED)
     errors = errors_of_rows(config, annotations, rows, classes)
-    write_results(config, manifest, tables, scope, comparison, rows[MERGED], annotations.text_ids, errors)
+    source = ReportSource(annotations, classes, rows, read_image)
+    write_results(config, manifest, tables, scope, comparison, source, rows[MERGED], errors)
 
 
 def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **options: Any) -> dict[str, Detections]:

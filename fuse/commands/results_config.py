@@ -49,6 +49,8 @@ class EvaluateConfig(ResultsConfig, MaskConfig, _ResultFile):
         """Raises ValueError naming the option and its value."""
         ResultsConfig.__post_init__(self)
         MaskConfig.__post_init__(self)
+        if self.images is not None and self.detector is None:
+            raise ValueError("images is given without --detector, which paints masks")
         _require_cache(self)
 
 

@@ -18,7 +18,8 @@ from extract.utils.files import write_bytes
 from fuse.commands.datasets import resolve_annotations
 from fuse.commands.inputs import load_annotations_of, open_val_cache, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import new_manifest
-from fuse.commands.outputs import Comparison, write_results
+from fuse.commands.outputs import Comparison, ReportSource, write_results
+from fuse.commands.report_inputs import image_reader, weight_norms
 from fuse.commands.select_config import SelectConfig
 from fuse.config import FusionConfig
 from fuse.evaluation.comparison import RowComparison
@@ -68,11 +69,11 @@ def select(config: SelectConfig) -> None:
     selection = _choose(config, inputs, settings, trial_scorers)
     _LOG.info("%s", selection.describe(len(inputs.holdout)))
     learned = _learn(config, inputs, selection, trial_scorers)
-    tables = _compare(config, inputs, selection, learned)
+    tables, source = _compare(config, inputs, selection, learned)
     record = _record(inputs, selection, learned)
     write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(record)))
     comparison = Comparison("original", selection.chosen[selection.winner].name)
-    write_results(config, manifest, tables, inputs.scope, comparison)
+    write_results(config, manifest, tables, inputs.scope, comparison, source)
     print(f"\n{selection.describe(len(inputs.holdout))}\n{_usage(config, selection.chosen[selection.winner])}")
 
 
@@ -98,7 +99,7 @@ def _choose(
     rows = [row for setting in settings for row in rows_of(setting, fusion, config.bins, activation)]
     # Which of several IoU types decides is the user's order.
     deciding = replace(config, iou_types=config.iou_types[:1])
-    tables = evaluate_on(inputs.holdout, rows, scorers, inputs.held_out, deciding)
+    tables, _ = evaluate_on(inputs.holdout, rows, scorers, inputs.held_out, deciding)
     return choose(rows, tables.summary.loc[deciding.iou_types[0]])
 
 
@@ -121,9 +122,12 @@ def _learn(
     return _Learned(settings, fit_learned(inputs.holdout, inputs.held_out, chosen, protocol))
 
 
-def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None) -> RowComparison:
+def _compare(
+    config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None
+) -> tuple[RowComparison, ReportSource]:
     """Fits the chosen settings to all training images and evaluates them on val, beside the original detector."""
-    rows = selection.ranked()
+    read_image = image_reader(config, config.images, inputs.val.images["image_id"])
+    rows, winner = selection.ranked(), selection.chosen[selection.winner]
     scorers = _scorers([row.setting for row in rows], inputs.train, config.out / HEADS_FOLDER, config)
     original = Row(ORIGINAL, "", _fusion(config).fusion(mode="original"))
     scorers[ORIGINAL.name] = Original.from_description(inputs.val.detector)
@@ -131,7 +135,12 @@ def _compare(config: SelectConfig, inputs: _Inputs, selection: Selection, learne
         own = scorers[ORIGINAL.name], *(scorers[one.name] for one in learned.settings)
         scorers[LEARNED.name] = replace(learned.fusion, scorers=own)
         rows.append(Row(LEARNED, "", _fusion(config).fusion(mode="calibrated")))
-    return evaluate_on(inputs.val, [original, *rows], scorers, inputs.annotations, config, config.bootstrap)
+    keep = original.name, winner.name
+    tables, kept = evaluate_on(
+        inputs.val, [original, *rows], scorers, inputs.annotations, config, samples=config.bootstrap, keep=keep
+    )
+    norms = weight_norms(inputs.val, scorers[winner.setting.name])
+    return tables, ReportSource(inputs.annotations, inputs.val.classes, kept, read_image, norms)
 
 
 def _scorers(settings: Sequence[Setting], cache: RoICache, heads: Path, config: SelectConfig) -> dict[str, Scorer]:

@@ -49,6 +49,9 @@ class SelectConfig(EvaluationConfig):
     masks: Literal["auto", "none"] = "auto"
     """auto: mask AP where the caches hold masks, else box AP; none: box AP."""
 
+    images: Path | None = None
+    """Folder of the images of val, for the gallery of the report."""
+
     seed: int = 0
     """Seed of training."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -11,6 +12,7 @@ from calib.scoring import Scorer
 from extract.cache.reader import RoICache
 from fuse.config import EvaluationConfig
 from fuse.defaults import MAX_DETECTIONS
+from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
 from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
@@ -23,14 +25,23 @@ PASS_BYTES = 1 << 30
 DETECTION_BYTES = 64
 
 
+class Evaluated(NamedTuple):
+    """The tables of rows, and the detections of those that were to be kept, by name."""
+
+    tables: RowComparison
+    detections: dict[str, Detections]
+
+
 def evaluate_on(
     cache: RoICache,
     rows: Sequence[Row],
     scorers: Mapping[str, Scorer],
     annotations: EvaluationDataset,
     config: EvaluationConfig,
+    *,
     samples: int = 0,
-) -> RowComparison:
+    keep: Collection[str] = (),
+) -> Evaluated:
     """Detects and evaluates rows on the images of a cache.
 
     Args:
@@ -40,11 +51,14 @@ def evaluate_on(
         annotations: of the cache's images.
         config: IoU types, bins, protocol, cap and engine.
         samples: number of resamples for intervals; rows of all passes see the same.
+        keep: names of the rows whose detections are returned.
     """
-    parts = []
+    parts: list[RowComparison] = []
+    kept: dict[str, Detections] = {}
     for some in _passes(rows, len(cache)):
         fusions = {row.name: Fusion.for_cache(cache, row.fusion, scorers[row.setting.name]) for row in some}
         detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
+        kept |= {name: detections[name] for name in keep if name in detections}
         parts.append(
             compare_rows(
                 annotations,
@@ -62,7 +76,7 @@ def evaluate_on(
     order = [(iou_type, row.name) for iou_type in config.iou_types for row in rows]
     summary = pd.concat([part.summary for part in parts]).loc[order]
     per_class, resampled = (pd.concat([getattr(part, name) for part in parts]) for name in ("per_class", "samples"))
-    return RowComparison(summary, per_class, resampled, rows[0].name)
+    return Evaluated(RowComparison(summary, per_class, resampled, rows[0].name), kept)
 
 
 def _passes(rows: Sequence[Row], images: int) -> Iterator[list[Row]]:

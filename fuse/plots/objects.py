@@ -1,0 +1,121 @@
+"""Plots of what objects are called; `fuse.plots` has the set-up of the examples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from extract.utils.errors import shortened
+from fuse.defaults import TAIL
+from fuse.detections import Detections
+from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.outcomes import Outcomes, object_outcomes
+from fuse.gallery import OUTCOMES, class_outcomes, draw_example, most_changed
+from fuse.plots.axes import axes_or_new, finish
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+OUTCOME_COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#bbbbbb")
+"""Of named objects, those taken for a class of the head or for one of the tail, and those missed."""
+MAX_NAME = 24
+"""Characters of a name on an axis."""
+
+
+def confusions(
+    annotations: str | os.PathLike | dict,
+    rows: Mapping[str, Detections],
+    classes: pd.DataFrame,
+    *,
+    tail: float = TAIL,
+    max_classes: int = 12,
+    ax: Axes | None = None,
+) -> Axes:
+    """Plots what the objects of tail classes are taken for, in each row: two rows are before and after calibration.
+
+    >>> ax = fuse.plots.confusions(annotations, rows, classes)
+    >>> [text.get_text() for text in ax.get_yticklabels()]
+    ['zebra (4)  original', 'calibrated']
+
+    The best detection on an object decides, see `fuse.evaluation.outcomes.Outcomes`.
+
+    Args:
+        annotations: an LVIS or COCO annotation file, or its content.
+        rows: detections by name.
+        classes: the class table, with the training instances.
+        tail: bound of tail classes.
+        max_classes: classes shown, those first of which the last row names the most objects more than the first row.
+        ax: to draw into; None makes a new figure.
+    """
+    dataset = load_annotations(annotations)
+    outcomes = {name: object_outcomes(dataset, row, classes) for name, row in rows.items()}
+    return draw_confusions(outcomes, classes, tail=tail, max_classes=max_classes, ax=ax)
+
+
+def draw_confusions(
+    outcomes: Mapping[str, Outcomes], classes: pd.DataFrame, *, tail: float, max_classes: int, ax: Axes | None = None
+) -> Axes:
+    """Plots `confusions` of outcomes that are known already; arguments as there."""
+    ax = axes_or_new(ax)
+    is_tail = classes["instance_count"].to_numpy() < tail
+    shares = [class_outcomes(one, is_tail) for one in outcomes.values()]
+    shown = most_changed(shares[0], shares[-1], is_tail)[:max_classes]
+    places = [c * (len(outcomes) + 0.6) + r for c in range(len(shown)) for r in range(len(outcomes))]
+    values = np.array([share[label] for label in shown for share in shares]).reshape(-1, len(OUTCOMES))
+    left = np.zeros(len(values))
+    for i, name in enumerate(OUTCOMES):
+        ax.barh(places, values[:, i], left=left, color=OUTCOME_COLOURS[i], label=name, height=0.85)
+        left += values[:, i]
+    names, counts = classes["name"].tolist(), classes["instance_count"].tolist()
+    counted_names = [f"{shortened(names[c], MAX_NAME)} ({counts[c]:,})" for c in shown]
+    short = [shortened(row, MAX_NAME) for row in outcomes]
+    labels = [f"{name}  {row}" if row is short[0] else row for name in counted_names for row in short]
+    ax.set_yticks(places, labels, parse_math=False)
+    ax.invert_yaxis()
+    ax.set(xlabel="objects")
+    return finish(ax)
+
+
+def gallery(
+    annotations: str | os.PathLike | dict,
+    rows: Mapping[str, Detections],
+    classes: pd.DataFrame,
+    images: Mapping[int, np.ndarray],
+    *,
+    tail: float = TAIL,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws images side by side with what two rows call their objects, an image below the other.
+
+    >>> ax = fuse.plots.gallery(annotations, rows, classes, {1: np.zeros((60, 80, 3), np.uint8)})
+    >>> ax.images[0].get_array().shape[2]
+    3
+
+    Args:
+        annotations, classes, tail: as of `confusions`.
+        rows: two rows of detections by name: before and after. Masks are drawn where there are any.
+        images: pixels (H, W, 3) uint8 RGB by image id, in the order to draw; `fuse.gallery.gained_images` finds those
+            with the largest gain.
+        ax: to draw into; None makes a new figure.
+
+    Raises ValueError for another number of rows, or an image that the annotations lack.
+    """
+    if len(rows) != 2 or not images:
+        raise ValueError(f"rows are {len(rows)} and images {len(images)}, expected 2 rows and at least 1 image")
+    dataset = load_annotations(annotations, images)
+    kept = [row.take(np.isin(row.image_ids, list(images))) for row in rows.values()]
+    outcomes = [object_outcomes(dataset, row, classes) for row in kept]
+    names = classes["name"].tolist()
+    drawn = [draw_example(pixels, image_id, outcomes, names, tuple(rows)) for image_id, pixels in images.items()]
+    width = max(image.width for image in drawn)
+    padded = [
+        np.pad(np.asarray(image), ((0, 8), (0, width - image.width), (0, 0)), constant_values=255) for image in drawn
+    ]
+    ax = axes_or_new(ax)
+    ax.imshow(np.concatenate(padded))
+    ax.set_axis_off()
+    return ax

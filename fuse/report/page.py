@@ -1,0 +1,67 @@
+"""Writes the report.
+
+Charts are SVG that matplotlib draws; sorting, hovering and themes are a hundred lines of JavaScript in `page.js`. The
+charts of a dataset of LVIS's size are then a few hundred kilobytes. Plotly's bundle alone has 3 to 4 MB, of the 5 MB
+that a page may have, which the images of the gallery need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from extract.utils.files import write_bytes
+from fuse.evaluation.intervals import iou_title
+from fuse.report import charts, sections
+from fuse.report.inputs import ReportInputs
+
+FOLDER = Path(__file__).parent
+
+
+def write_report(path: str | os.PathLike, inputs: ReportInputs) -> None:
+    """Writes a report that needs no other file and no network."""
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("page.html.jinja").render(
+        inputs=inputs,
+        iou_sections=[_iou_section(inputs, iou_type) for iou_type in inputs.summary.index.unique("iou_type")],
+        confusions=Markup(charts.confusions(inputs)),
+        confused=sections.confused_classes(inputs),
+        own_scores=Markup(charts.own_scores(inputs)),
+        weight_norms=Markup(charts.weight_norms(inputs)),
+        gallery=sections.gallery(inputs),
+        data=_json({"rows": inputs.rows, "classes": sections.class_details(inputs)}),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
+    )
+    write_bytes(path, html.encode())
+
+
+def _iou_section(inputs: ReportInputs, iou_type: str) -> dict[str, object]:
+    """Returns what the template shows of an IoU type."""
+    columns, rows = sections.comparison_table(inputs, iou_type)
+    gained, lost = sections.changed_classes(inputs, iou_type)
+    tables = inputs.tables(iou_type)
+    return {
+        "iou_type": iou_type,
+        "title": iou_title(iou_type),
+        "columns": columns,
+        "rows": rows,
+        "marked": any(cell.within_noise for _, cells in rows for cell in cells),
+        "intervals": any(cell.interval for _, cells in rows for cell in cells),
+        "bin_intervals": charts.bin_intervals(inputs, iou_type) is not None,
+        "ap_by_count": Markup(charts.ap_by_count(inputs, iou_type)),
+        "points": [charts.plotted_classes(tables[row]) for row in inputs.rows],
+        "per_bin": Markup(charts.per_bin(inputs, iou_type)),
+        "changed": {"Gained": gained, "Lost": lost},
+    }
+
+
+def _json(value: object) -> Markup:
+    """Returns JSON that no text in it can end early inside of an HTML element."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))

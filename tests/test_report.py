@@ -1,0 +1,203 @@
+"""The report: what it shows, that names cannot break it, and how it behaves in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extract.data.bins import BINS
+from fuse.detections import Detections
+from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.metrics import evaluate_rows
+from fuse.report.inputs import ReportInputs
+from fuse.report.page import write_report
+from fuse.report.sections import class_details, comparison_table, confused_classes
+from tests.fuse_fixtures import CLASSES, annotations
+
+HOSTILE = "</script><img src=x onerror=alert(1)> & $x_1$ " + "very_long_name_without_spaces" * 3
+"""Of the class `ant`."""
+CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+def make_inputs(**changes) -> ReportInputs:
+    """Two rows on six images: the second names the rare classes, and loses one object of a frequent one."""
+    content, classes = annotations(), CLASSES.copy()
+    classes.loc[0, "name"] = HOSTILE
+    columns = [(a["image_id"], a["category_id"], a["bbox"]) for a in content["annotations"]]
+    image_ids, category_ids = (np.array([column[i] for column in columns]) for i in (0, 1))
+    boxes = np.array([[x, y, x + w, y + h] for _, _, (x, y, w, h) in columns], np.float32)
+    scores = np.linspace(0.99, 0.3, len(boxes), dtype=np.float32)
+    before = np.where(np.isin(category_ids, [3, 4]), 12, category_ids)
+    after = category_ids.copy()
+    after[np.flatnonzero(category_ids == 12)[0]] = 20
+    rows = {name: Detections(image_ids, ids, scores, boxes) for name, ids in (("original", before), ("cat", after))}
+    dataset = load_annotations(content)
+    tables = evaluate_rows(dataset, rows, classes, iou_types=["bbox"])
+    summary = tables.summary.assign(AP_low=tables.summary["AP"] - 2, AP_high=tables.summary["AP"] + 2)
+    summary["AP_within_noise"] = [np.nan, True]
+    values = {
+        "bins": BINS, "baseline": "original", "candidate": "cat", "scope": "On 6 images.", "dataset": dataset,
+        "classes": classes, "detections": rows, "read_image": lambda _: np.full((48, 64, 3), 90, np.uint8),
+        "weight_norms": {"original": np.arange(5.0), "cat": np.ones(5)},
+    }  # fmt: skip
+    return ReportInputs(summary, tables.per_class, **(values | changes))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> ReportInputs:
+    return make_inputs()
+
+
+@pytest.fixture(scope="module")
+def report(inputs, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, inputs)
+    return path
+
+
+@pytest.mark.long
+def test_the_page_is_whole_small_and_the_same_again(inputs, report, tmp_path):
+    html = report.read_text()
+    assert report.stat().st_size < 300_000
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)|url\((?!#)|@import""", html), "nothing from outside"
+    assert html.count("<svg") == 5 and html.count("data:image/webp") >= 4
+    write_report(tmp_path / "again.html", inputs)
+    assert (tmp_path / "again.html").read_text() == html
+
+
+@pytest.mark.long
+def test_names_are_text(report):
+    html = report.read_text()
+    assert "<img src=x" not in html and "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt; &amp; $x_1$" in html
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', html, flags=re.S)[1]
+    assert json.loads(data)["classes"][0]["name"] == HOSTILE
+
+
+@pytest.mark.long
+def test_without_images_and_weights_it_says_so(tmp_path):
+    write_report(tmp_path / "report.html", make_inputs(read_image=None, weight_norms={}, tail=0))
+    html = (tmp_path / "report.html").read_text()
+    assert "<code>--images</code>" in html and "the weights of the two classifiers are not known" in html
+    assert "No object of a tail class is annotated" in html and html.count("<svg") == 3
+
+
+def test_tables(inputs):
+    columns, rows = comparison_table(inputs, "bbox")
+    assert columns[0] == "AP(0,10)" and "AP_low" not in columns and "APs" not in columns
+    cell = dict(zip(columns, rows[1][1], strict=True))["AP"]
+    ap = inputs.summary.loc[("bbox", "cat"), "AP"]
+    assert cell == (f"{ap:.1f}", ap, f"{ap - 2:.1f} – {ap + 2:.1f}", True)
+    assert not rows[0][1][columns.index("AP")].within_noise
+    ant = next(one for one in confused_classes(inputs) if one["name"] == HOSTILE)
+    assert ant["figures"][2:4] == [0, ant["figures"][1]] and ant["taken_for"] == [f"dog ×{ant['figures'][1]}", ""]
+    details = class_details(inputs)
+    assert details[0]["found"][0] == [] and details[0]["found"][1][0][2] == "right"
+    assert {there for _, _, there in details[3]["found"][0]} >= {f"is {HOSTILE}"}
+
+
+def chromium() -> str | None:
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium; what CI lacks is an error."""
+    missing = [] if importlib.util.find_spec("playwright") else ["playwright"]
+    missing += [] if chromium() else ["Debian's package chromium-headless-shell"]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"the browser's tests need {' and '.join(missing)}")
+    assert not missing
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    """The report at 400 pixels; errors on its console and requests to the network fail the test."""
+    one = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme="light")
+    problems: list[str] = []
+    one.on("console", lambda message: problems.append(message.text))
+    one.on("pageerror", lambda error: problems.append(str(error)))
+    one.on(
+        "request", lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url)
+    )
+    one.goto(report.as_uri())
+    yield one
+    one.close()
+    assert problems == []
+
+
+def colours(page) -> list[str]:
+    return page.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))")
+
+
+@pytest.mark.process
+@pytest.mark.long
+def test_nothing_overflows_a_narrow_window(page):
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    wide = """[...document.querySelectorAll('body *')].filter(one => !one.closest('.scroll, script, datalist, #tip') &&
+        one.getBoundingClientRect().right > 400).map(one => one.outerHTML.slice(0, 80))"""
+    assert page.evaluate(wide) == []
+    sizes = "[...document.querySelectorAll('.chart svg text')].map(one => one.getBoundingClientRect().height)"
+    assert min(page.evaluate(sizes)) >= 8, "text of charts is legible"
+
+
+@pytest.mark.process
+@pytest.mark.long
+def test_pointing_names_a_class_and_clicking_shows_its_detections(page):
+    chart = page.locator(".chart[data-points]").first
+    chart.scroll_into_view_if_needed()
+    points = chart.locator("[data-points] use")
+    assert points.count() == 2 * 4, "before and after; one class has no ground truth"
+    box = points.nth(4).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tip = page.locator("#tip")
+    assert tip.is_visible() and tip.inner_text().startswith(HOSTILE[:20]) and "3 training instances" in tip.inner_text()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.locator("#details h3").inner_text() == HOSTILE
+    assert page.locator("#details li").first.inner_text().endswith("right")
+    page.mouse.move(1, 1)
+    assert not tip.is_visible()
+    page.locator("#class").fill("dog")
+    page.locator("#class").blur()
+    assert page.locator("#details h3").inner_text() == "dog"
+
+
+@pytest.mark.process
+@pytest.mark.long
+def test_columns_sort(page):
+    table = page.locator("table.sortable").first
+    header = table.locator("thead th", has_text=re.compile(r"^AP\(0,10\)$"))
+    rows = table.locator("tbody th")
+    header.locator("button").click()
+    assert header.get_attribute("aria-sort") == "descending" and rows.all_inner_texts() == ["cat", "original"]
+    header.locator("button").click()
+    assert header.get_attribute("aria-sort") == "ascending" and rows.all_inner_texts() == ["original", "cat"]
+    assert table.locator("abbr").count() == 1 and "–" in table.locator("td small").first.inner_text()
+
+
+@pytest.mark.process
+@pytest.mark.long
+def test_themes(page):
+    light = colours(page)
+    page.emulate_media(color_scheme="dark")
+    dark = colours(page)
+    assert light != dark
+    button = page.locator("#theme")
+    button.click()
+    assert button.inner_text() == "Theme: light" and colours(page) == light
+    axis = page.evaluate("getComputedStyle(document.querySelector('.chart svg text')).fill")
+    assert axis == light[1], "charts have the colour of the page's text"
+    button.click()
+    assert button.inner_text() == "Theme: dark" and colours(page) == dark
