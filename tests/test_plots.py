@@ -114,6 +114,8 @@ def test_plots_draw_into_given_axes(content):
     assert [round(bar.get_height(), 1) for bar in ax.patches] == [0, 100, 50, 100]
     (ends, _) = next(one for one in ax.containers if isinstance(one, ErrorbarContainer)).lines[2][0].get_segments()
     assert np.allclose(ends[:, 1], [0, 99]), "from the interval's low to its high, and never into the bar from above"
+    ax = fuse.plots.per_bin({"folder/" * 30: tables["original"], "b": tables["calibrated"]})
+    ax.figure.canvas.draw()  # matplotlib warns of axes for which a long name leaves no place
     ax = fuse.plots.confusions(content, rows, CLASSES, max_classes=1)
     assert ax.get_yticklabels()[0].get_text() == "ant (3)  original"
     with pytest.raises(ValueError, match="rows are 1 and images 1, expected 2 rows"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from extract.utils.errors import shortened
 from extract.utils.optional import require
 
 if TYPE_CHECKING:
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 """Of Okabe and Ito, which colour-blind readers tell apart; the first is of the row before, the second of that after."""
 HATCHES = ("", "//", "..", "xx")
-LEGEND_COLUMNS = 4
+MAX_NAME = 24
+"""Characters of a name on an axis or in a legend."""
+LEGEND_WIDTH = 72
+"""Characters in a line of a legend."""
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -32,10 +36,12 @@ def count_axis(ax: Axes) -> Axes:
 def finish(ax: Axes) -> Axes:
     """Returns the axes with a legend above, if anything has a label, and without a frame above and at the right."""
     ax.spines[["top", "right"]].set_visible(False)
-    if labels := ax.get_legend_handles_labels()[1]:
-        columns = min(len(labels), LEGEND_COLUMNS)
+    handles, labels = ax.get_legend_handles_labels()
+    if labels:
+        short = [shortened(label, MAX_NAME) for label in labels]
+        columns = min(len(labels), max(1, LEGEND_WIDTH // max(map(len, short))))
         where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": columns}
-        ax.legend(frameon=False, fontsize="small", columnspacing=1, handlelength=1.4, **where)
+        ax.legend(handles, short, frameon=False, fontsize="small", columnspacing=1, handlelength=1.4, **where)
     return ax
 
 

@@ -15,15 +15,13 @@ from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.outcomes import Outcomes, object_outcomes
 from fuse.gallery import OUTCOMES, class_outcomes, draw_example, most_changed
-from fuse.plots.axes import axes_or_new, finish
+from fuse.plots.axes import MAX_NAME, axes_or_new, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OUTCOME_COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#bbbbbb")
 """Of named objects, those taken for a class of the head or for one of the tail, and those missed."""
-MAX_NAME = 24
-"""Characters of a name on an axis."""
 
 
 def confusions(
