@@ -56,7 +56,7 @@ from calib.not_finite import raise_not_finite
 from calib.sampler import BiLevelSampler
 from calib.train_state import TrainState
 from calib.train_step import train_step
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from extract.holdout import training_part
 from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size

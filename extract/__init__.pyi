@@ -1,7 +1,7 @@
+from .cache.creation import write_cache as write_cache
 from .cache.format import CacheError as CacheError
+from .cache.opening import open_cache as open_cache
 from .cache.reader import RoICache as RoICache
-from .cache.reader import open_cache as open_cache
-from .cache.writer import write_cache as write_cache
 from .config import Config as Config
 from .config import DetectorSpec as DetectorSpec
 from .detectors import load_detector as load_detector

@@ -10,7 +10,8 @@ from extract.accuracy import describe_accuracy
 from extract.cache.damage import describe_damage, find_damage, mark_damaged
 from extract.cache.format import CacheError
 from extract.cache.hdf5 import export_hdf5, import_hdf5
-from extract.cache.reader import RoICache, open_cache, open_unchecked
+from extract.cache.opening import open_cache, open_unchecked
+from extract.cache.reader import RoICache
 from extract.command_configs import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.verify import worst_logit_error
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from extract.cache.creation import create_cache
 from extract.cache.format import LEVELS, CacheError, Header, Layers, Projection, block_slice, layers_above
 from extract.cache.location import refuse_same
-from extract.cache.reader import RoICache, open_cache
-from extract.cache.writer import CacheWriter, create_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
+from extract.cache.writer import CacheWriter
 from extract.command_configs import ConvertConfig
 from extract.hidden import Layer, check_layers, hidden_layer, hidden_layers
 from extract.preparation import find_existing

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from extract.cache.creation import create_cache
 from extract.cache.derived import why_stored
 from extract.cache.format import row_bytes, row_shapes
 from extract.cache.location import writing_place
-from extract.cache.reader import RoICache, open_cache
-from extract.cache.writer import CacheWriter, create_cache, resume_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
+from extract.cache.writer import CacheWriter, resume_cache
 from extract.config import Config
 from extract.extractor import BlockOutput, Extractor
 from extract.preparation import Job, find_existing, prepare

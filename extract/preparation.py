@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from extract.cache.format import CacheError, Header, Projection, open_group
 from extract.cache.location import refuse_same, settle_cache, writing_place
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.cache.writer import CacheWriter, resume_cache
 from extract.class_order import find_class_map
 from extract.config import Config

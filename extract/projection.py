@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import linear
 
 from extract.cache.format import Layers, Projection
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from extract.config import Config
 from extract.detectors.identity import check_same_detector
 from extract.hidden import hidden_layers

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.command_configs import RecallConfig
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.bins import BINS, bin_index, bin_names, edges

@@ -10,8 +10,8 @@ import pandas as pd
 
 from calib.head_io import save_head
 from calib.head_types import build_head
+from extract.cache.creation import write_cache
 from extract.cache.reader import RoICache
-from extract.cache.writer import write_cache
 from extract.rois import RoIs
 
 CLASSES = pd.DataFrame(

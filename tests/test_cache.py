@@ -17,11 +17,12 @@ import zarr
 
 from extract import CacheError, RoIs, open_cache, write_cache
 from extract.cache import columns, shard_io
+from extract.cache.creation import create_cache
 from extract.cache.format import COLUMNS, Header
 from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.cache.shard_io import ShardedArray
 from extract.cache.values import HALVES_AT_ONCE, all_finite
-from extract.cache.writer import create_cache, resume_cache
+from extract.cache.writer import resume_cache
 from tests.toy_cache import toy_cache
 
 K = 5

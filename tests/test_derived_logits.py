@@ -12,11 +12,11 @@ import pytest
 import fuse
 from calib.posthoc.logn import logit_moments
 from extract.accuracy import own_accuracy
+from extract.cache.creation import write_cache
 from extract.cache.derived import LOGIT_TOLERANCE, UpperLayers
 from extract.cache.format import CacheError, row_bytes, row_shapes
 from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.cache.reader import RoICache
-from extract.cache.writer import write_cache
 from extract.data.class_map import MIN_LOGIT
 from extract.rois import RoIs
 from extract.verify import worst_logit_error
@@ -152,7 +152,7 @@ def test_classes_that_the_detector_lacks(caches, tmp_path):
 def test_caches_that_store_logits_work_as_before(caches, tmp_path, monkeypatch):
     hidden, _ = caches
     with monkeypatch.context() as patch:
-        patch.setattr("extract.cache.writer.why_stored", lambda *_: "an older version")
+        patch.setattr("extract.cache.creation.why_stored", lambda *_: "an older version")
         old = rewrite(hidden, tmp_path / "old.zarr")
     assert worst_logit_error(old) < 5e-3 and old[0].logits.dtype == np.float16
     np.testing.assert_array_equal(old.read("logits"), old.take("logits", np.arange(90)))

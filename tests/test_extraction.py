@@ -25,8 +25,9 @@ import fuse
 import tests.frameworks.torchvision as builders
 from calib.head_types import build_head
 from extract.__main__ import COMMANDS
+from extract.cache.creation import create_cache
 from extract.cache.format import IMAGES_PER_BLOCK
-from extract.cache.writer import CacheWriter, create_cache
+from extract.cache.writer import CacheWriter
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import flip_boxes, read_image
 from extract.detectors import load_detector

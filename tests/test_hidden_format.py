@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
+from extract.cache.creation import write_cache
 from extract.cache.format import CacheError, Projection
 from extract.cache.hdf5 import export_hdf5, import_hdf5
-from extract.cache.reader import RoICache, open_cache
-from extract.cache.writer import write_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from extract.verify import worst_logit_error

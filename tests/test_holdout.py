@@ -11,7 +11,7 @@ import torch
 
 import calib
 from calib.config import Config
-from extract.cache.writer import write_cache
+from extract.cache.creation import write_cache
 from extract.holdout import HELD_OUT_SHARE, held_out_images, image_draws, training_part
 from tests.toy_cache import toy_cache, toy_classes
 

@@ -12,7 +12,7 @@ import pytest
 from extract import CacheError, open_cache
 from extract.__main__ import main
 from extract.cache.damage import find_damage, mark_damaged
-from extract.cache.reader import open_unchecked
+from extract.cache.opening import open_unchecked
 from extract.cache.writer import resume_cache
 from tests.toy_cache import change_attributes, toy_cache
 

@@ -8,7 +8,7 @@ import pytest
 import fuse
 from calib.head_io import load_head
 from calib.scoring import Original
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from fuse.evaluation.dataset import load_annotations
 from fuse.selection.learned import _decided_pairs, _fit, fit_learned
 from tests.fuse_fixtures import write_tiny

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from extract.cache.format import CacheError
 from extract.cache.mask_store import BoxClassPairs, MaskStore
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from fuse.detections import Detections
 from fuse.ops.masks import encode_bitmaps
 from fuse.painted import distinct_pairs, with_masks

@@ -12,8 +12,8 @@ import pytest
 import calib
 import calib.train  # imports torch, which starts a process
 from extract import CacheError, open_cache, write_cache
+from extract.cache.creation import create_cache
 from extract.cache.location import settle_cache, writing_place
-from extract.cache.writer import create_cache
 from extract.utils import folders
 from extract.utils.files import replacing
 from extract.utils.folders import partial_folder, put_in_place, settle

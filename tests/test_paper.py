@@ -17,7 +17,7 @@ from benchmarks.paper import __main__ as command
 from benchmarks.paper import ensembles, inputs, results, scores, setups, statistics
 from benchmarks.paper.figures import BIN_COLUMNS, PAPER
 from benchmarks.paper.lvis import CONFIGS, NOTES, VERSIONS, lvis
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from fuse.config import FusionConfig
 from fuse.merge import merge_detections
 from tests.fuse_fixtures import annotations, tiny_cache, tiny_head

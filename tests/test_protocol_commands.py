@@ -11,7 +11,7 @@ import pytest
 
 import fuse
 from extract.__main__ import main as extract_main
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from extract.data.loose import identifier
 from fuse.__main__ import main
 from fuse.detections import Detections

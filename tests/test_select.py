@@ -10,7 +10,7 @@ import pytest
 import calib
 from calib.config import HEAD_TYPES, LOSS_NAMES
 from calib.posthoc import METHODS, build_method
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from fuse.__main__ import main
 from fuse.commands.select_config import SelectConfig
 from fuse.config import FusionConfig

@@ -8,7 +8,7 @@ import pytest
 
 import calib
 import fuse
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from fuse.__main__ import main
 from fuse.detections import Detections
 from tests.fuse_fixtures import annotations, tiny_cache, tiny_head, write_tiny

@@ -37,9 +37,9 @@ from benchmarks.speed.measure import (
 )
 from benchmarks.speed.traincache import TrainCache
 from extract import RoICache, RoIs, open_cache, write_cache
+from extract.cache.creation import create_cache
 from extract.cache.derived import UpperLayers
 from extract.cache.format import IMAGES_PER_BLOCK, Header, row_bytes, row_shapes
-from extract.cache.writer import create_cache
 
 READ_TARGET = 1.25
 """Upper bound of the time of reading, relative to that of `numpy.fromfile`: four fifths of its speed."""

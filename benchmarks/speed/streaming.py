@@ -48,7 +48,8 @@ from calib.config import HeadType
 from calib.features import Features
 from calib.loader import batches
 from calib.sampler import BiLevelSampler
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 
 
 class Case(NamedTuple):

@@ -18,7 +18,8 @@ from benchmarks.speed.measure import compare, result, save
 from calib.head_io import load_head
 from calib.posthoc import build_method
 from calib.scoring import Original
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from fuse.commands.paper_rows import paper_rows
 from fuse.config import FusionConfig
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations

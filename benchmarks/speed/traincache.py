@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.speed.inputs import SIZE, lvis_classes, lvis_pairs, make_rois
+from extract.cache.creation import create_cache
 from extract.cache.format import IMAGES_PER_BLOCK, Header, Layers, Projection
-from extract.cache.reader import RoICache, open_cache
-from extract.cache.writer import create_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.image_selection import cover_classes
 from extract.rois import RoIs
 

@@ -10,7 +10,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from extract.cache.checksums import chunk_checksums, create_block_checksums
-from extract.cache.format import COLUMNS, FILL, OWNER_COLUMN, CacheError, Column, row_bytes
+from extract.cache.format import COLUMNS, FILL, OPTIONAL, OWNER_COLUMN, CacheError, Column, row_bytes
 from extract.cache.shard_io import ShardedArray
 
 # One pooled feature of 256 channels fills a chunk. Training reads half of an image's RoIs: from chunks of 16 rows it
@@ -60,6 +60,12 @@ class StoredColumn:
         except (ValueError, OSError, RuntimeError) as error:
             raise CacheError(f"{self.path}: damaged shard: {error}") from error
 
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Returns rows, ascending and without repeats. Raises as `read` does."""
+        out = np.empty((len(rows), *self.row_shape), self.dtype)
+        self.read(rows, out)
+        return out
+
     def write(self, start: int, parts: Sequence[np.ndarray]) -> np.ndarray | None:
         """Writes the rows of `parts` in order, beginning at row `start`, which must be the first of a shard.
 
@@ -92,9 +98,13 @@ class StoredColumn:
             raise CacheError(f"{self.path}: {found} shards, the manifest needs {len(needed)}; extract it again")
 
 
-def open_columns(group: zarr.Group, url: str) -> dict[str, StoredColumn]:
-    """Opens the columns that a cache has, by their field in `RoIs`."""
-    return columns_of(open_arrays(group, url, [column.name for column in COLUMNS.values()]))
+def open_columns(group: zarr.Group, url: str, level: str) -> dict[str, StoredColumn]:
+    """Opens the columns that a cache has, by their field in `RoIs`. Raises CacheError if it lacks one."""
+    columns = columns_of(open_arrays(group, url, [column.name for column in COLUMNS.values()]))
+    derived = {"logits"} if level == "hidden" else set()
+    if missing := COLUMNS.keys() - columns.keys() - OPTIONAL - derived:
+        raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
+    return columns
 
 
 def open_owners(group: zarr.Group, url: str) -> StoredColumn:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from extract.cache.creation import write_cache
 from extract.cache.derived import DerivedRoIs, UpperLayers
 from extract.cache.format import (
     COLUMNS,
@@ -31,7 +32,6 @@ from extract.cache.format import (
 )
 from extract.cache.reader import RoICache
 from extract.cache.values import image_digest
-from extract.cache.writer import write_cache
 from extract.data.classes import COLUMNS as CLASS_COLUMNS
 from extract.data.classes import check_classes
 from extract.rois import RoIs

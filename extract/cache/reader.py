@@ -1,8 +1,7 @@
-"""Reading RoI caches."""
+"""A finished RoI cache, as a sequence of images and as columns of packed rows."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import Any, overload
@@ -25,13 +24,13 @@ from extract.cache.format import (
     fingerprint,
     open_group,
 )
-from extract.cache.manifest import MANIFEST, check_manifest
+from extract.cache.manifest import MANIFEST
 from extract.cache.packing import Packing
-from extract.cache.projections import describe_features, num_directions, read_projections
+from extract.cache.projections import num_directions, read_projections
+from extract.cache.summary import CacheSummary
 from extract.cache.tables import read_array, read_class_map, read_classes, read_fc_layers
 from extract.cache.values import from_stored
 from extract.rois import RoIs
-from extract.utils.errors import one_line
 
 ROWS_AT_ONCE = 1 << 20
 SMALL_ROW_BYTES = 64
@@ -39,37 +38,7 @@ SMALL_ROW_BYTES = 64
 CACHED_BLOCKS = 4
 
 
-def open_cache(url: str) -> RoICache:
-    """Opens a finished cache at a path or fsspec URL.
-
-    Raises FileNotFoundError if there is none, CacheError if it is unfinished, lacks shards, or is not what its manifest
-    says.
-    """
-    cache = open_unchecked(url)
-    cache.check_shards()
-    return cache
-
-
-def open_unchecked(url: str) -> RoICache:
-    """Opens a finished cache that may lack shards. Raises as `open_cache` does otherwise."""
-    url = str(url)
-    group = open_group(url, "r")
-    check_manifest(group, url)
-    if not group.attrs["complete"]:
-        counts = group["progress"][:, 0]
-        raise CacheError(
-            f"{url}: is not finished, {(counts >= 0).sum()} of {len(counts)} images are done; "
-            "the command that began it resumes it"
-        )
-    try:
-        return RoICache(group, url)
-    except (CacheError, FileNotFoundError, ImportError):
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error
-
-
-class RoICache(Sequence[RoIs]):
+class RoICache(CacheSummary, Sequence[RoIs]):
     """A finished cache, read-only: a sequence of `RoIs`, one per image. Open it with `open_cache`.
 
     Several threads may read at once.
@@ -85,8 +54,11 @@ class RoICache(Sequence[RoIs]):
         class_map: the detector's outputs in the order of the class table; None if output i is class i.
         classes: DataFrame indexed by contiguous class: category_id, name, frequency, image_count, instance_count,
             the counts of the training set.
+        num_classes: K, without background.
         images: DataFrame in stored order: image_id, height, width, flipped, roi_count.
         offsets: (N+1,) int64; image i owns the packed rows `offsets[i]:offsets[i+1]` of `read` and `take`.
+        digests: (N,) int64, each image's digest when it was written.
+        has_manifest: whether checksums of its metadata and of all chunks are known, as in caches of this version.
         num_directions: Q; so many features of level "hidden" are coordinates, the last ones.
         columns: the stored arrays, by their field in `RoIs`.
     """
@@ -102,20 +74,18 @@ class RoICache(Sequence[RoIs]):
         self.stages: tuple[float, ...] = self.header.stages
         self.detector: Mapping[str, Any] = self.header.detector
         self.provenance: Mapping[str, Any] = self.header.provenance
-        self.columns: dict[str, StoredColumn] = open_columns(group, url)
-        derived = {"logits"} if self.level == "hidden" else set()
-        missing = COLUMNS.keys() - self.columns.keys() - OPTIONAL - derived
-        if missing:
-            raise CacheError(f"{url}: has no {', '.join(sorted(COLUMNS[field].name for field in missing))}")
+        self.columns: dict[str, StoredColumn] = open_columns(group, url, self.level)
         self.num_directions = num_directions(group)
         self.classes: pd.DataFrame = read_classes(group, url)
-        self.class_map = read_class_map(self.detector, len(self.classes), url)
+        self.num_classes = len(self.classes)
+        self.class_map = read_class_map(self.detector, self.num_classes, url)
         self._image_table = {name: read_array(group, f"images/{name}", url)[kept] for name in IMAGE_COLUMNS}
         self.images = pd.DataFrame(self._image_table)
         starts = read_array(group, "images/roi_start", url)[kept]
         self._packing = Packing(starts, self._image_table["roi_count"], url)
         self.offsets: np.ndarray = self._packing.offsets
-        self._digests = read_array(group, "images/digest", url)[kept]
+        self.digests = read_array(group, "images/digest", url)[kept]
+        self.has_manifest = MANIFEST in group.attrs
         self._group, self._kept = group, kept
         self._position = {int(image_id): i for i, image_id in enumerate(self.images["image_id"])}
         self._small_columns: Callable[[int], dict[str, np.ndarray]]
@@ -170,33 +140,11 @@ class RoICache(Sequence[RoIs]):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of header, class table, image table and the content of every image."""
-        return fingerprint(self.header, self.classes, self.images.drop(columns="roi_count"), self._digests)
-
-    @cached_property
-    def _owners(self) -> StoredColumn:
-        return open_owners(self._group, self.url)
-
-    @property
-    def has_manifest(self) -> bool:
-        """Whether checksums of its metadata and of all chunks are known, as in caches of this version."""
-        return MANIFEST in self._group.attrs
-
-    @property
-    def digests(self) -> np.ndarray:
-        """(N,) int64, each image's digest when it was written."""
-        return self._digests
+        return fingerprint(self.header, self.classes, self.images.drop(columns="roi_count"), self.digests)
 
     def owners(self, position: int) -> np.ndarray:
         """Returns the stored image positions of one image's rows, (R,) int32."""
-        rows = self._packing.stored_rows(np.arange(*self.offsets[position : position + 2]))
-        out = np.empty(len(rows), np.int32)
-        self._owners.read(rows, out)
-        return out
-
-    @property
-    def num_classes(self) -> int:
-        """K, without background."""
-        return len(self.classes)
+        return self._owners.rows(self._packing.image_rows(position, position + 1))
 
     @property
     def fields(self) -> dict[str, tuple[int, ...]]:
@@ -239,17 +187,13 @@ class RoICache(Sequence[RoIs]):
 
     def without_images(self, image_ids: np.ndarray) -> RoICache:
         """Returns the cache of the other images, a view with a fingerprint of its own; nothing is copied."""
-        stored = np.arange(len(self._digests)) if isinstance(self._kept, slice) else self._kept
+        stored = np.arange(len(self.digests)) if isinstance(self._kept, slice) else self._kept
         kept = stored[~np.isin(self._image_table["image_id"], image_ids)]
         return self if len(kept) == len(self) else RoICache(self._group, self.url, kept)
 
     def fc_layers(self, stage: int = 0) -> Layers:
         """Returns the detector's fully connected layers of a stage; [] if the cache has none."""
         return read_fc_layers(self._group, stage, self.url)
-
-    @cached_property
-    def _upper_layers(self) -> UpperLayers:
-        return UpperLayers.read(self._group, self.url)
 
     def _derives(self, field: str) -> bool:
         return field == "logits" and field not in self.columns and self.level == "hidden"
@@ -259,33 +203,17 @@ class RoICache(Sequence[RoIs]):
         """Each stage's projection of pooled features, [] if there are none."""
         return read_projections(self._group, self.url)
 
+    @cached_property
+    def _upper_layers(self) -> UpperLayers:
+        return UpperLayers.read(self._group, self.url)
+
+    @cached_property
+    def _owners(self) -> StoredColumn:
+        return open_owners(self._group, self.url)
+
     def stored_bytes(self) -> int:
         """Returns the size of the RoI arrays in their store."""
         return sum(column.stored_bytes() for column in self.columns.values())
-
-    def summary(self) -> list[tuple[str, str]]:
-        """Returns what `repr` shows: (name, text). Reads all labels."""
-        labels = self.read("labels")[:, 0]
-        foreground = (labels >= 0) & (labels < self.num_classes)
-        present = np.count_nonzero(np.bincount(labels[foreground]))
-        return [
-            ("RoI cache", f"{self.url} ({self.split})"),
-            ("images", f"{len(self):,} ({int(self.images['flipped'].sum()):,} flipped)"),
-            ("RoIs", f"{len(labels):,} ({int(foreground.sum()):,} foreground, {len(self.stages)} stage(s))"),
-            ("classes", f"{self.num_classes:,} ({present:,} of them in it)"),
-            ("level", self.level + describe_features(self.fields, self.num_directions)),
-            ("detector", f"{self.detector.get('name', 'unknown')} ({self.detector.get('framework', 'unknown')})"),
-            *([("outputs", str(self.class_map))] if self.class_map else []),
-            ("columns", ", ".join(self.fields)),
-            ("on disk", f"{self.stored_bytes() / 1e6:,.1f} MB"),
-        ]
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:<10} {text}" for name, text in self.summary())
-
-    def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.summary())
-        return f"<table>{''.join(rows)}</table>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.url, self._kept)
@@ -302,13 +230,8 @@ class RoICache(Sequence[RoIs]):
 
     def _read_images(self, fields: Iterable[str], first: int, stop: int) -> dict[str, np.ndarray]:
         """Reads fields of consecutive images, packed."""
-        rows, values = self._packing.image_rows(first, stop), {}
-        for field in fields:
-            column = self.columns[field]
-            out = np.empty((len(rows), *column.row_shape), column.dtype)
-            column.read(rows, out)
-            values[field] = from_stored(field, out)
-        return values
+        rows = self._packing.image_rows(first, stop)
+        return {field: from_stored(field, self.columns[field].rows(rows)) for field in fields}
 
 
 def _reopen(url: str, kept: np.ndarray | slice) -> RoICache:

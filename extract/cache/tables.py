@@ -9,10 +9,11 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from extract.cache.format import IMAGES_PER_BLOCK, CacheError, Layers
+from extract.cache.format import IMAGE_COLUMNS, IMAGES_PER_BLOCK, CacheError, Layers
 from extract.cache.manifest import check_array
 from extract.data.class_map import ClassMap
 from extract.data.classes import check_classes
+from extract.rois import RoIs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +80,14 @@ def read_class_map(detector: Mapping[str, Any], num_classes: int, url: str) -> C
     if class_map and class_map.num_classes != num_classes:
         raise CacheError(f"{url}: detector: {class_map.num_classes} class_outputs, {num_classes} classes")
     return class_map
+
+
+def image_table(rois: Sequence[RoIs]) -> pd.DataFrame:
+    """Returns the image table of images in order, with the number of RoIs of each."""
+    import pandas as pd
+
+    rows = [(image.image_id, image.height, image.width, image.flipped, len(image)) for image in rois]
+    return pd.DataFrame(rows, columns=list(IMAGE_COLUMNS))
 
 
 def write_images(group: zarr.Group, images: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from extract.detectors import catalog_dataset
 from fuse.commands.config import PredictConfig
 from fuse.config import EvaluationConfig

@@ -15,7 +15,8 @@ from calib.head_io import load_head
 from calib.heads import Head
 from calib.posthoc import Posthoc, build_method
 from calib.scoring import Scorer
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.data.annotations import read_annotations
 from extract.detectors.base import Detector
 from extract.detectors.identity import check_same_detector

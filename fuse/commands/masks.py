@@ -12,7 +12,8 @@ from typing import cast
 import numpy as np
 
 from extract.cache.mask_store import MaskStore
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.config import Precision
 from extract.detectors import load_detector
 from extract.detectors.identity import precision_of

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from calib.head_io import INFO_FILE, WEIGHTS_FILE
-from extract.cache.reader import open_cache
+from extract.cache.opening import open_cache
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import SizedReader
 from extract.detectors import load_detector

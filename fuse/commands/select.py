@@ -12,7 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from calib.scoring import Original, Scorer
-from extract.cache.reader import RoICache, open_cache
+from extract.cache.opening import open_cache
+from extract.cache.reader import RoICache
 from extract.holdout import training_part
 from extract.utils.files import write_bytes
 from fuse.commands.datasets import resolve_annotations

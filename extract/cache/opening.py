@@ -1,0 +1,38 @@
+"""Opening RoI caches."""
+
+from __future__ import annotations
+
+from extract.cache.format import CacheError, open_group
+from extract.cache.manifest import check_manifest
+from extract.cache.reader import RoICache
+from extract.utils.errors import one_line
+
+
+def open_cache(url: str) -> RoICache:
+    """Opens a finished cache at a path or fsspec URL.
+
+    Raises FileNotFoundError if there is none, CacheError if it is unfinished, lacks shards, or is not what its manifest
+    says.
+    """
+    cache = open_unchecked(url)
+    cache.check_shards()
+    return cache
+
+
+def open_unchecked(url: str) -> RoICache:
+    """Opens a finished cache that may lack shards. Raises as `open_cache` does otherwise."""
+    url = str(url)
+    group = open_group(url, "r")
+    check_manifest(group, url)
+    if not group.attrs["complete"]:
+        counts = group["progress"][:, 0]
+        raise CacheError(
+            f"{url}: is not finished, {(counts >= 0).sum()} of {len(counts)} images are done; "
+            "the command that began it resumes it"
+        )
+    try:
+        return RoICache(group, url)
+    except (CacheError, FileNotFoundError, ImportError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error
