@@ -7,11 +7,11 @@ from .detections import Detections as Detections
 from .drawing import draw_detections as draw_detections
 from .drawing import draw_pair as draw_pair
 from .evaluation.compare import compare as compare
-from .evaluation.comparison import RowComparison as RowComparison
 from .evaluation.errors import confusions as confusions
 from .evaluation.errors import error_table as error_table
 from .evaluation.metrics import evaluate as evaluate
 from .evaluation.metrics import per_class_ap as per_class_ap
+from .evaluation.row_comparison import RowComparison as RowComparison
 from .export.folding import folded_classifiers as folded_classifiers
 from .fusion import Fusion as Fusion
 from .inference import detect as detect

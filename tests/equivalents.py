@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from fuse.evaluation.accumulate import RECALL_THRESHOLDS
-from fuse.evaluation.resampling import ROUNDED_UP
+from fuse.evaluation.image_bootstrap import ROUNDED_UP
 from fuse.ops.array_kernels import argsort_descending
 from fuse.ops.masks import encode_masks
 from fuse.ops.matching_kernels import IGNORED, TRUE_POSITIVE

@@ -15,7 +15,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from fuse.detections import Detections
-from fuse.evaluation.bootstrap import bootstrap_intervals
+from fuse.evaluation.class_bootstrap import bootstrap_intervals
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.engines import lvis_engine
 from fuse.evaluation.metrics import evaluate, evaluated_classes, per_class_ap, summarize

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fuse.detections import Detections
-from fuse.evaluation.bootstrap import bootstrap_intervals
+from fuse.evaluation.class_bootstrap import bootstrap_intervals
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate, per_class_ap
 from fuse.evaluation.protocols import resolve_protocol

@@ -12,13 +12,13 @@ import pytest
 import fuse
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
-from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.engines import hotcoco_inputs
+from fuse.evaluation.image_bootstrap import resample
 from fuse.evaluation.metrics import evaluate_rows
 from fuse.evaluation.protocols import match_rows
 from fuse.evaluation.resamples import ap_columns, draw_images
-from fuse.evaluation.resampling import resample
+from fuse.evaluation.row_comparison import RowComparison
 from fuse.ops.masks import encode_masks
 from tests.equivalents import EQUIVALENTS
 from tests.fuse_fixtures import CLASSES, SIZE, annotations, as_coco

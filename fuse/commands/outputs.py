@@ -19,9 +19,9 @@ from fuse.config import EvaluationConfig
 from fuse.defaults import TAIL
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
-from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.errors import error_table
+from fuse.evaluation.row_comparison import RowComparison
 from fuse.evaluation.tables import errors_text, results_text
 from fuse.report.inputs import ReadImage, ReportInputs
 

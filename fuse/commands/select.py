@@ -23,8 +23,8 @@ from fuse.commands.outputs import Comparison, ReportSource, write_results
 from fuse.commands.report_inputs import image_reader, weight_norms
 from fuse.commands.select_config import SelectConfig
 from fuse.config import FusionConfig
-from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.row_comparison import RowComparison
 from fuse.selection.choice import Selection, choose
 from fuse.selection.grids import POSTHOC, TRAINED, Row, Setting, rows_of, settings_of
 from fuse.selection.learned import LearnedFusion, fit_learned

@@ -14,12 +14,12 @@ from extract.utils.progress import progress_bar
 from fuse.defaults import BOOTSTRAP_SAMPLES, CONFIDENCE, ENGINE
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
-from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.engines import AREAS
 from fuse.evaluation.metrics import IOU_TYPES, class_tables, tables_of
 from fuse.evaluation.protocols import resolve_protocol
 from fuse.evaluation.resamples import Resamples, ap_columns, draw_images
+from fuse.evaluation.row_comparison import RowComparison
 
 
 def compare(

@@ -121,7 +121,7 @@ def resampled_precision_recall(
     That is always of native matches. Warns if another engine's AP differs from that of these matches.
     """
     from fuse.evaluation.accumulate import curves
-    from fuse.evaluation.resampling import resample
+    from fuse.evaluation.image_bootstrap import resample
 
     def finish(matches: Matches) -> tuple[PrecisionRecall, np.ndarray]:
         return curves(matches), resample(matches, *resamples)

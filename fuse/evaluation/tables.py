@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from extract.data.bins import bin_counts
-from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.intervals import iou_title
 from fuse.evaluation.metrics import evaluated_classes
 from fuse.evaluation.protocols import PROTOCOLS
+from fuse.evaluation.row_comparison import RowComparison
 
 
 def results_text(

@@ -52,7 +52,6 @@ def resampled_ap(
     positives, total = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     scale = np.empty(BLOCK)
     hits, ignored = np.empty((num_thresholds, BLOCK), np.int32), np.empty((num_thresholds, BLOCK), np.int32)
-    best, reached = np.empty((num_thresholds, BLOCK)), np.empty((num_thresholds, BLOCK))
     area = np.empty((num_thresholds, BLOCK))
     drawn = np.zeros((weights.shape[0], BLOCK), np.int32)
     for start in range(0, weights.shape[1], BLOCK):
@@ -65,41 +64,75 @@ def resampled_ap(
             for g in range(gt_classes[k], gt_classes[k + 1]):
                 for b in range(BLOCK):
                     positives[b] += drawn[gt_images[g], b]
-            total[:], hits[:], ignored[:] = 0, 0, 0
-            for i in range(classes[k], classes[k + 1]):
-                row = drawn[images[i]]
-                for b in range(BLOCK):
-                    total[b] += row[b]
-                for t in range(num_thresholds):
-                    if outcomes[i, t] == TRUE_POSITIVE:
-                        for b in range(BLOCK):
-                            hits[t, b] += row[b]
-                    elif outcomes[i, t] == IGNORED:
-                        for b in range(BLOCK):
-                            ignored[t, b] += row[b]
+            detections = slice(classes[k], classes[k + 1])
+            _count(drawn, images[detections], outcomes[detections], total, hits, ignored)
             for b in range(BLOCK):
                 scale[b] = 100.0 / positives[b] if positives[b] else 0.0
-            best[:], area[:] = 0.0, 0.0
-            for t in range(num_thresholds):
-                for b in range(BLOCK):
-                    reached[t, b] = _thresholds_reached(hits[t, b], scale[b], rounded_up)
-            for i in range(classes[k + 1] - 1, classes[k] - 1, -1):
-                row = drawn[images[i]]
-                for t in range(num_thresholds):
-                    if outcomes[i, t] == TRUE_POSITIVE:
-                        for b in range(BLOCK):
-                            precision = hits[t, b] / (total[b] - ignored[t, b] + EPSILON)
-                            best[t, b] = max(best[t, b], precision)
-                            hits[t, b] -= row[b]
-                            before = _thresholds_reached(hits[t, b], scale[b], rounded_up)
-                            area[t, b] += (reached[t, b] - before) * best[t, b]
-                            reached[t, b] = before
-                    elif outcomes[i, t] == IGNORED:
-                        for b in range(BLOCK):
-                            ignored[t, b] -= row[b]
-                for b in range(BLOCK):
-                    total[b] -= row[b]
+            _integrate(drawn, images[detections], outcomes[detections], rounded_up, scale, total, hits, ignored, area)
             _add_to_columns(area[:, :width], positives, k, start, thresholds, members, sums, counts)
+
+
+@cached_njit
+def _count(
+    drawn: np.ndarray,
+    images: np.ndarray,
+    outcomes: np.ndarray,
+    total: np.ndarray,
+    hits: np.ndarray,
+    ignored: np.ndarray,
+) -> None:
+    """Counts a class's detections (n,) in each resample: all (W,), and true positives and ignored ones (T, W)."""
+    total[:], hits[:], ignored[:] = 0, 0, 0
+    for i in range(images.size):
+        row = drawn[images[i]]
+        for b in range(BLOCK):
+            total[b] += row[b]
+        for t in range(outcomes.shape[1]):
+            if outcomes[i, t] == TRUE_POSITIVE:
+                for b in range(BLOCK):
+                    hits[t, b] += row[b]
+            elif outcomes[i, t] == IGNORED:
+                for b in range(BLOCK):
+                    ignored[t, b] += row[b]
+
+
+@cached_njit
+def _integrate(
+    drawn: np.ndarray,
+    images: np.ndarray,
+    outcomes: np.ndarray,
+    rounded_up: np.ndarray,
+    scale: np.ndarray,
+    total: np.ndarray,
+    hits: np.ndarray,
+    ignored: np.ndarray,
+    area: np.ndarray,
+) -> None:
+    """Sums interpolated precision at 101 recall thresholds into `area` (T, W), from the worst detection to the best.
+
+    `total`, `hits` and `ignored` are those of `_count`, and are counted down to 0.
+    """
+    best, reached = np.zeros(area.shape), np.empty(area.shape)
+    area[:] = 0.0
+    for t in range(outcomes.shape[1]):
+        for b in range(BLOCK):
+            reached[t, b] = _thresholds_reached(hits[t, b], scale[b], rounded_up)
+    for i in range(images.size - 1, -1, -1):
+        row = drawn[images[i]]
+        for t in range(outcomes.shape[1]):
+            if outcomes[i, t] == TRUE_POSITIVE:
+                for b in range(BLOCK):
+                    precision = hits[t, b] / (total[b] - ignored[t, b] + EPSILON)
+                    best[t, b] = max(best[t, b], precision)
+                    hits[t, b] -= row[b]
+                    before = _thresholds_reached(hits[t, b], scale[b], rounded_up)
+                    area[t, b] += (reached[t, b] - before) * best[t, b]
+                    reached[t, b] = before
+            elif outcomes[i, t] == IGNORED:
+                for b in range(BLOCK):
+                    ignored[t, b] -= row[b]
+        for b in range(BLOCK):
+            total[b] -= row[b]
 
 
 @cached_njit

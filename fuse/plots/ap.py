@@ -10,7 +10,7 @@ import pandas as pd
 
 from extract.data.bins import BINS, bin_index, bin_names
 from fuse.defaults import TAIL
-from fuse.evaluation.bootstrap import bootstrap_intervals
+from fuse.evaluation.class_bootstrap import bootstrap_intervals
 from fuse.plots.axes import COLOURS, axes_or_new, bar_style, count_axis, finish
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def per_bin(
         tables: of `per_class_ap`, by row.
         bins: edges of half-open bins of training instances. Bins without evaluated classes are left out.
         intervals: of each row, columns low and high, indexed by `AP` and the name of a bin; by default those of
-            `fuse.evaluation.bootstrap.bootstrap_intervals`, over classes.
+            `fuse.evaluation.class_bootstrap.bootstrap_intervals`, over classes.
         ax: to draw into; None makes a new figure.
     """
     ax = axes_or_new(ax)

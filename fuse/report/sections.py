@@ -13,8 +13,8 @@ import pandas as pd
 from PIL import Image as PILImage
 
 from fuse.drawing import class_colours, draw_detections
-from fuse.evaluation.comparison import SUFFIXES
 from fuse.evaluation.outcomes import Outcomes
+from fuse.evaluation.row_comparison import SUFFIXES
 from fuse.gallery import best_detections, class_outcomes, gained_images, look_alikes, lost_images, most_changed
 from fuse.report.inputs import ReportInputs
 

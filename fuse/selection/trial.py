@@ -14,8 +14,8 @@ from fuse.config import EvaluationConfig
 from fuse.defaults import MAX_DETECTIONS
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
-from fuse.evaluation.comparison import RowComparison
 from fuse.evaluation.dataset import EvaluationDataset
+from fuse.evaluation.row_comparison import RowComparison
 from fuse.fusion import Fusion
 from fuse.inference import detect_many
 from fuse.selection.grids import Row
