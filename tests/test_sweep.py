@@ -54,7 +54,7 @@ def test_sweep_prints_every_row_of_the_paper_and_writes_it(arguments, tmp_path, 
     title = "Box AP of original@0.0 and differences from it, with 95% intervals over images (1,000 resamples)"
     assert title in printed and f"{ap.loc['rhead-cat', 'AP(0,10)_difference']:+.1f} [" in printed
     report = (out / "report.html").read_text()
-    assert title in report and "rhead-cat-scale" in report and "<svg" in report and "Box AP" in report
+    assert "over resampled images" in report and "rhead-cat-scale" in report and "<svg" in report and "Box AP" in report
     assert "http://" not in report.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
