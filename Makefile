@@ -85,7 +85,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
 test: $(VENV)/frameworks
 	$(PYTEST) -m "not slow"
 
-# Under a minute: without the frameworks, without tests that start processes and without long ones.
+# A minute or two: without the frameworks, without tests that start processes and without long ones.
 FAST = not framework and not process and not long and not slow
 test-fast: $(VENV)/dev
 	$(PYTEST) -m "$(FAST)"
