@@ -10,14 +10,12 @@ import numpy as np
 import pandas as pd
 
 from extract.data.bins import BINS, bin_names
-from extract.utils.progress import progress_bar
 from fuse.defaults import BOOTSTRAP_SAMPLES, CONFIDENCE, ENGINE
 from fuse.detections import Detections
-from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.engines import AREAS
-from fuse.evaluation.metrics import IOU_TYPES, class_tables, tables_of
-from fuse.evaluation.protocols import resolve_protocol
+from fuse.evaluation.metrics import evaluated_rows, tables_of
+from fuse.evaluation.protocols import resolve_iou_types, resolve_protocol
 from fuse.evaluation.resamples import Resamples, ap_columns, draw_images
 from fuse.evaluation.row_comparison import RowComparison
 
@@ -55,15 +53,12 @@ def compare(
     Raises ValueError as `evaluate` does, and for a baseline that is no row.
     """
     dataset = load_annotations(annotations, image_ids)
-    if iou_type is None:
-        masks = dataset.has_masks and all(row.rles is not None for row in rows.values())
-        iou_type = IOU_TYPES if masks else "bbox"
     return compare_rows(
         dataset,
         rows,
         classes,
         baseline=baseline,
-        iou_types=[iou_type] if isinstance(iou_type, str) else list(iou_type),
+        iou_types=resolve_iou_types(iou_type, dataset, rows.values()),
         bins=bins,
         protocol=resolve_protocol(dataset, protocol),
         samples=samples,
@@ -92,18 +87,14 @@ def compare_rows(
 ) -> RowComparison:
     """Evaluates rows as `evaluate_rows` does, and resamples the images as `compare` does; arguments are theirs."""
     _check(detections, baseline, samples, confidence)
-    protocol = protocol or ("federated" if annotations.federated else "exhaustive")
-    iou_types, rows = list(iou_types), list(detections.values())
+    protocol = protocol or annotations.protocol
     resamples = _draw(annotations, classes, bins, protocol, samples, seed) if samples else None
     tables, resampled = {}, {}
-    with progress_bar(total=len(iou_types) * len(rows), desc="evaluate", unit="row", shown=progress) as bar:
-        for iou_type in iou_types:
-            found = class_tables(annotations, rows, classes, iou_type, protocol, resamples=resamples, **options)
-            for name, (table, ap) in zip(detections, found, strict=True):
-                tables[iou_type, name] = table
-                if resamples and ap is not None:
-                    resampled[iou_type, name] = _sample_table(resamples, ap, bins)
-                bar.update()
+    options["resamples"] = resamples
+    for row in evaluated_rows(annotations, detections, classes, iou_types, protocol, progress, **options):
+        tables[row.key] = row.table
+        if resamples and row.resampled is not None:
+            resampled[row.key] = _sample_table(resamples, row.resampled, bins)
     evaluated, names = tables_of(tables, bins), ["iou_type", "row", "sample"]
     empty = evaluated.summary.filter(like="AP").iloc[:0].assign(sample=0).set_index("sample", append=True)
     all_samples = pd.concat(resampled, names=names) if resampled else empty
@@ -132,7 +123,7 @@ def _draw(
 ) -> Resamples:
     """Draws the resamples of the images."""
     columns = ap_columns(classes, bins, len(AREAS) if protocol == "exhaustive" else 1)
-    num_images = len({image["id"] for image in with_categories(annotations, classes)["images"]})
+    num_images = len({image["id"] for image in annotations["images"]})
     return Resamples(columns, draw_images(num_images, samples, seed))
 
 

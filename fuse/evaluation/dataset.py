@@ -56,6 +56,11 @@ class EvaluationDataset(dict[str, list[dict]]):
         super().__init__(sections)
         self.federated, self.source, self.text_ids = federated, source, dict(text_ids or {})
 
+    @property
+    def protocol(self) -> str:
+        """Name of the protocol of a dataset annotated like this: "federated" or "exhaustive"."""
+        return "federated" if self.federated else "exhaustive"
+
     def with_sections(self, **sections: list[dict]) -> EvaluationDataset:
         """Returns a dataset with other images, categories or annotations."""
         return EvaluationDataset(

@@ -16,8 +16,7 @@ from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.coco_engines import hotcoco_coco_evaluation, recall_caps
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.engines import hotcoco_inputs, hotcoco_lvis_evaluation
-from fuse.evaluation.metrics import IOU_TYPES
-from fuse.evaluation.protocols import PROTOCOLS, match_rows, resolve_protocol
+from fuse.evaluation.protocols import match_rows, resolve_cap, resolve_iou_types, resolve_protocol
 
 _LOG = logging.getLogger(__name__)
 TIDE_TYPES = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")
@@ -57,14 +56,11 @@ def error_table(
     Raises ValueError as `evaluate` does.
     """
     dataset = with_categories(load_annotations(annotations, image_ids), classes)
-    if iou_type is None:
-        masks = dataset.has_masks and all(row.rles is not None for row in rows.values())
-        iou_type = IOU_TYPES if masks else "bbox"
     protocol = resolve_protocol(dataset, protocol)
-    cap = PROTOCOLS[protocol].max_detections if max_detections is None else max_detections
+    cap = resolve_cap(protocol, max_detections)
     index = bin_index(classes.sort_values("category_id")["instance_count"].to_numpy(), bins)
     table = {}
-    for one_type in [iou_type] if isinstance(iou_type, str) else iou_type:
+    for one_type in resolve_iou_types(iou_type, dataset, rows.values()):
         for name, detections in rows.items():
             check_detections(dataset, detections, one_type)
             capped = detections.top_per_image(cap) if protocol == "federated" else detections
@@ -92,8 +88,7 @@ def confusions(
     """
     dataset = with_categories(load_annotations(annotations, image_ids), classes)
     check_detections(dataset, detections, iou_type)
-    cap = PROTOCOLS["federated" if dataset.federated else "exhaustive"].max_detections
-    matrix = _confusion_matrix(dataset, detections, iou_type, max_detections or cap)
+    matrix = _confusion_matrix(dataset, detections, iou_type, resolve_cap(dataset.protocol, max_detections))
     table, counts = classes.sort_values("category_id"), matrix[:-1, :-1].copy()
     np.fill_diagonal(counts, 0)
     objects, predicted = np.nonzero(counts)

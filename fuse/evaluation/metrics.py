@@ -1,7 +1,7 @@
 """Average precision per class, per bin of training instances and over the dataset, by LVIS's or COCO's protocol.
 
 Engines compute precision and recall: kernels of our own; hotcoco; and the official packages `lvis` and `pycocotools` as
-slow references. All get the same annotations and the same detections; the means are computed here for all. `comparison`
+slow references. All get the same annotations and the same detections; the means are computed here for all. `compare`
 adds intervals over images.
 """
 
@@ -22,17 +22,17 @@ from fuse.evaluation.checks import check_detections, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.engines import PrecisionRecall
 from fuse.evaluation.protocols import (
+    IOU_TYPES,
     MEASURES,
-    PROTOCOLS,
     check_engine,
     class_measures,
     precision_recall,
     resampled_precision_recall,
+    resolve_cap,
+    resolve_iou_types,
     resolve_protocol,
 )
 from fuse.evaluation.resamples import Resamples
-
-IOU_TYPES = ("segm", "bbox")
 
 
 class Tables(NamedTuple):
@@ -88,9 +88,7 @@ def evaluate(
             categories or with masks of another size, "segm" for detections without masks.
     """
     dataset = load_annotations(annotations, image_ids)
-    if iou_type is None:
-        iou_type = IOU_TYPES if detections.rles is not None and dataset.has_masks else "bbox"
-    iou_types = [iou_type] if isinstance(iou_type, str) else list(iou_type)
+    iou_types = resolve_iou_types(iou_type, dataset, [detections])
     protocol = resolve_protocol(dataset, protocol)
     options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
     tables = evaluate_rows(
@@ -123,16 +121,42 @@ def evaluate_rows(
         progress: show a progress bar on stderr.
         options: fixed_ap, max_detections and engine of `evaluate`.
     """
-    protocol = protocol or ("federated" if annotations.federated else "exhaustive")
+    protocol = protocol or annotations.protocol
+    evaluated = evaluated_rows(annotations, detections, classes, iou_types, protocol, progress, **options)
+    return tables_of({row.key: row.table for row in evaluated}, bins)
+
+
+class EvaluatedRow(NamedTuple):
+    """A row of detections evaluated with one IoU type.
+
+    Attributes:
+        key: (iou_type, row).
+        table: of `per_class_ap`.
+        resampled: AP (C, B) of resampled images; None if nothing was resampled.
+    """
+
+    key: tuple[str, str]
+    table: pd.DataFrame
+    resampled: np.ndarray | None
+
+
+def evaluated_rows(
+    annotations: EvaluationDataset,
+    detections: Mapping[str, Detections],
+    classes: pd.DataFrame,
+    iou_types: Iterable[str],
+    protocol: str,
+    progress: bool,
+    **options: Any,
+) -> Iterator[EvaluatedRow]:
+    """Yields every row with every IoU type; `options` are of `class_tables`, other arguments of `evaluate_rows`."""
     iou_types, rows = list(iou_types), list(detections.values())
-    tables = {}
     with progress_bar(total=len(iou_types) * len(rows), desc="evaluate", unit="row", shown=progress) as bar:
         for iou_type in iou_types:
             found = class_tables(annotations, rows, classes, iou_type, protocol, **options)
-            for name, (table, _) in zip(detections, found, strict=True):
-                tables[iou_type, name] = table
+            for name, (table, resampled) in zip(detections, found, strict=True):
+                yield EvaluatedRow((iou_type, name), table, resampled)
                 bar.update()
-    return tables_of(tables, bins)
 
 
 def tables_of(class_tables: Mapping[tuple[str, str], pd.DataFrame], bins: tuple[float, ...]) -> Tables:
@@ -182,9 +206,7 @@ def class_tables(
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
     check_engine(protocol, engine)
-    cap = PROTOCOLS[protocol].max_detections if max_detections is None else max_detections
-    if cap < 1:
-        raise ValueError(f"max_detections is {cap}, expected at least 1")
+    cap = resolve_cap(protocol, max_detections)
     dataset = with_categories(dataset, classes)
     for row in rows:
         check_detections(dataset, row, iou_type)

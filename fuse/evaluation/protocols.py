@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+IOU_TYPES = ("segm", "bbox")
 
 
 class Protocol(NamedTuple):
@@ -61,12 +62,11 @@ def resolve_protocol(dataset: EvaluationDataset, protocol: str | None) -> str:
 
     Raises ValueError for another protocol.
     """
-    told = "federated" if dataset.federated else "exhaustive"
-    chosen = told if protocol is None else protocol
+    chosen = dataset.protocol if protocol is None else protocol
     if chosen not in PROTOCOLS:
         raise ValueError(f"protocol is {chosen!r}, expected {' or '.join(map(repr, PROTOCOLS))}")
     reason = f"{'some images have' if dataset.federated else 'no image has'} {LVIS_FIELDS}"
-    given = f"{reason}, but protocol is {chosen!r}" if chosen != told else reason
+    given = f"{reason}, but protocol is {chosen!r}" if chosen != dataset.protocol else reason
     _LOG.info("%s: %s; %s annotations, %s", dataset.source, given, chosen, PROTOCOLS[chosen].title)
     if chosen == "federated" and not any(image["neg_category_ids"] for image in dataset["images"]):
         _LOG.warning(
@@ -76,6 +76,24 @@ def resolve_protocol(dataset: EvaluationDataset, protocol: str | None) -> str:
             dataset.source,
         )
     return chosen
+
+
+def resolve_iou_types(
+    iou_type: str | Iterable[str] | None, dataset: EvaluationDataset, rows: Iterable[Detections]
+) -> list[str]:
+    """Returns the IoU types to evaluate: by default both if all rows and the annotations have masks, else "bbox"."""
+    if iou_type is None:
+        masks = dataset.has_masks and all(row.rles is not None for row in rows)
+        return list(IOU_TYPES) if masks else ["bbox"]
+    return [iou_type] if isinstance(iou_type, str) else list(iou_type)
+
+
+def resolve_cap(protocol: str, max_detections: int | None) -> int:
+    """Returns the cap on detections: that of the protocol by default. Raises ValueError for one below 1."""
+    cap = PROTOCOLS[protocol].max_detections if max_detections is None else max_detections
+    if cap < 1:
+        raise ValueError(f"max_detections is {cap}, expected at least 1")
+    return cap
 
 
 def check_engine(protocol: str, engine: str) -> None:
