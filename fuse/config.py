@@ -206,6 +206,18 @@ class EvaluationConfig:
         """Edges of the bins, both ends included."""
         return edges(self.bins)
 
+    @property
+    def row_options(self) -> dict[str, Any]:
+        """The options of `fuse.evaluation.compare.compare_rows` that are the same for all rows."""
+        return {
+            "iou_types": self.iou_types,
+            "bins": self.bin_edges,
+            "protocol": self.protocol,
+            "fixed_ap": self.fixed_ap,
+            "max_detections": self.max_detections,
+            "engine": self.engine,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorsConfig:

@@ -63,19 +63,9 @@ def evaluate_all(
     baseline: str | None = None,
 ) -> RowComparison:
     """Evaluates rows of detections, by name, with the config's options. The baseline is the first row by default."""
+    options = config.row_options
     return compare_rows(
-        annotations,
-        detections,
-        classes,
-        baseline=baseline,
-        samples=config.bootstrap,
-        iou_types=config.iou_types,
-        bins=config.bin_edges,
-        protocol=config.protocol,
-        fixed_ap=config.fixed_ap,
-        max_detections=config.max_detections,
-        engine=config.engine,
-        progress=True,
+        annotations, detections, classes, baseline=baseline, samples=config.bootstrap, progress=True, **options
     )
 
 

@@ -49,7 +49,7 @@ def evaluate_on(
         rows: those of one setting lie in a row, so that they share its scores.
         scorers: by the name of the row's setting.
         annotations: of the cache's images.
-        config: IoU types, bins, protocol, cap and engine.
+        config: how they are evaluated.
         samples: number of resamples for intervals; rows of all passes see the same.
         keep: names of the rows whose detections are returned.
     """
@@ -59,20 +59,8 @@ def evaluate_on(
         fusions = {row.name: Fusion.for_cache(cache, row.fusion, scorers[row.setting.name]) for row in some}
         detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
         kept |= {name: detections[name] for name in keep if name in detections}
-        parts.append(
-            compare_rows(
-                annotations,
-                detections,
-                cache.classes,
-                samples=samples,
-                iou_types=config.iou_types,
-                bins=config.bin_edges,
-                protocol=config.protocol,
-                max_detections=config.max_detections,
-                engine=config.engine,
-                progress=True,
-            )
-        )
+        options = config.row_options
+        parts.append(compare_rows(annotations, detections, cache.classes, samples=samples, progress=True, **options))
     order = [(iou_type, row.name) for iou_type in config.iou_types for row in rows]
     summary = pd.concat([part.summary for part in parts]).loc[order]
     per_class, resampled = (pd.concat([getattr(part, name) for part in parts]) for name in ("per_class", "samples"))
