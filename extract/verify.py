@@ -8,7 +8,7 @@ from extract.cache.derived import LOGIT_TOLERANCE, classifier_columns, relative_
 from extract.cache.format import CacheError, Layers, layers_above
 from extract.cache.projections import check_hidden
 from extract.cache.reader import RoICache
-from extract.cache.values import all_finite, check_values
+from extract.cache.values import check_stored
 from extract.rois import RoIs
 from extract.utils.progress import progress_bar
 
@@ -28,12 +28,8 @@ def worst_logit_error(cache: RoICache) -> float | None:
     columns = classifier_columns(cache.class_map, cache.num_classes)
     worst: float | None = None
     for rois in progress_bar(cache, desc="verify", unit="image"):
-        for field in cache.fields:
-            values = getattr(rois, field)
-            if values.dtype.kind == "f" and not all_finite(values):
-                raise CacheError(f"{cache.url}: image {rois.image_id}: {field} hold values that are not finite")
         try:
-            check_values(rois)
+            check_stored(rois, cache.fields)
         except CacheError as error:
             raise CacheError(f"{cache.url}: image {rois.image_id}: {error}") from None
         for stage, layers in enumerate(stages):

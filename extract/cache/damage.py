@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from extract.cache.checksums import BLOCK_CHECKSUMS
 from extract.cache.format import IMAGES_PER_BLOCK, OWNER_COLUMN, CacheError, block_slice, open_group
 from extract.cache.manifest import MANIFEST, MANIFEST_SUM
 from extract.cache.reader import RoICache
-from extract.cache.values import all_finite, check_values, image_digest
+from extract.cache.values import check_stored, image_digest
 from extract.utils.errors import listed
+from extract.utils.progress import progress_bar
 
 
 class Damage(NamedTuple):
@@ -30,7 +30,7 @@ def find_damage(cache: RoICache) -> Iterator[Damage]:
     The content of an image is compared with its digest, so that arrays are found that are valid, but another image's.
     """
     digests = cache.digests
-    for position in tqdm(range(len(cache)), desc="verify", unit="image", disable=None):
+    for position in progress_bar(range(len(cache)), desc="verify", unit="image"):
         try:
             fault = _fault(cache, position, int(digests[position]))
         except CacheError as error:
@@ -40,14 +40,10 @@ def find_damage(cache: RoICache) -> Iterator[Damage]:
 
 
 def _fault(cache: RoICache, position: int, digest: int) -> str:
-    """Returns what is wrong with an image, "" if nothing is."""
+    """Returns what is wrong with an image, "" if nothing is. Raises CacheError for what reading and values show."""
     rois = cache.image_at(position)
-    arrays = {field: getattr(rois, field) for field in cache.columns}
-    for field, values in arrays.items():
-        if values.dtype.kind == "f" and not all_finite(values):
-            return f"{field} hold values that are not finite"
-    check_values(rois)
-    if image_digest(list(arrays.values())) != digest:
+    check_stored(rois, cache.columns)
+    if image_digest([getattr(rois, field) for field in cache.columns]) != digest:
         return "the arrays do not have the digest in images/digest"
     owners = cache.owners(position)
     return "" if (owners == position).all() else f"{OWNER_COLUMN.name} holds other images' positions"

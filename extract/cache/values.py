@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -24,6 +24,15 @@ def check_values(rois: RoIs) -> None:
         if inverted.any():
             roi = int(np.argmax(inverted))
             raise CacheError(f"{field} of RoI {roi} are not xyxy: {boxes[roi].ravel()[:4].tolist()}")
+
+
+def check_stored(rois: RoIs, fields: Iterable[str]) -> None:
+    """Raises CacheError naming a field of an image read from a cache that is not finite, or fails `check_values`."""
+    for field in fields:
+        values = getattr(rois, field)
+        if values.dtype.kind == "f" and not all_finite(values):
+            raise CacheError(f"{field} hold values that are not finite")
+    check_values(rois)
 
 
 def to_stored(rois: RoIs, field: str, column: Column, shape: tuple[int, ...]) -> np.ndarray:
