@@ -64,9 +64,8 @@ def check_inputs(
     for detector in detectors:
         caches = [_open_finished(_cache_path(setup, detector, split, view)) for view in views]
         trained = all((options.folder(setup, detector) / WEIGHTS_FILE).is_file() for options in heads)
-        if not trained and _open_finished(_cache_path(setup, detector, "train")) is None:
-            setup.check([detector], ("train", split))
-        if any(cache is None or "masks" not in cache.fields for cache in caches):
+        extracts = any(cache is None or "masks" not in cache.fields for cache in caches)
+        if extracts or (not trained and _open_finished(_cache_path(setup, detector, "train")) is None):
             setup.check([detector], ("train", split))
 
 

@@ -81,16 +81,15 @@ def per_bin(
     evaluated = bin_index(next(iter(tables.values())).dropna(subset="AP")["instance_count"].to_numpy(), bins)
     kept = [i for i in range(len(bins) - 1) if (evaluated == i).any()]
     names = [bin_names(bins)[i] for i in kept]
-    centers, width = np.arange(len(kept)), BAR_WIDTH / len(tables)
+    centers = np.arange(len(kept))
     for i, (name, table) in enumerate(tables.items()):
         index = bin_index(table["instance_count"].to_numpy(), bins)
         heights = np.array([table["AP"][index == k].mean() for k in kept])
         bounds = bootstrap_intervals(table, bins) if intervals is None else intervals[name]
         low, high = bounds.loc[[f"AP{one}" for one in names], ["low", "high"]].to_numpy(float).T
         whiskers = np.maximum([heights - low, high - heights], 0)
-        offset, style = (i - (len(tables) - 1) / 2) * width, bar_style(i)
         error: dict[str, Any] = {"yerr": whiskers, "error_kw": {"elinewidth": 1, "ecolor": "#777777"}}
-        ax.bar(centers + offset, heights, width * 0.92, label=name, **error, **style)
+        _draw_bars(ax, heights, name, i, len(tables), **error)
     counts = [f"{name}\n{(evaluated == i).sum()} classes" for name, i in zip(names, kept, strict=True)]
     ax.set_xticks(centers, counts)
     ax.set(xlabel="training instances of the class", ylabel="mean AP")
@@ -112,15 +111,18 @@ def recall(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     shown = table[table["objects"] > 0]
     columns = [name for name in shown if name != "objects"]
-    centers, width = np.arange(len(shown)), BAR_WIDTH / len(columns)
     for i, name in enumerate(columns):
-        offset = (i - (len(columns) - 1) / 2) * width
-        ax.bar(
-            centers + offset, shown[name], width * 0.92, label=f"{name.removeprefix('AR@')} proposals", **bar_style(i)
-        )
-    ax.set_xticks(centers, [f"{name}\n{count:,} objects" for name, count in shown["objects"].items()])
+        _draw_bars(ax, shown[name].to_numpy(), f"{name.removeprefix('AR@')} proposals", i, len(columns))
+    ax.set_xticks(range(len(shown)), [f"{name}\n{count:,} objects" for name, count in shown["objects"].items()])
     ax.set(xlabel="training instances of the class", ylabel="average recall of proposals (%)", ylim=(0, 100))
     return finish(ax)
+
+
+def _draw_bars(ax: Axes, heights: np.ndarray, label: str, index: int, count: int, **options: Any) -> None:
+    """Draws bar `index` of the `count` bars of each group; `heights` has one for each group."""
+    width = BAR_WIDTH / count
+    places = np.arange(len(heights)) + (index - (count - 1) / 2) * width
+    ax.bar(places, heights, width * 0.92, label=label, **options, **bar_style(index))
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:
