@@ -16,19 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.evaluate import evaluate_fusions
 from benchmarks.provenance import provenance
 from extract import RoICache, open_cache
 from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from fuse.config import FusionConfig
-from fuse.evaluation.dataset import load_annotations
-from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
-from fuse.inference import detect_many
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "derived.csv"
-ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
 TOLERANCE = 0.05
 """Largest difference in AP, in points, of boxes and of masks."""
 
@@ -53,9 +50,7 @@ def main(run: Path) -> None:
 
 def evaluate(cache: RoICache) -> pd.DataFrame:
     """Returns the metrics of the original classifier, by IoU type."""
-    fusions = {"original": Fusion.for_cache(cache, FusionConfig(mode="original"))}
-    annotations = load_annotations(ANNOTATIONS, cache.images["image_id"])
-    return evaluate_rows(annotations, detect_many(cache, fusions), cache.classes, iou_types=("segm", "bbox"))[0]
+    return evaluate_fusions(cache, {"original": Fusion.for_cache(cache, FusionConfig(mode="original"))})
 
 
 def difference_in_steps(stored: RoICache, derived: RoICache) -> float:

@@ -15,20 +15,17 @@ import numpy as np
 
 import calib
 import extract
+from benchmarks.evaluate import evaluate_fusions
 from calib.heads import Head
 from calib.scoring import Level, Original, Scorer, stage_scores
 from extract.rois import RoIs
 from fuse.config import FusionConfig
 from fuse.defaults import TAIL
-from fuse.evaluation.dataset import load_annotations
-from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
-from fuse.inference import detect_many
 from fuse.scores import FusionMode, tail_classes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "folding.csv"
-ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
 
 
 class Folded:
@@ -70,9 +67,7 @@ def main(run: Path) -> None:
     fusions = {
         name: Fusion.for_cache(val, FusionConfig(mode=mode, tail=TAIL), scorer) for name, (mode, scorer) in rows.items()
     }
-    annotations = load_annotations(ANNOTATIONS, val.images["image_id"])
-    summary, _ = evaluate_rows(annotations, detect_many(val, fusions), val.classes)
-    table = summary.loc["segm"].iloc[:, :6].round(4)
+    table = evaluate_fusions(val, fusions, ("segm",)).loc["segm"].iloc[:, :6].round(4)
     table.to_csv(RESULTS, index_label="row")
     print(table.to_string())
 

@@ -18,14 +18,12 @@ from tyro.conf import Positional
 
 import calib
 import extract
+from benchmarks.evaluate import evaluate_fusions
 from benchmarks.speed.measure import merge_rows
 from extract.config import Precision
 from fuse.config import FusionConfig
 from fuse.defaults import TAIL
-from fuse.evaluation.dataset import load_annotations
-from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
-from fuse.inference import detect_many
 
 RESULTS = Path(__file__).parent / "results" / "precision.csv"
 MINILVIS = Path("data/minilvis")
@@ -76,8 +74,7 @@ def evaluate(cache: extract.RoICache, head: Path) -> pd.DataFrame:
         "original": Fusion.for_cache(cache, original),
         "cat": Fusion.for_cache(cache, calibrated, calib.load_head(head)),
     }
-    annotations = load_annotations(MINILVIS / "val.json", cache.images["image_id"])
-    return evaluate_rows(annotations, detect_many(cache, fusions), cache.classes, iou_types=("segm", "bbox"))[0]
+    return evaluate_fusions(cache, fusions)
 
 
 def save(tables: dict[str, pd.DataFrame]) -> None:

@@ -28,6 +28,7 @@ import pandas as pd
 from scipy.stats import t as student_t
 
 import calib
+from benchmarks.evaluate import evaluate_fusions
 from benchmarks.provenance import provenance
 from benchmarks.tables import markdown, provenance_line
 from calib.choice import CANDIDATES
@@ -38,15 +39,11 @@ from extract import RoICache, open_cache
 from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from fuse.config import FusionConfig
-from fuse.evaluation.dataset import load_annotations
-from fuse.evaluation.metrics import evaluate_rows
 from fuse.fusion import Fusion
-from fuse.inference import detect_many
 from fuse.scores import FusionMode
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
-ANNOTATIONS = ROOT / "data" / "minilvis" / "val.json"
 PAPER_STEPS, STEPS = 4000, 3000
 MODES: tuple[FusionMode, ...] = ("calibrated", "avg", "cat")
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -117,9 +114,8 @@ def evaluate(detector: str, seed: int, heads: dict[str, Trained], val: RoICache)
         names[recipe, mode]: Fusion.for_cache(val, FusionConfig(mode=mode, score_threshold=0.0), heads[recipe].head)
         for recipe, mode in names
     }
-    annotations = load_annotations(ANNOTATIONS, val.images["image_id"])
     iou_types = ("bbox", "segm") if "masks" in val.fields else ("bbox",)
-    summary, _ = evaluate_rows(annotations, detect_many(val, fusions), val.classes, iou_types=iou_types)
+    summary = evaluate_fusions(val, fusions, iou_types)
     rows = [
         {
             "detector": detector,
