@@ -75,7 +75,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         warn_of_tail(config, cache.classes["instance_count"])
     if not annotated:
         fusions = {comparison.candidate: fusions[comparison.candidate]}
-    read_image = image_reader(config, config.images, cache.images["image_id"])
+    read_image = image_reader(config, config.images, cache.images["image_id"], config.allow_outside)
     painted = painted and painted.if_wanted(config.iou_types)
     if painted:
         painted.prepare()

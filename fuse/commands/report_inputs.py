@@ -17,8 +17,10 @@ from fuse.config import EvaluationConfig
 from fuse.report.inputs import ReadImage
 
 
-def image_reader(config: EvaluationConfig, folder: Path | None, image_ids: Iterable[int]) -> ReadImage | None:
-    """Returns what reads the images that the report shows; None without a folder.
+def image_reader(
+    config: EvaluationConfig, folder: Path | None, image_ids: Iterable[int], allow_outside: bool = False
+) -> ReadImage | None:
+    """Returns what reads the images that the report shows; None without a folder. `allow_outside` as of `find_image`.
 
     Raises FileNotFoundError for an image that is not in the folder, before anything heavy begins.
     """
@@ -26,7 +28,7 @@ def image_reader(config: EvaluationConfig, folder: Path | None, image_ids: Itera
         return None
     annotations = read_annotations(config.annotations)
     position = {image_id: i for i, image_id in enumerate(annotations.image_ids.tolist())}
-    paths = {i: find_image(folder, annotations.file_names[position[i]]) for i in map(int, image_ids)}
+    paths = {i: find_image(folder, annotations.file_names[position[i]], allow_outside) for i in map(int, image_ids)}
     read = SizedReader()
 
     def read_image(image_id: int) -> np.ndarray:

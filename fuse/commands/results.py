@@ -91,7 +91,8 @@ def merge_files(config: MergeConfig) -> None:
     config = resolve_iou_types(config, painted is not None or _have_masks(config, results), annotations)
     painted = painted and painted.if_wanted(config.iou_types)
     config = resolve_protocol(config, annotations)
-    read_image = image_reader(config, config.images, (image["id"] for image in annotations["images"]))
+    image_ids = (image["id"] for image in annotations["images"])
+    read_image = image_reader(config, config.images, image_ids, config.allow_outside)
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}
     options["max_detections"] = None if config.fixed_ap else config.max_detections
