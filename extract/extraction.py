@@ -208,11 +208,8 @@ def _log_estimate(job: Job, first: list[RoIs], seconds: float) -> None:
     """Logs the size of the cache and the time for all images, from one block's RoIs and the time it took."""
     extractor = job.extractor
     logits = why_stored(first[0], job.header, extractor.fc_layers) is not None
-    images, rois, size = (
-        len(extractor.positions),
-        np.mean([len(r) for r in first]),
-        row_bytes(row_shapes(first[0], logits)),
-    )
+    images, rois = len(extractor.positions), np.mean([len(r) for r in first])
+    size = row_bytes(row_shapes(first[0], logits))
     speed = world_size() * len(first) / seconds
     log.info(
         "%s images, about %.0f RoIs each at %s bytes: about %.2f GB; about %.1f minutes at %.3g images per second",

@@ -114,11 +114,8 @@ def draw_detections(
     zoom = -(-MIN_EDGE // min(pixels.shape[:2]))
     image = PILImage.fromarray(_enlarge(_displayable(pixels), zoom))
     edge = min(image.size)
-    draw, font, line = (
-        ImageDraw.Draw(image),
-        ImageFont.load_default(edge * FONT_SHARE),
-        max(2, round(edge * LINE_SHARE)),
-    )
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(edge * FONT_SHARE)
+    line = max(2, round(edge * LINE_SHARE))
     boxes = [_Rectangle(*box) for box in (detections.boxes[:max_drawn] * zoom).tolist()]
     labels = detections.labels[:max_drawn].tolist()
     palette = class_colours(np.array(labels, np.int64)) if colours is None else colours

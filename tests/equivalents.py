@@ -150,14 +150,12 @@ def resampled_ap_numba(
     thresholds: np.ndarray,
     members: np.ndarray,
 ) -> np.ndarray:
-    sums, counts = (
-        np.zeros((2, len(thresholds), weights.shape[1])),
-        np.zeros((len(thresholds), weights.shape[1]), np.int32),
-    )
+    shape = len(thresholds), weights.shape[1]
+    sums, counts = np.zeros(shape), np.zeros(shape, np.int32)
     resampled_ap(
-        weights, classes, images, outcomes, gt_classes, gt_images, ROUNDED_UP, thresholds, members, sums[0], counts
+        weights, classes, images, outcomes, gt_classes, gt_images, ROUNDED_UP, thresholds, members, sums, counts
     )
-    return np.divide(sums[0], counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    return np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
 
 
 def resampled_ap_numpy(
