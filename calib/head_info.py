@@ -84,3 +84,25 @@ class HeadInfo:
         if self.level == "hidden" and not self.rank:
             return len(shape) == 1 and shape[0] >= self.feature_shape[0]
         return shape == self.feature_shape
+
+
+def describe_head(info: HeadInfo, parameters: int) -> list[tuple[str, str]]:
+    """Returns what the repr of a head of so many parameters shows: (name, text)."""
+    counts, config = info.instance_counts, info.config
+    layers = " → ".join(f"{width:,}" for width in info.widths)
+    frozen = f"; the first {info.frozen_layers} are the detector's" if info.frozen_layers else ""
+    correction = f"; the detector's first layer is corrected along {info.rank} directions" if info.rank else ""
+    averaged = f", {info.stage_average} averaged over {len(info.stages)} stages" if len(info.stages) > 1 else ""
+    trained = f"{config['steps']:,} steps, seed {config.get('seed')}" if "steps" in config else "not by this library"
+    return [
+        ("Head", f"{info.name}, {parameters:,} parameters"),
+        (
+            "classes",
+            f"{len(info.names):,}, of {min(counts, default=0):,} to {max(counts, default=0):,} training instances",
+        ),
+        ("features", f"{info.level} {' × '.join(map(str, info.feature_shape))}"),
+        ("layers", f"{layers} ({info.classifier}){frozen}{correction}"),
+        ("scores", f"{info.activation}{averaged}"),
+        ("detector", info.detector or "unknown"),
+        ("trained", trained),
+    ]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from calib.classifiers import ClassifierKind, build_classifier
-from calib.head_info import HeadInfo
+from calib.head_info import HeadInfo, describe_head
 from calib.hidden_input import HiddenInput
 from calib.scoring import Level, check_average, instance_counts_of, stage_scores
 from extract.cache.format import Projection
@@ -25,13 +25,14 @@ from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector
 from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
 from extract.utils.errors import shortened
+from extract.utils.summarized import Summarized
 
 if TYPE_CHECKING:
     from extract import RoICache
     from extract.detectors.base import Detector
 
 
-class Head(nn.Module):
+class Head(Summarized, nn.Module):
     """One network per stage; a scorer.
 
     Attributes:
@@ -49,6 +50,10 @@ class Head(nn.Module):
             for layer in linear_layers(stage)[: info.frozen_layers]:
                 for parameter in (layer.weight, layer.bias):  # what else a classifier has is trained
                     parameter.requires_grad_(False)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
+        return describe_head(self.info, sum(parameter.numel() for parameter in self.parameters()))
 
     @property
     def num_classes(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from calib.class_sampling import class_probabilities
 from calib.config import Config, Sampling
 from extract.matching import BACKGROUND_IOU
+from extract.utils.summarized import Summarized
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     labels: np.ndarray
 
 
-class BiLevelSampler:
+class BiLevelSampler(Summarized):
     """A sampler of class-balanced training steps from a RoI cache.
 
     A step draws `classes_per_step` classes (or all, if there are fewer) uniformly without replacement among the classes
@@ -113,6 +114,16 @@ class BiLevelSampler:
         self.missing_classes = np.flatnonzero(~present.all(axis=0))
         if len(self.missing_classes) and images is None:
             _warn_missing(cache, self.missing_classes)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
+        sampled, rois = self.num_classes - len(self.missing_classes), self.rois_per_class
+        return [
+            ("Bi-level sampler", f"{self.sampling}, seed {self.seed}"),
+            ("a step", f"{self.classes_per_step} classes, {self.images_per_class} image(s) of each"),
+            ("RoIs", f"{'all' if rois is None else f'at most {rois}'} of an image and class, as much background"),
+            ("classes", f"{sampled:,} of {self.num_classes:,} have foreground RoIs"),
+        ]
 
     def step(self, index: int, stage: int = 0) -> Step:
         """Returns step number `index` (from 0) of a stage."""

@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 
 from extract.utils.files import write_bytes
+from extract.utils.summarized import Summarized
 from fuse.result_records import read_records
 
 
-@dataclass(frozen=True, eq=False)
-class Detections:
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections(Summarized):
     """N detections of many images. Of equal scores, the earlier detection ranks first.
 
     Attributes:
@@ -100,18 +101,12 @@ class Detections:
             rles=[{"size": list(m.size), "counts": m.counts} for m in masks] if masks else None,
         )
 
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:<11} {text}" for name, text in self._summary())
-
-    def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in self._summary())
-        return f"<table>{rows}</table>"
-
     def _sorted_subset(self, index: np.ndarray) -> Detections:
         """Returns `take(index)` for ascending indices without repeats; no copy if they are all."""
         return self if len(index) == len(self) else self.take(index)
 
-    def _summary(self) -> list[tuple[str, str]]:
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
         images, counts = np.unique(self.image_ids, return_counts=True)
         span = f"{self.scores.min():.4g} to {self.scores.max():.4g}" if len(self) else "none"
         return [

@@ -12,6 +12,7 @@ from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from extract.detectors.base import ImageDetections
 from extract.rois import RoIs
+from extract.utils.summarized import Summarized
 from fuse.config import FusionConfig
 from fuse.defaults import IOU_THRESHOLD
 from fuse.ops.nms import NMSResult, class_nms
@@ -26,8 +27,8 @@ from fuse.scores import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Fusion:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fusion(Summarized):
     """A `FusionConfig` with its scorers, its defaults resolved for one detector; made by `resolve` or `for_cache`.
 
     Attributes:
@@ -95,6 +96,22 @@ class Fusion:
         """Resolves the config's defaults for the detector and the classes of a cache; errors as of `resolve`."""
         counts = cache.classes["instance_count"].to_numpy()
         return cls.resolve(config, cache.detector, counts, calibrated, original)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
+        calibrated = "none" if self.calibrated is None else f"{self.calibrated.name}, {self.calibrated.level} features"
+        tail, limit = int(self.tail_mask.sum()), "all" if self.max_detections is None else f"{self.max_detections:,}"
+        bound = (
+            f", those of fewer than {self.config.tail:g} training instances" if self.config.tail_mask is None else ""
+        )
+        return [
+            ("Fusion", f"mode {self.config.mode}"),
+            ("original", self.original.name),
+            ("calibrated", calibrated),
+            ("tail", f"{tail:,} of {len(self.tail_mask):,} classes{bound}"),
+            ("keeps", f"{limit} detections per image, scores above {self.config.score_threshold:g}"),
+            ("NMS", f"at IoU {self.iou_threshold:g}"),
+        ]
 
     @property
     def needs_features(self) -> bool:

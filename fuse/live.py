@@ -24,6 +24,7 @@ from extract.data.images import batches_of_one_size, unflip_rois
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of
 from extract.detectors.class_map import map_detector
 from extract.hidden import Forward, forward_at_level
+from extract.utils.summarized import Summarized
 from fuse.config import FusionConfig
 from fuse.fusion import Fusion
 from fuse.merge import merge_image
@@ -54,7 +55,7 @@ class View:
             raise ValueError(f"size is {self.size}, expected (shorter, longer) edge in pixels")
 
 
-class CalibratedDetector:
+class CalibratedDetector(Summarized):
     """A trained detector whose scores are fused with those of a calibrated classifier.
 
     A call returns, for each image, what the framework's own predictor returns, masks included: a dict (torchvision),
@@ -132,6 +133,20 @@ class CalibratedDetector:
             for i, result in zip(batch, self._detect([loaded[i] for i in batch]), strict=True):
                 results[i] = result
         return results
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
+        about = self.detector.description
+        views = [
+            f"{'own size' if view.size is None else '{:,} to {:,} pixels'.format(*view.size)}{', flipped' * view.flip}"
+            for view, _ in self._views
+        ]
+        return [
+            ("Calibrated detector", f"{about['name']} ({about['framework']})"),
+            *((name.lower() if name == "Fusion" else name, text) for name, text in self.fusion.summary()),
+            ("views", "; ".join(views)),
+            ("device", f"{self.detector.device}, {self.batch_size} image(s) per forward pass"),
+        ]
 
     def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[tuple[ImageDetections, np.ndarray | None]]:
         """Detects as a call does, but returns arrays; masks are (D, H, W) bool, None where the detector has none."""

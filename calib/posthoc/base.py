@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from calib.scoring import (
 from extract.data.class_map import ClassMap
 from extract.data.classes import CountColumn
 from extract.rois import RoIs
+from extract.utils.summarized import Summarized
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -36,7 +38,7 @@ class Affine(NamedTuple):
     shift: np.ndarray
 
 
-class Posthoc(ABC):
+class Posthoc(Summarized, ABC):
     """A scorer whose logits are an affine function of the detector's own, per stage and class.
 
     With several stages the method adjusts the logits of each stage; the stages are then averaged as the detector
@@ -145,8 +147,20 @@ class Posthoc(ABC):
         other._original = replace(self._original, average=check_average(average))
         return other
 
-    def __repr__(self) -> str:
-        return f"<{self.name}{'' if self._affine else ', not fitted'}>"
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
+        formula = inspect.cleandoc(type(self).__doc__ or "").partition("\n")[0]
+        fitted = "not fitted: call fit(cache)"
+        if self._affine is not None:
+            stages, outputs = self._affine.scale.shape
+            fitted = f"for {outputs - 1:,} classes and {stages} stage(s)"
+        return [
+            ("Method", self.name),
+            ("scores", formula),
+            ("needs", self.needs),
+            ("source", self.source),
+            ("fitted", fitted),
+        ]
 
 
 def training_counts(cache: RoICache, column: CountColumn) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,13 @@ from extract.cache.columns import StoredColumn
 from extract.cache.format import Header
 from extract.cache.projections import describe_features
 from extract.data.class_map import ClassMap
+from extract.utils.summarized import Summarized
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class CacheSummary:
+class CacheSummary(Summarized):
     """The part of `RoICache` that describes it; attributes are those of `RoICache`."""
 
     url: str
@@ -50,10 +50,3 @@ class CacheSummary:
             ("columns", ", ".join(self.columns)),
             ("on disk", f"{sum(column.stored_bytes() for column in self.columns.values()) / 1e6:,.1f} MB"),
         ]
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:<10} {text}" for name, text in self.summary())
-
-    def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.summary())
-        return f"<table>{''.join(rows)}</table>"

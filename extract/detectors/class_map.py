@@ -21,6 +21,7 @@ from extract.detectors.base import (
     reader_of,
     thresholds_of,
 )
+from extract.detectors.summary import DetectorSummary
 from extract.rois import RoIs
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def map_detector(detector: Detector, class_map: ClassMap | None) -> Detector:
     return MappedDetector(detector, class_map)
 
 
-class MappedDetector:
+class MappedDetector(DetectorSummary):
     """A detector whose classes are those of a class table; see `extract.detectors.base.Detector`.
 
     Only results of `ForwardOutput.to_framework` have the labels of the framework.

@@ -35,6 +35,7 @@ from extract.detectors.detectron2_stages import BoxHeads, activation
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.precision import HalfPrecisionParts
+from extract.detectors.summary import DetectorSummary
 
 logger = logging.getLogger(__name__)
 IMAGE_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -60,7 +61,7 @@ def load(target: str, spec: DetectorSpec) -> Detectron2Detector:
     return detector
 
 
-class Detectron2Detector:
+class Detectron2Detector(DetectorSummary):
     """A frozen detectron2 detector; see `extract.detectors.base.Detector`.
 
     C4 heads have no fully connected layers: "pooled" is the output of res5 for a RoI, "embedding" its mean.

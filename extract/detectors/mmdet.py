@@ -48,6 +48,7 @@ from extract.detectors.mmdet_roi_head import BatchFeatures
 from extract.detectors.mmdet_stages import layers_after_convolutions, run_stages, stage_fc_layers
 from extract.detectors.mmdet_weights import convert_names
 from extract.detectors.precision import HalfPrecisionParts
+from extract.detectors.summary import DetectorSummary
 from extract.detectors.weights import load_weights
 from extract.utils.devices import resolve_device
 
@@ -80,7 +81,7 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     return detector
 
 
-class MmdetDetector:
+class MmdetDetector(DetectorSummary):
     """A frozen mmdetection detector; see `extract.detectors.base.Detector`.
 
     Attributes:

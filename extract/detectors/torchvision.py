@@ -35,6 +35,7 @@ from extract.detectors.common import apply_selection, check_resizable, make_rois
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.precision import HalfPrecisionParts
+from extract.detectors.summary import DetectorSummary
 from extract.detectors.torchvision_build import build, check, own_classes
 from extract.detectors.torchvision_layers import BoxHead
 from extract.detectors.torchvision_output import TorchvisionOutput
@@ -51,7 +52,7 @@ def load(target: str, spec: DetectorSpec) -> TorchvisionDetector:
     return detector
 
 
-class TorchvisionDetector:
+class TorchvisionDetector(DetectorSummary):
     """A frozen torchvision detector; see `extract.detectors.base.Detector`."""
 
     # torchvision's datasets and training scripts read images with PIL and leave them as they are stored.

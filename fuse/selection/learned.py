@@ -22,6 +22,7 @@ from extract.cache.reader import RoICache
 from extract.data.bins import BINS, bin_index
 from extract.data.class_map import ClassMap
 from extract.rois import RoIs
+from extract.utils.summarized import Summarized
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.ground_truth import GroundTruth, contains
 
@@ -45,8 +46,8 @@ class Pairs(NamedTuple):
     targets: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class LearnedFusion:
+@dataclass(frozen=True, eq=False, repr=False)
+class LearnedFusion(Summarized):
     """A scorer that combines others; its mode is "calibrated".
 
     Attributes:
@@ -67,6 +68,15 @@ class LearnedFusion:
     def level(self) -> Level:
         """Feature level that the scorers read."""
         return next((scorer.level for scorer in self.scorers if scorer.level != "logits"), "logits")
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Returns what `repr` shows: (name, text)."""
+        names = [*(scorer.name for scorer in self.scorers), "objectness", "constant"]
+        weights = zip(names, self.weights.min(axis=1).tolist(), self.weights.max(axis=1).tolist(), strict=True)
+        return [
+            ("Learned fusion", f"of {len(self.scorers)} classifiers, {self.weights.shape[1]:,} classes"),
+            *((name, f"weights {low:.2f} to {high:.2f}") for name, low, high in weights),
+        ]
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """Returns (R, K+1) float32 class scores; background has the score of the first scorer."""
