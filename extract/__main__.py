@@ -5,13 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from extract.command_configs import ConvertConfig, ExportConfig, ImportConfig, InspectConfig, RecallConfig, VerifyConfig
+from extract.command_configs import (
+    BrowseConfig,
+    ConvertConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RecallConfig,
+    VerifyConfig,
+)
 from extract.config import Config
 from extract.utils.cli import Command, run
 
 COMMANDS = {
     "": Command(Config, "extract.extraction:command"),
     "inspect": Command(InspectConfig, "extract.commands:inspect"),
+    "browse": Command(BrowseConfig, "extract.commands:browse"),
     "convert": Command(ConvertConfig, "extract.convert:command"),
     "verify": Command(VerifyConfig, "extract.commands:verify"),
     "recall": Command(RecallConfig, "extract.recall:report"),

@@ -10,6 +10,9 @@ from tyro.conf import Positional
 
 from extract.config import Config, check_projection
 
+RowKind = Literal["class", "bin", "label"]
+"""What a row of a contact sheet is."""
+
 
 @dataclass(frozen=True)
 class InspectConfig:
@@ -101,6 +104,49 @@ class ImportConfig:
 
     overwrite: bool = False
     """Replace an existing cache."""
+
+
+@dataclass(frozen=True)
+class BrowseConfig:
+    """Draws a contact sheet of a cache's RoIs, cut out of their images, with the detector's own class of each.
+
+    A wrong order of classes and shifted boxes are seen at once.
+
+    Example: python -m extract browse val.zarr --annotations val.json --images val/ --out browse.png
+    """
+
+    cache: Positional[str]
+    """Path or fsspec URL."""
+
+    annotations: Path
+    """The annotation file it was extracted with, or the name of a dataset in detectron2's catalog."""
+
+    out: Path
+    """The .png file to write."""
+
+    images: Path | None = None
+    """Folder that the file names in the annotations are relative to; datasets of the catalog have a default."""
+
+    by: RowKind = "class"
+    """What a row is: a class, from the rarest to the most frequent; a bin of training instances; or a label: objects,
+    background and ignored RoIs."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the classes to show; by default all, or an even choice of them if they are more than --max-rows."""
+
+    max_rows: int = 30
+    """Rows, at most, where --classes does not name them."""
+
+    columns: int = 8
+    """RoIs per row, at most."""
+
+    allow_outside: bool = False
+    """Read images whose file names in the annotations lead out of `images`, as ../ and absolute paths do."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError naming the option, its value and what is expected."""
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"out is {self.out}, expected a .png file")
 
 
 @dataclass(frozen=True)

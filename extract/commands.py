@@ -1,7 +1,8 @@
-"""`python -m extract inspect | verify | export | import`."""
+"""`python -m extract inspect | browse | verify | export | import`."""
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pandas as pd
@@ -12,7 +13,10 @@ from extract.cache.format import CacheError
 from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.cache.opening import open_cache, open_unchecked
 from extract.cache.reader import RoICache
-from extract.command_configs import ExportConfig, ImportConfig, InspectConfig, VerifyConfig
+from extract.command_configs import BrowseConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
+from extract.contact_sheet import contact_sheet
+from extract.detectors import catalog_dataset
+from extract.utils.files import write_bytes
 from extract.verify import worst_logit_error
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,22 @@ def inspect(config: InspectConfig) -> None:
     print(table.reindex(list("rcf")).dropna().astype(int).to_string())
     if cache.class_map:
         print(_outputs_table(cache).to_string())
+
+
+def browse(config: BrowseConfig) -> None:
+    """Writes the contact sheet of a cache."""
+    cache = open_cache(config.cache)
+    dataset = catalog_dataset(config.annotations, str(cache.provenance.get("config", {}).get("detector", "")))
+    annotations, images = dataset or (config.annotations, None)
+    images = config.images or images
+    if images is None:
+        raise ValueError(f"images: give the folder of the images that {config.annotations} names")
+    options = {name: getattr(config, name) for name in ("by", "classes", "max_rows", "columns", "allow_outside")}
+    file = io.BytesIO()
+    contact_sheet(cache, annotations, images, **options).save(file, "png", optimize=True)
+    write_bytes(config.out, file.getvalue())
+    print(f"{config.out}: RoIs of {cache.url} by {config.by}")
+    log.info("next: python -m extract verify %s", cache.url)
 
 
 def verify(config: VerifyConfig) -> None:
