@@ -15,7 +15,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
-_IDENTITY_EXCLUDES = ("cache", "holdout", "out", "device", "checkpoint_every", "overwrite")
+_IDENTITY_EXCLUDES = ("cache", "holdout", "out", "device", "checkpoint_every", "evaluate_every", "overwrite")
 """Fields that do not change the resulting head, or do so through the images trained on: `identity` has the fingerprint
 of these instead of paths."""
 
@@ -37,7 +37,8 @@ class Config:
     """Folder of the finished head, its checkpoints and its metrics."""
 
     holdout: str | None = None
-    """Cache made with --split holdout, whose images are left out, so that heads can be compared on them."""
+    """Cache made with --split holdout, whose images are left out, so that heads can be compared on them, and the run
+    watched: accuracies and average precision on them, see --evaluate-every."""
 
     head_type: HeadTypeOrAuto = "auto"
     """auto: 3fc_ft, as in the paper, from pooled features; from hidden ones 3fc_ft or 3fc_lowrank, whichever has the
@@ -98,6 +99,9 @@ class Config:
     checkpoint_every: int = 1000
     """Steps from one checkpoint to the next."""
 
+    evaluate_every: int = 500
+    """Steps from one evaluation on the RoIs of --holdout to the next."""
+
     overwrite: bool = False
     """Start anew if `out` holds a head or a checkpoint."""
 
@@ -105,7 +109,7 @@ class Config:
         """Raises ValueError naming the field, its value and what was expected."""
         types = ("auto", *HEAD_TYPES)
         self._expect("head_type", self.head_type in types, f"one of {', '.join(types)}")
-        for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every"):
+        for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every", "evaluate_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         self._expect("rois_per_class", self.rois_per_class is None or self.rois_per_class >= 1, "at least 1")
         self._expect("freeze_layers", self.freeze_layers >= 0, "at least 0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -89,6 +90,7 @@ class MetricsLog:
 
     def __init__(self, out: str, step: int) -> None:
         """Removes records after `step`, which a resumed run repeats."""
+        self._held_out: dict[str, float] = {}
         self._file: BinaryIO | None = None
         self._board: SummaryWriter | None = None
         if not out:
@@ -113,6 +115,19 @@ class MetricsLog:
             step = values.pop("step")
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def write_held_out(self, step: int, figures: dict[str, float]) -> None:
+        """Appends the figures of `calib.held_out` after `step` steps."""
+        self._held_out = figures
+        if self._file is not None:
+            self._file.write(msgspec.json.encode({"step": step, "held_out": figures}) + b"\n")
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(f"held_out/{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}", value, step)
+
+    def held_out_summary(self) -> str:
+        """Returns what the progress bar shows of the last figures of held-out images; "" if there are none."""
+        return f", held-out AP {self._held_out['AP']:.1f}" if self._held_out else ""
 
     def write_choice(self, choice: dict[str, Any]) -> None:
         """Appends the choice of the head type, as of step 0, to the file."""

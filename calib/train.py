@@ -29,7 +29,7 @@ import os
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,10 +44,12 @@ from calib.checkpoint import (
 )
 from calib.choice import choose_head_type, resolve_auto, stored_choice
 from calib.config import Config
+from calib.due import any_interrupted, due_after
 from calib.features import Features
 from calib.head_io import load_head, save_head
 from calib.head_types import build_head
 from calib.heads import Head
+from calib.held_out import HeldOutRoIs, held_out_rois
 from calib.interrupt import deferred_interrupt
 from calib.loader import batches
 from calib.losses import adapt_head, build_loss
@@ -59,7 +61,7 @@ from calib.train_step import train_step
 from extract.cache.opening import open_cache
 from extract.holdout import training_part
 from extract.utils.devices import resolve_device
-from extract.utils.distributed import any_process, barrier, is_main_process, process_group, world_size
+from extract.utils.distributed import any_process, barrier, is_main_process, process_group
 from extract.utils.folders import put_in_place
 from extract.utils.locks import one_writer
 from extract.utils.progress import progress_bar
@@ -68,11 +70,6 @@ if TYPE_CHECKING:
     from extract import RoICache
 
 logger = logging.getLogger(__name__)
-
-LOG_EVERY = 50
-STOP_EVERY = 10
-"""Steps from one synchronisation of the interrupt flag to the next under torchrun, which waits 30 s for its
-processes."""
 
 
 def train(cache: RoICache, config: Config) -> Head:
@@ -90,14 +87,15 @@ def train(cache: RoICache, config: Config) -> Head:
         raise ValueError(
             f"{cache.url}: is a cache of split {cache.split!r}, a head is trained on one extracted with --split train"
         )
-    if config.holdout is not None:
-        cache = training_part(cache, open_cache(config.holdout))
+    held_out = open_cache(config.holdout) if config.holdout is not None else None
+    if held_out is not None:
+        cache = training_part(cache, held_out)
     device = resolve_device(config.device)
     with one_writer(config.out) if config.out else nullcontext(), process_group(device):
-        return _train(cache, config, device)
+        return _train(cache, held_out, config, device)
 
 
-def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
+def _train(cache: RoICache, held_out: RoICache | None, config: Config, device: torch.device) -> Head:
     config = resolve_auto(config, cache)
     final, identity = Path(config.out), config.identity(cache.fingerprint)
     writes_files = bool(config.out) and is_main_process()
@@ -131,12 +129,13 @@ def _train(cache: RoICache, config: Config, device: torch.device) -> Head:
         steps=config.steps,
     )
     features = features or Features(cache, device)
+    watched = held_out_rois(held_out, head, config.seed) if held_out is not None and is_main_process() else None
     if writes_files:
         prepare_folder(out)
     barrier()
     state = TrainState.load_or_init(head, loss.to(device), config, device)
 
-    _run_steps(state, cache, config, sampler, features)
+    _run_steps(state, cache, config, sampler, features, watched)
 
     head.eval()
     if writes_files:
@@ -159,8 +158,15 @@ def _is_done(out: Path, identity: dict[str, Any], config: Config, device: torch.
     return is_finished(out, identity)
 
 
-def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLevelSampler, features: Features) -> None:
-    """Runs the remaining steps; writes metrics and checkpoints."""
+def _run_steps(
+    state: TrainState,
+    cache: RoICache,
+    config: Config,
+    sampler: BiLevelSampler,
+    features: Features,
+    watched: HeldOutRoIs | None,
+) -> None:
+    """Runs the remaining steps; writes metrics, of held-out images as well if there are some, and checkpoints."""
     out, is_main = config.out, is_main_process()
     tally, logged = Tally(features.device), state.step
     with (
@@ -180,14 +186,16 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
         for batch in loader:
             train_step(state, batch, config, tally)
             bar.update()
-            stop = _any_interrupted(interrupted.is_set(), state.step, features.device)
-            due = _due(state.step, config, stop)
+            stop = any_interrupted(interrupted.is_set(), state.step, features.device)
+            due = due_after(state.step, config, stop)
             if due.log:
                 record = tally.take(state.step, config.lr_at(state.step))
                 if not math.isfinite(record.loss):
                     raise_not_finite(cache, sampler, features, range(logged, state.step), config.lr)
                 log.write(record)
-                bar.set_postfix_str(record.summary())
+                if due.evaluate and watched is not None:
+                    log.write_held_out(state.step, watched.evaluate(state.head))
+                bar.set_postfix_str(record.summary() + log.held_out_summary())
                 logged = state.step
             if due.save and is_main:
                 state.save(Path(out))
@@ -195,29 +203,6 @@ def _run_steps(state: TrainState, cache: RoICache, config: Config, sampler: BiLe
                 if out and is_main:
                     bar.write(f"{out}: stopped after step {state.step}; the same command resumes", file=sys.stderr)
                 raise KeyboardInterrupt
-
-
-class _Due(NamedTuple):
-    """Whether to log, to save a checkpoint, and to stop."""
-
-    log: bool
-    save: bool
-    stop: bool
-
-
-def _due(step: int, config: Config, interrupted: bool) -> _Due:
-    """Returns what is due after `step` steps. A checkpoint ends an interval of the metrics, as the last step does."""
-    is_last = step == config.steps
-    save = bool(config.out) and (interrupted or step % config.checkpoint_every == 0)
-    log = save or is_last or step % LOG_EVERY == 0
-    return _Due(log, save and not is_last, interrupted and not is_last)
-
-
-def _any_interrupted(interrupted: bool, step: int, device: torch.device) -> bool:
-    """Returns whether any process was interrupted; under torchrun False between two synchronisations."""
-    if world_size() == 1:
-        return interrupted
-    return step % STOP_EVERY == 0 and any_process(interrupted, device)
 
 
 def train_head(cache: RoICache | str | Path, **options: Any) -> Head:
