@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -52,3 +53,21 @@ def test_a_terminal_has_a_bar(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     list(progress_bar(range(3), desc="detect", unit="image"))
     assert "100%" in terminal.getvalue() and "\r" in terminal.getvalue()
+
+
+def test_one_long_item_has_lines_as_well(monkeypatch, capsys):
+    monkeypatch.setattr("extract.utils.progress.FIRST_LINE", 0.05)
+    with progress_bar(total=2, desc="evaluate", unit="row") as bar:
+        for _ in range(100):
+            if "evaluate: 0 of 2 rows in 00:00" in (text := capsys.readouterr().err):
+                break
+            time.sleep(0.05)
+        bar.update(2)
+    assert "0 of 2 rows" in text and capsys.readouterr().err == "evaluate: 2 of 2 rows in 00:00\n"
+
+
+def test_nothing_is_printed_after_the_end(monkeypatch, capsys):
+    monkeypatch.setattr("extract.utils.progress.FIRST_LINE", 0.05)
+    progress_bar(total=2, desc="evaluate", unit="row").close()
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any
@@ -22,12 +23,15 @@ class _Lines(tqdm):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._printed: int | None = None
         self._due = monotonic() + FIRST_LINE
+        self._printing, self._closed = threading.Lock(), threading.Event()
         super().__init__(*arguments, mininterval=0.5, miniters=1, **options)
+        if not self.disable:
+            threading.Thread(target=self._print_in_time, daemon=True).start()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Prints a line if one is due; `msg` and `pos` belong to bars."""
-        if monotonic() >= self._due and msg is None:
-            self._print()
+        if msg is None:
+            self._print_if_due()
         return True
 
     def clear(self, nolock: bool = False) -> None:
@@ -35,11 +39,23 @@ class _Lines(tqdm):
 
     def close(self) -> None:
         """Prints a last line if there was one before."""
+        self._closed.set()
         if not self.disable:
-            if self._printed not in (None, self.n):
-                self._print()
-            self.fp = io.StringIO()  # tqdm would wipe its bar
+            with self._printing:
+                if self._printed not in (None, self.n):
+                    self._print()
+                self.fp = io.StringIO()  # tqdm would wipe its bar
         super().close()
+
+    def _print_in_time(self) -> None:
+        """Prints lines that are due while a single item takes long."""
+        while not self._closed.wait(max(self._due - monotonic(), 0.1)):
+            self._print_if_due()
+
+    def _print_if_due(self) -> None:
+        with self._printing:
+            if monotonic() >= self._due and not self._closed.is_set():
+                self._print()
 
     def _print(self) -> None:
         state = self.format_dict

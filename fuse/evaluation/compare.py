@@ -36,13 +36,14 @@ def compare(
     samples: int = BOOTSTRAP_SAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
+    progress: bool = True,
 ) -> RowComparison:
     """Evaluates rows of detections of the same images, with bootstrap intervals over images and paired differences.
 
     Example: `fuse.compare("val.json", {"original": before, "cat": after}, cache.classes)`
 
     Args:
-        annotations, classes, bins, protocol, fixed_ap, max_detections, engine, image_ids: as of `evaluate`.
+        annotations, classes, bins, protocol, fixed_ap, max_detections, engine, image_ids, progress: as of `evaluate`.
         rows: detections by name.
         baseline: the row that the others are compared with; by default the first.
         iou_type: "segm", "bbox" or both; by default both if all rows and the annotations have masks, else "bbox".
@@ -61,6 +62,7 @@ def compare(
         iou_types=resolve_iou_types(iou_type, dataset, rows.values()),
         bins=bins,
         protocol=resolve_protocol(dataset, protocol),
+        progress=progress,
         samples=samples,
         confidence=confidence,
         seed=seed,

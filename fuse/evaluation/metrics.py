@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from extract.data.bins import BINS, bin_index, bin_names
-from extract.utils.progress import progress_bar
+from extract.utils.progress import FIRST_LINE, progress_bar
 from fuse.defaults import ENGINE, FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.detections import Detections
 from fuse.evaluation.checks import check_detections, with_categories
@@ -59,6 +59,7 @@ def evaluate(
     max_detections: int | None = None,
     engine: str = ENGINE,
     image_ids: Iterable[int] | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Computes average precision, in points of 0 to 100, by LVIS's or COCO's protocol.
 
@@ -76,6 +77,7 @@ def evaluate(
             COCO's, whose code caps the detections of each image and class.
         engine: "native", kernels of our own; "hotcoco"; or "lvis" (LVIS's protocol) or "pycocotools" (COCO's).
         image_ids: images to evaluate; None evaluates all images of the file.
+        progress: show it on stderr, after two seconds.
 
     Returns:
         One row per IoU type. Columns: AP of each bin, AP (mean over all classes with ground truth), bAP (mean of the
@@ -91,9 +93,8 @@ def evaluate(
     iou_types = resolve_iou_types(iou_type, dataset, [detections])
     protocol = resolve_protocol(dataset, protocol)
     options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
-    tables = evaluate_rows(
-        dataset, {"": detections}, classes, iou_types=iou_types, bins=bins, protocol=protocol, **options
-    )
+    options |= {"iou_types": iou_types, "bins": bins, "protocol": protocol, "progress": progress}
+    tables = evaluate_rows(dataset, {"": detections}, classes, **options)
     summary = tables.summary.droplevel("row")
     summary.attrs["evaluated"] = evaluated_classes(tables.per_class.loc[iou_types[0]].loc[""], bins)
     summary.attrs["protocol"] = protocol
@@ -151,7 +152,8 @@ def evaluated_rows(
 ) -> Iterator[EvaluatedRow]:
     """Yields every row with every IoU type; `options` are of `class_tables`, other arguments of `evaluate_rows`."""
     iou_types, rows = list(iou_types), list(detections.values())
-    with progress_bar(total=len(iou_types) * len(rows), desc="evaluate", unit="row", shown=progress) as bar:
+    total = len(iou_types) * len(rows)
+    with progress_bar(total=total, desc="evaluate", unit="row", shown=progress, delay=FIRST_LINE) as bar:
         for iou_type in iou_types:
             found = class_tables(annotations, rows, classes, iou_type, protocol, **options)
             for name, (table, resampled) in zip(detections, found, strict=True):
@@ -177,6 +179,7 @@ def per_class_ap(
     max_detections: int | None = None,
     engine: str = ENGINE,
     image_ids: Iterable[int] | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Returns the class table with columns AP, AP50, AP75, AR and those of COCO's protocol in points.
 
@@ -184,8 +187,9 @@ def per_class_ap(
     """
     dataset = load_annotations(annotations, image_ids)
     protocol = resolve_protocol(dataset, protocol)
-    ((table, _),) = class_tables(dataset, [detections], classes, iou_type, protocol, fixed_ap, max_detections, engine)
-    return table
+    options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
+    (row,) = evaluated_rows(dataset, {"": detections}, classes, [iou_type], protocol, progress, **options)
+    return row.table
 
 
 def class_tables(
