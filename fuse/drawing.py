@@ -162,7 +162,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 def _with_title(pixels: np.ndarray, title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> np.ndarray:
     """Returns the image (H, W, 3) below a bar with its title."""
-    _, top, _, bottom = font.getbbox(title + "pÅ")
+    _, top, _, bottom = font.getbbox("Åbp")  # not the title, so that both halves of a pair have bars of one height
     bar = PILImage.new("RGB", (pixels.shape[1], int(bottom - top) + 4 * PADDING), "#222222")
     ImageDraw.Draw(bar).text((bar.width / 2, bar.height / 2), title, "white", font, anchor="mm")
     return np.concatenate([np.asarray(bar), pixels])

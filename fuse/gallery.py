@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
 
+from extract.data.image_files import find_image
+from extract.data.images import SizedReader
 from extract.detectors.base import ImageDetections
 from fuse.drawing import MaskedDetections, draw_pair
+from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.outcomes import Outcomes
 
+ReadImage = Callable[[int], np.ndarray]
+"""Image id → pixels (H, W, 3) uint8 RGB."""
 OUTCOMES = ("named", "taken for a head class", "taken for a tail class", "missed")
 """Of an object, as `class_outcomes` counts them."""
 
@@ -52,6 +58,27 @@ def gained_images(before: Outcomes, after: Outcomes, is_tail: np.ndarray, limit:
 def lost_images(before: Outcomes, after: Outcomes, limit: int) -> list[int]:
     """Returns ids of the images with most objects, of all classes, named before and not after, less those gained."""
     return _top_images(after.image_ids, before.named.astype(int) - after.named, before.named, limit)
+
+
+def image_reader(
+    dataset: EvaluationDataset, folder: Path | None, image_ids: Iterable[int], allow_outside: bool = False
+) -> ReadImage | None:
+    """Returns what reads images of a dataset in a folder; None without one. `allow_outside` is that of `find_image`.
+
+    Raises FileNotFoundError for an image that is not in the folder, before anything heavy begins.
+    """
+    if folder is None:
+        return None
+    names = dataset.file_names()
+    paths = {image_id: find_image(folder, names[image_id], allow_outside) for image_id in map(int, image_ids)}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    read = SizedReader()
+
+    def read_image(image_id: int) -> np.ndarray:
+        size = sizes[image_id]
+        return read(paths[image_id], size if all(size) else None)
+
+    return read_image
 
 
 def draw_example(

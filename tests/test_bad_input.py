@@ -21,10 +21,9 @@ from extract.data.images import read_image
 from extract.detectors.base import Image
 from extract.detectors.common import check_resizable
 from extract.utils.files import replacing
-from fuse.commands.report_inputs import image_reader
-from fuse.config import EvaluationConfig
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
+from fuse.gallery import image_reader
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -155,11 +154,10 @@ def test_file_names_that_leave_the_folder_are_refused(tmp_path):
         assert find_image(inside, (name,), allow_outside=True).samefile(outside / "other.png")
     image = {"id": 7, "height": 4, "width": 4, "file_name": "../other/other.png"}
     content = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    config = EvaluationConfig(annotations=tmp_path / "val.json")
+    dataset = load_annotations(content)
     with pytest.raises(ValueError, match="--allow-outside"):
-        image_reader(config, inside, [7])
-    read = image_reader(config, inside, [7], allow_outside=True)
+        image_reader(dataset, inside, [7])
+    read = image_reader(dataset, inside, [7], allow_outside=True)
     assert read is not None and read(7).shape == (4, 4, 3)
     for name in ("images.png", "../images/images.png", str(inside / "images.png"), "link.png"):
         assert read_image(inside, (name,), (4, 4)).shape == (4, 4, 3)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import ErrorbarContainer
+from PIL import Image as PILImage
 
 import fuse
 import fuse.plots
@@ -55,7 +56,7 @@ def close_figures():
 
 
 def test_the_examples_in_the_docstrings():
-    modules = fuse.plots, fuse.plots.ap, fuse.plots.objects
+    modules = fuse.plots, fuse.plots.ap, fuse.plots.errors, fuse.plots.objects
     found = [one for module in modules for one in doctest.DocTestFinder().find(module)]
     runner = doctest.DocTestRunner()
     names: dict = {}
@@ -118,8 +119,30 @@ def test_plots_draw_into_given_axes(content):
     ax.figure.canvas.draw()  # matplotlib warns of axes for which a long name leaves no place
     ax = fuse.plots.confusions(content, rows, CLASSES, max_classes=1)
     assert ax.get_yticklabels()[0].get_text() == "ant (3)  original"
-    with pytest.raises(ValueError, match="rows are 1 and images 1, expected 2 rows"):
+    with pytest.raises(ValueError, match="rows are 1, expected 2: before and after"):
         fuse.plots.gallery(content, {"a": found}, CLASSES, {7: np.zeros((48, 64, 3), np.uint8)})
+
+
+def test_a_gallery_of_a_folder_shows_the_images_with_gains(content, tmp_path):
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.png"
+    PILImage.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "7.png")
+    none, named = detections((7, 12, 0.9, (0, 0, 20, 20))), detections((7, 3, 0.9, (0, 0, 20, 20)))
+    ax = fuse.plots.gallery(content, {"a": none, "b": named}, CLASSES, tmp_path)
+    one = ax.images[0].get_array()
+    drawn = fuse.plots.gallery(content, {"a": none, "b": named}, CLASSES, {7: np.full((48, 64, 3), 90, np.uint8)})
+    assert np.array_equal(one, drawn.images[0].get_array()), "image 7 alone has a gain"
+    with pytest.raises(FileNotFoundError, match=r"has no 17\.png"):
+        fuse.plots.gallery(content, {"a": named, "b": named}, CLASSES, tmp_path)  # without gains: the first images
+    with pytest.raises(ValueError, match="has no image 8"):
+        fuse.plots.gallery(content, {"a": none, "b": named}, CLASSES, {8: np.zeros((48, 64, 3), np.uint8)})
+
+
+def test_errors_of_an_unknown_iou_type(content):
+    rows = {"a": detections((7, 3, 0.9, (0, 0, 20, 20)))}
+    table = fuse.error_table(content, rows, CLASSES)
+    with pytest.raises(ValueError, match="iou_type is 'segm', expected 'bbox'"):
+        fuse.plots.errors(table, iou_type="segm")
 
 
 def test_a_pair_has_titles_and_a_colour_per_class():

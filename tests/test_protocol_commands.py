@@ -67,7 +67,8 @@ def test_a_fusion_is_evaluated_by_the_protocol_of_coco(tmp_path, capsys, caplog)
 
 
 @pytest.mark.long
-def test_every_command_takes_an_exhaustive_dataset(tmp_path, capsys, no_report):
+def test_every_command_takes_an_exhaustive_dataset(tmp_path, capsys, no_report, caplog):
+    caplog.set_level("INFO")
     where = ["--annotations", "val.json", *COCO_LT, "--iou-types", "bbox"]
     assert main(["sweep", *CACHE, *where, "--out", str(tmp_path / "sweep")]) == 0
     files = []
@@ -82,6 +83,12 @@ def test_every_command_takes_an_exhaustive_dataset(tmp_path, capsys, no_report):
     assert len(set(outputs)) == 1 and "COCO's protocol" in outputs[0]
     assert main(["merge", *files, *where, "--cache", "val.zarr", "--out", str(tmp_path / "both")]) == 0
     assert "100 detections per image" in capsys.readouterr().out
+    steps = [record.getMessage() for record in caplog.records if record.getMessage().startswith("next: ")]
+    assert len(steps) == 7, "each command says what to run next"
+    assert steps[0] == "next: python -m fuse predict --head head --save-images --images …"
+    assert steps[3] == "next: the same command with --errors, which says where the errors are"
+    merged = f"{tmp_path / 'both' / 'detections.json'} --annotations val.json --cache val.zarr --errors"
+    assert steps[-1] == f"next: python -m fuse evaluate {merged}"
     assert extract_main(["recall", "val.zarr", "--annotations", "val.json", *COCO_LT]) == 0
     recall = capsys.readouterr().out
     assert "(0,20)" in recall and "[400,8000)" in recall

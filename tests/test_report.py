@@ -10,15 +10,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from extract.data.bins import BINS
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.errors import error_table
 from fuse.evaluation.metrics import evaluate_rows
 from fuse.report.inputs import ReportInputs
 from fuse.report.page import write_report
-from fuse.report.sections import class_details, comparison_table, confused_classes
+from fuse.report.sections import class_details, comparison_table, confused_classes, error_shares
 from tests.fuse_fixtures import CLASSES, annotations
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & $x_1$ " + "very_long_name_without_spaces" * 3
@@ -86,6 +88,83 @@ def test_without_images_and_weights_it_says_so(tmp_path):
     html = (tmp_path / "report.html").read_text()
     assert "<code>--images</code>" in html and "the weights of the two classifiers are not known" in html
     assert "No object of a tail class is annotated" in html and html.count("<svg") == 3
+
+
+@pytest.mark.long
+def test_errors_before_and_after(tmp_path, inputs):
+    errors = error_table(inputs.dataset, inputs.detections, inputs.classes)
+    found = make_inputs(errors=errors)
+    write_report(tmp_path / "report.html", found)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<svg") == 6 and "points of AP50 lost" in html and "<code>--errors</code>" not in html
+    shares = {one["name"]: one["cells"] for one in error_shares(found, "bbox")}
+    assert list(shares) == ["(0,10)", "[10,100)", "[100,1000)", "[1000,-)", "all"]
+    before, after = (errors.loc["bbox", row]["confused(0,10)"] for row in found.rows)
+    assert [cell.value for cell in shares["(0,10)"][:2]] == [before, after] and before > after
+    assert [cell.text for cell in shares["all"][:2]] == ["–", "–"] and shares["all"][-1].text != "–"
+    assert "<code>--errors</code>" in Path(write(tmp_path / "none.html", inputs)).read_text()
+
+
+def write(path: Path, inputs: ReportInputs) -> Path:
+    write_report(path, inputs)
+    return path
+
+
+def lvis_inputs(classes: int = 1230, images: int = 400, per_image: int = 60) -> ReportInputs:
+    """As many classes as LVIS has, and images of its size: two rows that differ on rare classes."""
+    rng = np.random.default_rng(0)
+    counts = np.unique(np.geomspace(1, 26_000, 4 * classes).round())[:classes]
+    table = pd.DataFrame({"category_id": np.arange(1, classes + 1), "instance_count": np.resize(counts, classes)})
+    table["name"] = [f"class_with_a_long_name_{i:04d}" for i in range(classes)]
+    table["image_count"] = table["instance_count"]
+    table["frequency"] = np.where(table["instance_count"] > 100, "f", "r")
+    content = {"images": [], "annotations": [], "categories": table[["category_id", "name"]].to_dict("records")}
+    content["categories"] = [{"id": one["category_id"], "name": one["name"]} for one in content["categories"]]
+    for i in range(1, images + 1):
+        content["images"].append({"id": i, "height": 480, "width": 640})
+        for category in rng.choice(classes, 10, replace=False) + 1:
+            x, y, w, h = (rng.random(4) * (400, 300, 200, 150) + (0, 0, 30, 30)).tolist()
+            record = {"id": len(content["annotations"]) + 1, "image_id": i, "category_id": int(category)}
+            content["annotations"].append({**record, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0})
+    objects = content["annotations"]
+    xywh = np.array([one["bbox"] for one in objects])
+    boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
+    image_ids, ids = (np.array([one[key] for one in objects]) for key in ("image_id", "category_id"))
+    noise = len(objects) * (per_image // 10 - 1)
+    rows = {}
+    for name, error in (("original", 0.6), ("calibrated", 0.3)):
+        wrong = rng.random(len(ids)) < error
+        found = np.where(wrong, rng.integers(1, classes + 1, len(ids)), ids)
+        rows[name] = Detections(
+            np.concatenate([image_ids, rng.integers(1, images + 1, noise)]),
+            np.concatenate([found, rng.integers(1, classes + 1, noise)]),
+            np.concatenate([rng.random(len(ids)), 0.5 * rng.random(noise)]).astype(np.float32),
+            np.concatenate([boxes, boxes[rng.integers(0, len(boxes), noise)] + 40]),
+        )
+    dataset = load_annotations(content)
+    tables = evaluate_rows(dataset, rows, table, iou_types=["bbox"])
+    gradient = np.linspace(0, 255, 640 * 480 * 3).reshape(480, 640, 3)
+    photograph = (gradient + 30 * rng.random((480, 640, 3))).clip(0, 255).astype(np.uint8)
+    return ReportInputs(
+        *tables,
+        bins=BINS,
+        baseline="original",
+        candidate="calibrated",
+        scope=f"On {images} images.",
+        dataset=dataset,
+        classes=table,
+        detections=rows,
+        read_image=lambda _: photograph,
+        weight_norms={name: 1 + np.log(table["instance_count"].to_numpy()) for name in rows},
+        errors=error_table(dataset, rows, table),
+    )
+
+
+@pytest.mark.long
+def test_a_report_of_lvis_size_is_small(tmp_path):
+    page = write(tmp_path / "report.html", lvis_inputs())
+    assert page.stat().st_size < 5_000_000
+    assert page.read_text().count('<option value="class_with') == 1230
 
 
 def test_tables(inputs):

@@ -29,10 +29,11 @@ from fuse.commands.outputs import (
     write_unevaluated,
 )
 from fuse.commands.paper_rows import BASELINE, paper_rows
-from fuse.commands.report_inputs import image_reader, weight_norms
+from fuse.commands.report_inputs import weight_norms
 from fuse.config import FusionConfig
 from fuse.defaults import FIXED_AP_DETECTIONS_PER_CLASS
 from fuse.fusion import Fusion
+from fuse.gallery import image_reader
 from fuse.inference import detect_many
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         warn_of_tail(config, cache.classes["instance_count"])
     if not annotated:
         fusions = {comparison.candidate: fusions[comparison.candidate]}
-    read_image = image_reader(config, config.images, cache.images["image_id"], config.allow_outside)
+    read_image = image_reader(annotations, config.images, cache.images["image_id"], config.allow_outside)
     painted = painted and painted.if_wanted(config.iou_types)
     if painted:
         painted.prepare()

@@ -54,6 +54,7 @@ def export(config: ExportConfig) -> None:
     if config.fold:
         export_folded(detector, scorer, weights, None if config.mode == "calibrated" else tail_mask)
         _LOG.info("%s loads with the detector's own config", weights)
+        _log_next(config)
         return
     if isinstance(scorer, Head):
         scorer.check_detector(detector)
@@ -77,6 +78,14 @@ def export(config: ExportConfig) -> None:
     print(plugin.loading_code(config, config.out, str(detector.device)))
     print(f"{program} is the classifier and the fusion alone, and needs torch only:\n")
     print(_program_code(scorer, detector, program))
+    _log_next(config)
+
+
+def _log_next(config: ExportConfig) -> None:
+    """Logs what names the labels, and the command that shows what the detector finds."""
+    _LOG.info("%s has the class of each label", config.out / CLASSES_FILE)
+    source = f"--head {config.head}" if config.head else f"--method {config.method} --fit-cache {config.fit_cache}"
+    _LOG.info("next: python -m fuse predict --detector %s %s --save-images --images …", config.detector, source)
 
 
 def export_folded(

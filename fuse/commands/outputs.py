@@ -23,7 +23,8 @@ from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.errors import error_table
 from fuse.evaluation.row_comparison import RowComparison
 from fuse.evaluation.tables import errors_text, results_text
-from fuse.report.inputs import ReadImage, ReportInputs
+from fuse.gallery import ReadImage
+from fuse.report.inputs import ReportInputs
 
 _LOG = logging.getLogger(__name__)
 METRICS_FILE, PER_CLASS_FILE, REPORT_FILE = "metrics.csv", "per_class.csv", "report.html"
@@ -124,6 +125,7 @@ def write_results(
         norms = dict(zip(comparison, source.weight_norms, strict=True)) if source.weight_norms else {}
         options: dict[str, Any] = source._asdict() | {"detections": rows, "weight_norms": norms}
         options |= {"tail": getattr(config, "tail", TAIL), "bins": config.bin_edges, "scope": text.splitlines()[0]}
+        options["errors"] = errors
         write_report(config.out / REPORT_FILE, tables.metrics, tables.per_class, **comparison._asdict(), **options)
     if errors is not None:
         write_bytes(config.out / ERRORS_FILE, errors.to_csv().encode())
@@ -133,9 +135,21 @@ def write_results(
     print(text)
     files = [METRICS_FILE, PER_CLASS_FILE, *([DETECTIONS_FILE] if saved is not None else [])]
     _LOG.info("%s has %s%s", config.out, ", ".join(files), f"; look at {REPORT_FILE}" if write_report else "")
-    head = getattr(config, "head", None)
-    if head is not None:
-        _LOG.info("next: python -m fuse predict --head %s --save-images --images …", head)
+    _LOG.info("next: %s", _next_command(config))
+
+
+def _next_command(config: CacheConfig | MergeConfig | SelectConfig) -> str:
+    """Returns the command that follows: the pictures of a classifier, or more about merged results."""
+    if isinstance(config, MergeConfig):
+        counts = "cache" if config.cache is not None else "train_annotations"
+        files = f"{config.out / DETECTIONS_FILE} --annotations {config.annotations}"
+        return f"python -m fuse evaluate {files} --{counts.replace('_', '-')} {getattr(config, counts)} --errors"
+    if isinstance(config, SelectConfig):
+        return "the command below, which detects with the best row"
+    if config.method is not None:
+        fitted = config.fit_cache or config.cache
+        return f"python -m fuse predict --method {config.method} --fit-cache {fitted} --save-images --images …"
+    return f"python -m fuse predict --head {config.head or 'head'} --save-images --images …"
 
 
 def write_unevaluated(

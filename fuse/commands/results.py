@@ -29,12 +29,12 @@ from fuse.commands.outputs import (
     write_results,
     write_unevaluated,
 )
-from fuse.commands.report_inputs import image_reader
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.detections import Detections
 from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.tables import errors_text
+from fuse.gallery import image_reader
 from fuse.merge import check_options, have_masks, merge_detections
 
 _LOG = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def evaluate_file(config: EvaluateConfig) -> None:
     errors = errors_of_rows(config, annotations, rows, classes)
     if errors is not None:
         print(f"\n{errors_text(errors)}")
+    else:
+        _LOG.info("next: the same command with --errors, which says where the errors are")
 
 
 def merge_files(config: MergeConfig) -> None:
@@ -92,7 +94,7 @@ def merge_files(config: MergeConfig) -> None:
     painted = painted and painted.if_wanted(config.iou_types)
     config = resolve_protocol(config, annotations)
     image_ids = (image["id"] for image in annotations["images"])
-    read_image = image_reader(config, config.images, image_ids, config.allow_outside)
+    read_image = image_reader(annotations, config.images, image_ids, config.allow_outside)
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}
     options["max_detections"] = None if config.fixed_ap else config.max_detections

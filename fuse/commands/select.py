@@ -20,11 +20,12 @@ from fuse.commands.datasets import resolve_annotations
 from fuse.commands.inputs import load_annotations_of, open_val_cache, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import new_manifest
 from fuse.commands.outputs import Comparison, ReportSource, write_results
-from fuse.commands.report_inputs import image_reader, weight_norms
+from fuse.commands.report_inputs import weight_norms
 from fuse.commands.select_config import SelectConfig
 from fuse.config import FusionConfig
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.row_comparison import RowComparison
+from fuse.gallery import image_reader
 from fuse.selection.choice import Selection, choose
 from fuse.selection.grids import POSTHOC, TRAINED, Row, Setting, rows_of, settings_of
 from fuse.selection.learned import LearnedFusion, fit_learned
@@ -127,7 +128,7 @@ def _compare(
     config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None
 ) -> tuple[RowComparison, ReportSource]:
     """Fits the chosen settings to all training images and evaluates them on val, beside the original detector."""
-    read_image = image_reader(config, config.images, inputs.val.images["image_id"])
+    read_image = image_reader(inputs.annotations, config.images, inputs.val.images["image_id"])
     rows, winner = selection.ranked(), selection.chosen[selection.winner]
     scorers = _scorers([row.setting for row in rows], inputs.train, config.out / HEADS_FOLDER, config)
     original = Row(ORIGINAL, "", _fusion(config).fusion(mode="original"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from extract.data.boxes import finite_boxes, report_boxes
+from extract.data.image_files import file_candidates
 from extract.data.records import (
     AnnotationFile,
     CategoryRecord,
@@ -43,6 +44,7 @@ class EvaluationDataset(dict[str, list[dict]]):
             `neg_category_ids` or `not_exhaustive_category_ids`.
         source: the file, or a name for content without a file.
         text_ids: ids in the file of the images whose ids are text there, by image id, for results.
+        records: all images of the file, also those that are not kept.
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class EvaluationDataset(dict[str, list[dict]]):
         federated: bool,
         source: str = "annotations",
         text_ids: Mapping[int, str] | None = None,
+        records: Sequence[ImageRecord] = (),
         **sections: list[dict],
     ) -> None:
         super().__init__(sections)
         self.federated, self.source, self.text_ids = federated, source, dict(text_ids or {})
+        self.records = records
 
     @property
     def protocol(self) -> str:
@@ -64,8 +68,16 @@ class EvaluationDataset(dict[str, list[dict]]):
     def with_sections(self, **sections: list[dict]) -> EvaluationDataset:
         """Returns a dataset with other images, categories or annotations."""
         return EvaluationDataset(
-            federated=self.federated, source=self.source, text_ids=self.text_ids, **{**self, **sections}
+            federated=self.federated,
+            source=self.source,
+            text_ids=self.text_ids,
+            records=self.records,
+            **{**self, **sections},
         )
+
+    def file_names(self) -> dict[int, tuple[str, ...]]:
+        """Returns the possible paths of each image of the file in the image folder, by id, the likeliest first."""
+        return dict(zip((image.id for image in self.records), file_candidates(self.records), strict=True))
 
     def shown_id(self, image_id: int) -> int | str:
         """Returns an image's id as it is in the file, for messages."""
@@ -139,6 +151,7 @@ def _load(source: str | os.PathLike | dict, sizes: Sizes, strict: bool) -> Evalu
         federated=federated,
         source=name,
         text_ids=text_ids_of(images),
+        records=images,
         images=[_image_dict(image) for image in images],
         categories=_category_dicts(content.categories, category_ids, owners, labels),
         annotations=[_annotation_dict(annotation) for annotation in annotations],

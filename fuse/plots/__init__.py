@@ -20,6 +20,7 @@ The examples share this set-up, detections of one image before and after calibra
 from __future__ import annotations
 
 from fuse.plots.ap import ap_by_count, per_bin, recall
+from fuse.plots.errors import errors
 from fuse.plots.objects import confusions, gallery
 
-__all__ = ["ap_by_count", "confusions", "gallery", "per_bin", "recall"]
+__all__ = ["ap_by_count", "confusions", "errors", "gallery", "per_bin", "recall"]

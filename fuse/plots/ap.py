@@ -11,7 +11,7 @@ import pandas as pd
 from extract.data.bins import BINS, bin_index, bin_names
 from fuse.defaults import TAIL
 from fuse.evaluation.class_bootstrap import bootstrap_intervals
-from fuse.plots.axes import COLOURS, axes_or_new, bar_style, count_axis, finish
+from fuse.plots.axes import COLOURS, axes_or_new, count_axis, draw_bars, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 MARKERS = "osD^v<>"
 CLASSES_PER_DECADE = 3
 """Points of the mean AP per factor of ten in training instances."""
-BAR_WIDTH = 0.8
-"""Of all bars of a group together; groups are 1 apart."""
 
 
 def ap_by_count(tables: Mapping[str, pd.DataFrame], *, tail: float | None = TAIL, ax: Axes | None = None) -> Axes:
@@ -89,7 +87,7 @@ def per_bin(
         low, high = bounds.loc[[f"AP{one}" for one in names], ["low", "high"]].to_numpy(float).T
         whiskers = np.maximum([heights - low, high - heights], 0)
         error: dict[str, Any] = {"yerr": whiskers, "error_kw": {"elinewidth": 1, "ecolor": "#777777"}}
-        _draw_bars(ax, heights, name, i, len(tables), **error)
+        draw_bars(ax, heights, name, i, len(tables), **error)
     counts = [f"{name}\n{(evaluated == i).sum()} classes" for name, i in zip(names, kept, strict=True)]
     ax.set_xticks(centers, counts)
     ax.set(xlabel="training instances of the class", ylabel="mean AP")
@@ -112,17 +110,10 @@ def recall(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     shown = table[table["objects"] > 0]
     columns = [name for name in shown if name != "objects"]
     for i, name in enumerate(columns):
-        _draw_bars(ax, shown[name].to_numpy(), f"{name.removeprefix('AR@')} proposals", i, len(columns))
+        draw_bars(ax, shown[name].to_numpy(), f"{name.removeprefix('AR@')} proposals", i, len(columns))
     ax.set_xticks(range(len(shown)), [f"{name}\n{count:,} objects" for name, count in shown["objects"].items()])
     ax.set(xlabel="training instances of the class", ylabel="average recall of proposals (%)", ylim=(0, 100))
     return finish(ax)
-
-
-def _draw_bars(ax: Axes, heights: np.ndarray, label: str, index: int, count: int, **options: Any) -> None:
-    """Draws bar `index` of the `count` bars of each group; `heights` has one for each group."""
-    width = BAR_WIDTH / count
-    places = np.arange(len(heights)) + (index - (count - 1) / 2) * width
-    ax.bar(places, heights, width * 0.92, label=label, **options, **bar_style(index))
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:

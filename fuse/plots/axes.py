@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from extract.utils.errors import shortened
 from extract.utils.optional import require
 
@@ -15,6 +17,8 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9
 HATCHES = ("", "//", "..", "xx")
 MAX_NAME = 24
 """Characters of a name on an axis or in a legend."""
+BAR_WIDTH = 0.8
+"""Of all bars of a group together; groups are 1 apart."""
 LEGEND_WIDTH = 72
 """Characters in a line of a legend."""
 
@@ -43,6 +47,13 @@ def finish(ax: Axes) -> Axes:
         where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": columns}
         ax.legend(handles, short, frameon=False, fontsize="small", columnspacing=1, handlelength=1.4, **where)
     return ax
+
+
+def draw_bars(ax: Axes, heights: np.ndarray, label: str, index: int, count: int, **options: Any) -> None:
+    """Draws bar `index` of the `count` bars of each group; `heights` has one for each group."""
+    width = BAR_WIDTH / count
+    places = np.arange(len(heights)) + (index - (count - 1) / 2) * width
+    ax.bar(places, heights, width * 0.92, label=label, **options, **bar_style(index))
 
 
 def bar_style(index: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,9 @@ import pandas as pd
 from extract.utils.errors import shortened
 from fuse.defaults import TAIL
 from fuse.detections import Detections
-from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.outcomes import Outcomes, object_outcomes
-from fuse.gallery import OUTCOMES, class_outcomes, draw_example, most_changed
+from fuse.gallery import OUTCOMES, class_outcomes, draw_example, gained_images, image_reader, most_changed
 from fuse.plots.axes import MAX_NAME, axes_or_new, finish
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def gallery(
     annotations: str | os.PathLike | dict,
     rows: Mapping[str, Detections],
     classes: pd.DataFrame,
-    images: Mapping[int, np.ndarray],
+    images: Mapping[int, np.ndarray] | str | os.PathLike,
     *,
     tail: float = TAIL,
+    max_images: int = 3,
     ax: Axes | None = None,
 ) -> Axes:
     """Draws images side by side with what two rows call their objects, an image below the other.
@@ -96,15 +98,22 @@ def gallery(
     Args:
         annotations, classes, tail: as of `confusions`.
         rows: two rows of detections by name: before and after. Masks are drawn where there are any.
-        images: pixels (H, W, 3) uint8 RGB by image id, in the order to draw; `fuse.gallery.gained_images` finds those
-            with the largest gain.
+        images: the folder of the images, of which those with the largest gains in tail classes are drawn; or pixels
+            (H, W, 3) uint8 RGB by image id, in the order to draw.
+        max_images: drawn from a folder.
         ax: to draw into; None makes a new figure.
 
-    Raises ValueError for another number of rows, or an image that the annotations lack.
+    Raises ValueError for another number of rows, no image, or one that the annotations lack, and FileNotFoundError for
+    one that is not in the folder.
     """
-    if len(rows) != 2 or not images:
-        raise ValueError(f"rows are {len(rows)} and images {len(images)}, expected 2 rows and at least 1 image")
-    dataset = load_annotations(annotations, images)
+    if len(rows) != 2:
+        raise ValueError(f"rows are {len(rows)}, expected 2: before and after")
+    dataset = load_annotations(annotations)
+    if isinstance(images, str | os.PathLike):
+        images = _images_with_gains(dataset, rows, classes, Path(images), tail, max_images)
+    if not images:
+        raise ValueError("images has none, expected at least 1 image")
+    dataset = load_annotations(dataset, images)
     kept = [row.take(np.isin(row.image_ids, list(images))) for row in rows.values()]
     outcomes = [object_outcomes(dataset, row, classes) for row in kept]
     names = classes["name"].tolist()
@@ -117,3 +126,19 @@ def gallery(
     ax.imshow(np.concatenate(padded))
     ax.set_axis_off()
     return ax
+
+
+def _images_with_gains(
+    dataset: EvaluationDataset,
+    rows: Mapping[str, Detections],
+    classes: pd.DataFrame,
+    folder: Path,
+    tail: float,
+    limit: int,
+) -> dict[int, np.ndarray]:
+    """Reads the images with the largest gains in tail classes; the first ones with objects if none has a gain."""
+    before, after = (object_outcomes(dataset, row, classes) for row in rows.values())
+    is_tail = classes["instance_count"].to_numpy() < tail
+    chosen = gained_images(before, after, is_tail, limit) or np.unique(after.image_ids)[:limit].tolist()
+    read = image_reader(dataset, folder, chosen)
+    return {image_id: read(image_id) for image_id in chosen} if read else {}

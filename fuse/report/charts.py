@@ -18,6 +18,7 @@ from fuse.plots.ap import ap_by_count as draw_ap_by_count
 from fuse.plots.ap import counted
 from fuse.plots.ap import per_bin as draw_per_bin
 from fuse.plots.axes import COLOURS, count_axis, finish
+from fuse.plots.errors import errors as draw_errors
 from fuse.plots.objects import draw_confusions
 from fuse.report.inputs import ReportInputs
 
@@ -91,6 +92,14 @@ def own_scores(inputs: ReportInputs) -> str:
         all_axes[-1].set_xlabel("score of the object's own class")
 
     return _svg(draw, (6.6, 1 + 1.6 * len(kept)))
+
+
+def errors(inputs: ReportInputs, iou_type: str) -> str:
+    """Returns what each type of error costs, of the rows that are compared; "" without a table of errors."""
+    if inputs.errors is None:
+        return ""
+    table = inputs.errors.loc[[(iou_type, row) for row in inputs.rows]]
+    return _svg(lambda figure: draw_errors(table, ax=figure.add_subplot()))
 
 
 def weight_norms(inputs: ReportInputs) -> str:

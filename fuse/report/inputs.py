@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,9 +13,7 @@ from fuse.defaults import TAIL
 from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.outcomes import Outcomes, object_outcomes
-
-ReadImage = Callable[[int], np.ndarray]
-"""Image id → pixels (H, W, 3) uint8 RGB."""
+from fuse.gallery import ReadImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +33,7 @@ class ReportInputs:
         tail: classes with fewer training instances are tail classes.
         read_image: for the gallery; None leaves it out.
         weight_norms: (K,) norms of the classifier's weights, by row; empty where they are not known.
+        errors: of `fuse.error_table`, with both rows that are compared; None leaves it out.
     """
 
     summary: pd.DataFrame
@@ -49,6 +48,7 @@ class ReportInputs:
     tail: float = TAIL
     read_image: ReadImage | None = None
     weight_norms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    errors: pd.DataFrame | None = None
 
     @property
     def rows(self) -> tuple[str, str]:

@@ -58,6 +58,9 @@ def _iou_section(inputs: ReportInputs, iou_type: str) -> dict[str, object]:
         "points": [charts.plotted_classes(tables[row]) for row in inputs.rows],
         "per_bin": Markup(charts.per_bin(inputs, iou_type)),
         "changed": {"Gained": gained, "Lost": lost},
+        "errors": Markup(charts.errors(inputs, iou_type)),
+        "error_titles": list(sections.ERROR_COLUMNS.values()),
+        "error_shares": sections.error_shares(inputs, iou_type),
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image as PILImage
 
+from extract.data.bins import bin_names
 from fuse.drawing import class_colours, draw_detections
 from fuse.evaluation.outcomes import Outcomes
 from fuse.evaluation.row_comparison import SUFFIXES
@@ -28,6 +29,13 @@ MAX_GAINED, MAX_LOST = 8, 4
 """Images in the gallery."""
 MAX_EDGE = 720
 """Longer edge of an image of the gallery in pixels: twelve of two halves have a megabyte or two."""
+ERROR_COLUMNS = {
+    "confused": "taken for another class",
+    "up": "for a more frequent one",
+    "missed": "missed",
+    "ECE": "calibration error",
+}
+"""Columns of `fuse.error_table` for each bin, shares of its objects in percent, and their titles."""
 QUALITY = 80
 """Of WebP."""
 
@@ -67,6 +75,19 @@ def changed_classes(inputs: ReportInputs, iou_type: str) -> tuple[list[dict[str,
     gained = ordered[ordered["change"] > 0].iloc[::-1].head(MAX_CHANGED)
     lost = ordered[ordered["change"] < 0].head(MAX_CHANGED)
     return gained.to_dict("records"), lost.to_dict("records")
+
+
+def error_shares(inputs: ReportInputs, iou_type: str) -> list[dict[str, Any]]:
+    """Returns, for each bin with objects and for all classes, `ERROR_COLUMNS` before and after; [] without errors."""
+    if inputs.errors is None:
+        return []
+    before, after = (inputs.errors.loc[iou_type, row] for row in inputs.rows)
+    rows = []
+    for name in (*bin_names(inputs.bins), ""):
+        values = [one.get(f"{column}{name}", np.nan) for column in ERROR_COLUMNS for one in (before, after)]
+        if not np.isnan(values).all():
+            rows.append({"name": name or "all", "cells": [_cell(pd.Series({"": value}), "") for value in values]})
+    return rows
 
 
 def confused_classes(inputs: ReportInputs) -> list[dict[str, Any]]:
