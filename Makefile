@@ -30,7 +30,7 @@ SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
 EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
 NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables live pictures bench test test-fast test-slow lint types hooks docs
+.PHONY: demo tables live pictures notebooks bench test test-fast test-slow lint types hooks docs
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
@@ -70,6 +70,15 @@ live: $(VENV)/frameworks
 pictures:
 	$(MAKE) demo DETECTOR=plain
 	$(BIN)/python -m benchmarks.pictures
+
+# The notebooks with their output, in build/notebooks: a few minutes each.
+notebooks: $(VENV)/dev
+	test -e data/minilvis/test.json || $(BIN)/python -m benchmarks.minilvis.make
+	test -e data/minilvis/coco/test.json || $(BIN)/python -m benchmarks.minilvis.coco data/minilvis
+	mkdir -p build/notebooks
+	for name in mini_lvis my_dataset; do \
+	    $(BIN)/jupytext --to ipynb --execute --run-path . --output build/notebooks/$$name.ipynb notebooks/$$name.py || exit; \
+	done
 
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
 BENCHMARKS = nms detection training hidden streaming storage extraction precision painting evaluation reading imports compilation growth cost
