@@ -125,6 +125,26 @@ def positions_by_image(image_ids: np.ndarray) -> list[np.ndarray]:
     return np.split(order, starts) if len(order) else []
 
 
+def best_first(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Returns the indices that sort by ascending group, then by descending score; equal ones keep their order.
+
+    A radix sort, for which NumPy sorts digits of 16 bits. It is several times as fast as `numpy.lexsort`.
+
+    Args:
+        groups: (N,) integers.
+        scores: (N,) float32 or float64, without NaN.
+    """
+    bits = f"i{scores.itemsize}"
+    keys = (-scores + 0).view(bits)  # of zeros only the positive one is left
+    keys = np.where(keys < 0, ~keys, keys ^ np.iinfo(bits).min).view(f"u{scores.itemsize}")
+    order = np.arange(len(groups))
+    for key in (keys, (groups - groups.min(initial=0)).astype(np.uint64)):
+        for shift in range(0, int(key.max(initial=0)).bit_length(), 16):
+            digits = (key >> key.dtype.type(shift)).astype(np.uint16)
+            order = order[np.argsort(digits[order], kind="stable")]
+    return order
+
+
 def top_of_groups(groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
     """Returns the indices of the `count` best scores of each group, ascending; of equal scores, the earlier ones.
 
@@ -132,7 +152,7 @@ def top_of_groups(groups: np.ndarray, scores: np.ndarray, count: int) -> np.ndar
     """
     if count >= _largest_group(groups):  # quicker than ranking them
         return np.arange(len(groups))
-    order = np.lexsort((-scores, groups))
+    order = best_first(groups, scores)
     starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[:1]] - 1))
     sizes = np.diff(np.append(starts, len(order)))
     rank = np.arange(len(order)) - np.repeat(starts, sizes)

@@ -15,7 +15,7 @@ from calib.scoring import Original, softmax
 from extract.utils import prefetch
 from fuse import FusionConfig, accumulator, inference
 from fuse.accumulator import DetectionAccumulator
-from fuse.detections import Detections, top_of_groups
+from fuse.detections import Detections, best_first, top_of_groups
 from fuse.fusion import Fusion, join_by_class
 from fuse.inference import detect_many
 from fuse.ops.masks import encode_masks
@@ -329,6 +329,16 @@ def test_lengths_must_agree():
         Detections(np.zeros(2, int), np.zeros(2, int), np.zeros(2), np.zeros((1, 4)))
     with pytest.raises(ValueError, match="3 masks, expected 2"):
         Detections(np.zeros(2, int), np.zeros(2, int), np.zeros(2), np.zeros((2, 4)), [{}] * 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("largest", [0, 7, 70_000, 2**45])
+def test_the_best_of_each_group_are_first_as_lexsort_has_them(dtype, largest):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(-(largest // 2), largest, 500, endpoint=True)
+    scores = rng.choice([-np.inf, -2.5, -0.0, 0.0, 1e-40, 0.1, 1 / 3, 1.0, np.inf], 500).astype(dtype)
+    assert best_first(groups, scores).tolist() == np.lexsort((-scores, groups)).tolist()
+    assert best_first(groups[:0], scores[:0]).tolist() == []
 
 
 def test_top_of_groups_prefers_the_earlier_of_equals():

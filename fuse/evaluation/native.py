@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from extract.utils.prefetch import available_cpus, prefetch
-from fuse.detections import Detections
+from fuse.detections import Detections, best_first
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.ground_truth import GroundTruth, contains
 from fuse.evaluation.overlaps import Candidates, Overlaps, overlaps_of_boxes, overlaps_of_masks
@@ -50,7 +50,7 @@ class Matches(NamedTuple):
         """Returns (N,) int64 positions by class, best first, equal scores by image; and (K+1,) where classes start."""
         num_classes = len(self.gt.category_ids)
         classes = self.cells % num_classes
-        order = np.lexsort((-self.scores, classes))  # stable
+        order = best_first(classes, self.scores)
         return order, np.searchsorted(classes[order], np.arange(num_classes + 1))
 
 
@@ -134,7 +134,7 @@ def _by_cell(detections: Detections, cells: np.ndarray, chosen: np.ndarray) -> C
     """Returns the detections that are `chosen` (N,) bool by ascending cell (N,), best first."""
     positions = np.flatnonzero(chosen)
     cells = cells[positions]
-    order = np.lexsort((-detections.scores[positions], cells))
+    order = best_first(cells, detections.scores[positions])
     return Candidates(detections, positions[order], cells[order])
 
 
