@@ -101,7 +101,7 @@ class ClassifierConfig:
     """Which calibrated classifier is used: a trained head, or a method without training."""
 
     head: Path | None = None
-    """Head made by `python -m calib.train`."""
+    """Head made by `python -m calib.train`, or the folder `learned` of `python -m fuse select`."""
 
     method: str | None = None
     """Or a method without training: norcal, logit-adjustment, logn, tau-norm, fracal, temperature, platt, ncm or

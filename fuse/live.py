@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 from PIL import Image as PILImage
 
-from calib.head_io import load_head
 from calib.heads import Head
 from calib.scoring import Scorer
 from extract.data.decoding import ImageReader, decode_image, rgb_pixels
@@ -27,9 +26,12 @@ from extract.hidden import Forward, forward_at_level
 from extract.utils.summarized import Summarized
 from fuse.config import FusionConfig
 from fuse.fusion import Fusion
+from fuse.learned import LearnedFusion
+from fuse.learned_io import load_calibrated
 from fuse.merge import merge_image
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ImageLike = Union[np.ndarray, "Tensor", PILImage.Image, str, os.PathLike, Image]
@@ -83,7 +85,7 @@ class CalibratedDetector(Summarized):
         """
         Args:
             detector: from `extract.load_detector`.
-            calibrated: a head, the folder of a head, or another scorer; None for modes that need none.
+            calibrated: a head or a learned fusion, the folder of one, or another scorer; None for modes that need none.
             views: at least one; masks are made in the first, so it is not flipped.
             batch_size: images per forward pass; only images of one size share a pass.
             options: fields of `fuse.FusionConfig`: mode, tail, score_threshold, max_detections …
@@ -96,11 +98,10 @@ class CalibratedDetector(Summarized):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if isinstance(calibrated, str | os.PathLike):
-            calibrated = load_head(Path(calibrated))
-        if isinstance(calibrated, Head):
+            calibrated = load_calibrated(Path(calibrated))
+        if isinstance(calibrated, Head | LearnedFusion):
             calibrated.check_detector(detector)
-            if next(calibrated.parameters()).device != detector.device:
-                calibrated = copy.deepcopy(calibrated).to(detector.device)  # the caller's head stays on its device
+            calibrated = _on_device(calibrated, detector.device)
         detector = map_detector(detector, getattr(calibrated, "class_map", None))
         config = FusionConfig.from_options(**options)
         if config.mode == "props-gt":
@@ -170,6 +171,15 @@ class CalibratedDetector(Summarized):
         """Returns one image's detections of all views, merged."""
         threshold, limit = self.fusion.iou_threshold, self.fusion.max_detections
         return merge_image(views, self.detector.num_classes, iou_threshold=threshold, max_detections=limit)[0]
+
+
+def _on_device(scorer: Scorer, device: torch.device) -> Scorer:
+    """Returns a scorer whose heads are on a device; the caller's stay on theirs."""
+    if isinstance(scorer, LearnedFusion):
+        return replace(scorer, scorers=tuple(_on_device(one, device) for one in scorer.scorers))
+    if isinstance(scorer, Head) and next(scorer.parameters()).device != device:
+        return copy.deepcopy(scorer).to(device)
+    return scorer
 
 
 def load_image(image_id: int, image: ImageLike, reader: ImageReader = decode_image) -> Image:

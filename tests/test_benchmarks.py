@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import documents
+from benchmarks import coverage, documents, selection
 from benchmarks.recipes import recipes_table
 from benchmarks.speed.measure import Timing, result, save
-from benchmarks.tables import format_memory, format_ratio, format_target, format_time, speed_table
+from benchmarks.tables import BINS, format_memory, format_ratio, format_target, format_time, speed_table
+from fuse.evaluation.compare import compare_rows
+from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.protocols import match_rows
+from fuse.evaluation.resamples import ap_columns
+from tests.fuse_fixtures import CLASSES, annotations
+from tests.test_resampling import make_detections
 
 
 @pytest.mark.parametrize(
@@ -94,3 +101,44 @@ def test_document_without_a_block_is_named(tmp_path):
     page.write_text("no block")
     with pytest.raises(ValueError, match=re.escape(f"{page}: has no block results:nms")):
         documents.fill(page, {"nms": lambda: ""})
+
+
+def test_intervals_contain_their_own_values_and_no_distant_ones():
+    content = annotations(images=12, seed=3)
+    dataset, rows = load_annotations(content), [make_detections(content, jitter, 0) for jitter in (0.12, 0.06)]
+    matches = list(match_rows("federated", dataset, rows, "segm", 300, lambda found: found))
+    columns = [column for column in ap_columns(CLASSES, (0, 10, 100, 1000, np.inf), 1) if column.name in BINS]
+    own = [coverage.resample(one, columns, np.ones((12, 1), np.uint16))[:, 0] for one in matches]
+    for truth, expected in ((own, True), ([values + 200 * i + 200 for i, values in enumerate(own)], False)):
+        found = coverage.contains_truth(matches, columns, np.ones(12, np.uint16), truth, np.random.default_rng(0))
+        assert {row for row, _ in found} == {"original", "rhead-cat − original"} and ("original", "AP") in found
+        assert set(found.values()) == {expected} and ("original", "AP[1000,-)") not in found, "has no objects"
+    drawn = coverage.draw(np.random.default_rng(0), np.array([2, 0, 1], np.uint16), 50)
+    assert drawn.shape == (3, 50) and (drawn.sum(axis=0) == 3).all() and not drawn[1].any()
+
+
+def test_coverage_is_shown_in_percent():
+    rows = [{"row": row, "column": name, "coverage": 0.946} for row in ("b", "a") for name in coverage.COLUMNS]
+    table = coverage.coverage_table(pd.DataFrame(rows).assign(machine="m", commit="c", date="d"))
+    assert table.splitlines()[2] == "| b | 95% | 95% | 95% | 95% | 95% |" and "| a |" in table
+
+
+def test_learned_fusion_is_compared_with_each_row():
+    content = annotations(images=12, seed=3)
+    rows = {"original": 0.2, "a": 0.1, "b": 0.04, "learned": 0.03}
+    detections = {name: make_detections(content, jitter, 0) for name, jitter in rows.items()}
+    compared = compare_rows(load_annotations(content), detections, CLASSES, samples=20)
+    table = selection._rows(compared, "segm", "a").assign(detector="d", machine="m", commit="c", date="d")
+    table = table.assign(seconds_holdout=31.0, seconds_select=1402.0)
+    own = table.set_index("row")
+    assert own.loc["b", "gain_AP"] == pytest.approx(own.loc["learned", "AP"] - own.loc["b", "AP"], abs=2e-3)
+    assert own.loc["b", "gain_AP_low"] <= own.loc["b", "gain_AP"] <= own.loc["b", "gain_AP_high"]
+    lines = selection.selection_table(table).splitlines()[2:6]
+    assert [line.split("|")[1].strip() for line in lines] == [
+        "d, masks: original",
+        "d, masks: a, chosen",
+        "d, masks: b, best on test",
+        "d, masks: learned",
+    ]
+    assert lines[2].split("|")[-3].strip().startswith(f"{own.loc['b', 'gain_AP']:+.1f} [")
+    assert "with all its training: d, masks, 31 s + 1,402 s." in selection.selection_table(table)

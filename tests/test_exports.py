@@ -16,12 +16,15 @@ import extract
 import fuse
 from calib.deployment import on_pooled_features
 from calib.heads import Head
+from calib.scoring import Original
 from extract.command_configs import ConvertConfig
 from extract.convert import run as convert
 from extract.detectors import load_detector
 from extract.detectors.base import Image
 from fuse.commands.export import export
 from fuse.export.program import described_shape
+from fuse.learned import LearnedFusion
+from fuse.learned_io import save_learned
 from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration
 from tests import frameworks
@@ -128,6 +131,33 @@ def test_a_head_on_hidden_features_is_exported_with_its_first_layer(setting, tmp
     image = make_images((96, 144))[0]
     ((expected, _),) = live.predict(image.pixels)
     assert_same_detections(detector.to_arrays(detect(image.pixels))[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["calibrated", "cat"])
+def test_a_learned_fusion_is_exported_as_it_detects_live(setting, mode, tmp_path, capsys):
+    name, spec, heads, cache = setting
+    scorers = Original.from_description(cache.detector), *(calib.load_head(path) for path in heads.values())
+    weights = np.random.default_rng(0).uniform(0.2, 1, (5, cache.num_classes)).astype(np.float32)
+    save_learned(
+        LearnedFusion(scorers, weights, scorers[1].instance_counts, scorers[1].class_map), tmp_path / "learned"
+    )
+    options, out = OPTIONS | {"mode": mode}, tmp_path / "out"
+    config = fuse.ExportConfig(**vars(spec), head=tmp_path / "learned", out=out, **options)
+    export(config)
+    printed, detector = capsys.readouterr().out, load_detector(spec)
+    live = CalibratedDetector(detector, tmp_path / "learned", **options)
+    detect, image = loaded_by_the_framework(name, out, spec), make_images((96, 144))[0]
+    ((expected, _),) = live.predict(image.pixels)
+    assert_same_detections(detector.to_arrays(detect(image.pixels))[0], expected)
+    (rois,) = detector.forward([image], live.level).rois
+    namespace = {"features": rois.features.float(), "logits": torch.from_numpy(rois.logits)}
+    namespace["objectness"] = torch.from_numpy(rois.objectness)
+    exec(printed[printed.index("import torch\n") :], namespace)
+    np.testing.assert_allclose(namespace["scores"][:, -1], live.fusion.original.scores(rois)[:, -1], atol=1e-5)
+    with pytest.raises(ValueError, match="a learned fusion, of which a classifier has no rows: leave out --fold"):
+        export(replace(config, fold=True, out=tmp_path / "folded", max_detections=300))
+    with pytest.raises(ValueError, match="stage average is 'scores', but scorer 'learned' averages no stages"):
+        export(replace(config, stage_average="scores", out=tmp_path / "averaged"))
 
 
 def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):

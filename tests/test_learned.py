@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import fuse
-from calib.head_io import load_head
+from calib.head_io import load_head, save_head
 from calib.scoring import Original
 from extract.cache.opening import open_cache
 from fuse.evaluation.dataset import load_annotations
+from fuse.learned import LearnedFusion
+from fuse.learned_io import files_of, load_calibrated, save_learned
 from fuse.selection.learned import _decided_pairs, _fit, fit_learned
-from tests.fuse_fixtures import write_tiny
+from tests.fuse_fixtures import K, write_tiny
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
@@ -65,3 +71,72 @@ def test_it_detects_as_any_scorer_does(tmp_path, protocol):
     assert ap["AP"].item() > own["AP"].item()
     again = fit_learned(cache, load_annotations(annotation_file), [original, head], protocol)
     np.testing.assert_array_equal(again.weights, learned.weights)
+
+
+@pytest.fixture
+def saved(tmp_path) -> tuple[LearnedFusion, Path]:
+    """A learned fusion of the original scores and two heads, and its folder."""
+    _, cache_path, head_path = write_tiny(tmp_path)
+    cache, head, other = open_cache(str(cache_path)), load_head(head_path), load_head(head_path)
+    other.stages[0][-1].bias.data[0] = 3
+    weights = np.random.default_rng(0).normal(size=(5, K)).astype(np.float32)
+    original = Original.from_description(cache.detector)
+    fusion = LearnedFusion((original, head, other), weights, head.instance_counts, None)
+    save_learned(fusion, tmp_path / "learned")
+    return fusion, tmp_path / "learned"
+
+
+def test_a_folder_gives_back_the_scorer(saved, tmp_path):
+    fusion, folder = saved
+    loaded, cache = load_calibrated(folder), open_cache(str(tmp_path / "val.zarr"))
+    assert isinstance(loaded, LearnedFusion) and loaded.level == "embedding"
+    np.testing.assert_array_equal(loaded.scores(cache[0]), fusion.scores(cache[0]))
+    assert loaded.category_ids == tuple(cache.classes["category_id"]) and loaded.class_names[0] == "ant"
+    assert loaded.instance_counts == fusion.instance_counts and loaded.class_map is None and loaded.projections == []
+    loaded.check_cache(cache)
+    assert load_calibrated(tmp_path / "head").name == "linear"
+    own = ["learned.json", "1/head.safetensors", "1/config.json", "2/head.safetensors", "2/config.json"]
+    assert [str(file.relative_to(folder)) for file in files_of(folder)] == own
+    save_learned(LearnedFusion(fusion.scorers[:2], fusion.weights[:4], fusion.instance_counts), folder)
+    assert len(load_calibrated(folder).heads) == 1 and not (folder / "2").exists(), "in place of what was there"
+
+
+def change_weights(folder: Path) -> None:
+    content = json.loads((folder / "learned.json").read_text())
+    content["weights"][0][0] += 1
+    (folder / "learned.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_weights, "learned.json: damaged, or changed by hand"),
+        (lambda folder: (folder / "learned.json").write_bytes(b"{"), "learned.json: not a learned fusion: "),
+        (lambda folder: (folder / "learned.json").write_text('{"format": "tailcal-head"}'), "missing required field"),
+        (lambda folder: save_head(load_head(folder / "1"), folder / "2"), "2: is another head than the one that "),
+        (lambda folder: shutil.rmtree(folder / "2"), "2: no finished head there"),
+        (lambda folder: (folder / "learned.json").unlink(), "learned: no finished head there"),
+    ],
+)
+def test_damage_gets_one_line(saved, damage, message):
+    _, folder = saved
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        load_calibrated(folder)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_newer_version_is_named(saved):
+    file = saved[1] / "learned.json"
+    file.write_text(file.read_text().replace('"version":1', '"version":2'))
+    with pytest.raises(
+        ValueError, match="is 'tailcal-learned' version 2, this library reads 'tailcal-learned' version 1"
+    ):
+        load_calibrated(saved[1])
+
+
+def test_other_scorers_are_not_saved(saved, tmp_path):
+    fusion, _ = saved
+    with pytest.raises(ValueError, match="scorers are linear, linear, expected the original scores and trained heads"):
+        save_learned(LearnedFusion(fusion.scorers[1:], fusion.weights, fusion.instance_counts), tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -15,8 +15,11 @@ from PIL import Image as PILImage
 import calib
 import extract
 import fuse.__main__
+from calib.scoring import Original
 from extract.detectors import load_detector
 from fuse.commands.predictions import LINES_FILE
+from fuse.learned import LearnedFusion
+from fuse.learned_io import save_learned
 from fuse.live import CalibratedDetector
 from tests.image_kinds import ORIENTATION
 
@@ -45,6 +48,20 @@ def run(setting, out: Path, *images: Path, **options: object) -> int:
 
 def results(out: Path) -> list[dict]:
     return json.loads((out / "predictions.json").read_text())
+
+
+def test_a_learned_fusion_detects_as_in_python(setting, tmp_path):
+    config, train, head, files = setting
+    original, scorer = Original.from_description(train.detector), calib.load_head(head)
+    weights = np.random.default_rng(0).uniform(0.2, 1, (4, train.num_classes)).astype(np.float32)
+    save_learned(
+        LearnedFusion((original, scorer), weights, scorer.instance_counts, scorer.class_map), tmp_path / "learned"
+    )
+    options = {"head": tmp_path / "learned", "mode": "calibrated"}
+    assert run(setting, tmp_path / "out", files[0], **options) == 0
+    live = CalibratedDetector(load_detector(config), tmp_path / "learned", mode="calibrated", max_detections=20)
+    ((expected, _),) = live.predict([files[0]])
+    assert [record["score"] for record in results(tmp_path / "out")] == pytest.approx(expected.scores.tolist())
 
 
 def test_files(setting, tmp_path, capsys):

@@ -58,9 +58,10 @@ def test_select_tries_chooses_records_and_compares(files, tmp_path, capsys):
     record = json.loads((out / "selection.json").read_text())
     assert record["held_out"] == {"images": 2, "fingerprint": open_cache(str(files / "holdout.zarr")).fingerprint}
     modes = ["calibrated", "avg", "cat@10", "cat@100"]
+    of_heads = [f"{mode}@{tail}" for mode in ("det", "cat-thr", "cat-scale") for tail in (10, 100)]
     tried = [f"norcal {label} {mode}" for label in ("gamma=0.2", "gamma=1.2") for mode in modes]
-    assert {*tried, *(f"crt steps=3 {mode}" for mode in [*modes, "cat-scale@10"])} <= set(record["tried"])
-    assert len(record["tried"]) == 14 * 4 + 4 + 6
+    assert {*tried, *(f"crt steps=3 {mode}" for mode in [*modes, *of_heads])} <= set(record["tried"])
+    assert len(record["tried"]) == 14 * 4 + 4 + 10
     for method, one in record["chosen"].items():
         own = {name: row["AP"] for name, row in record["tried"].items() if name.split()[0] == method}
         assert own[one["row"]] == one["AP"] == max(own.values())
@@ -72,6 +73,12 @@ def test_select_tries_chooses_records_and_compares(files, tmp_path, capsys):
     held_out, final = (calib.load_head(out / name / "crt-steps-3") for name in ("trial_heads", "heads"))
     train = open_cache(str(files / "train.zarr"))
     assert final.info.cache_fingerprint == train.fingerprint != held_out.info.cache_fingerprint
+    learned = next(line for line in printed.splitlines() if "learned" in line and line.startswith("python -m fuse"))
+    detect = [str(tmp_path / "again") if part == "runs/chosen" else part for part in learned.split()[3:]]
+    assert main([*detect, "--bins", "10", "100", "--bootstrap", "0"]) == 0
+    again = pd.read_csv(tmp_path / "again" / "metrics.csv", index_col=["iou_type", "row"])
+    assert again.loc[("segm", "calibrated"), "AP"] == table.loc["learned", "AP"]
+    capsys.readouterr()
     assert main(command) == 0  # the same again takes the heads that are there
     assert capsys.readouterr().out == printed
     assert main([*command, "--engine", "hotcoco"]) == 1

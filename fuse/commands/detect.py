@@ -23,7 +23,6 @@ from fuse.commands.masks import painted_masks
 from fuse.commands.outputs import (
     Comparison,
     ReportSource,
-    errors_of_rows,
     evaluate_all,
     write_results,
     write_unevaluated,
@@ -87,10 +86,9 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
         write_unevaluated(config, manifest, detections[comparison.candidate], scope, annotations.text_ids)
         return
     tables = evaluate_all(config, annotations, detections, cache.classes, comparison.baseline)
-    errors = errors_of_rows(config, annotations, detections, cache.classes)
     source = ReportSource(annotations, cache.classes, detections, read_image, weight_norms(cache, calibrated))
     saved = detections[comparison.candidate] if save else None
-    write_results(config, manifest, tables, scope, comparison, source, saved, errors)
+    write_results(config, manifest, tables, scope, comparison, source, saved)
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 from calib.deployment import on_pooled_features
 from calib.heads import Head
 from calib.posthoc import Posthoc
+from calib.scoring import with_stage_average
 from extract.detectors import import_adapter, load_detector
 from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
@@ -25,10 +28,12 @@ from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
 from fuse.export.own_order import OwnOrderScores
 from fuse.export.program import described_shape, save_program
+from fuse.learned import LearnedFusion
 from fuse.plugins import WEIGHTS_FILE, Calibration
 from fuse.scores import tail_classes
 
 _LOG = logging.getLogger(__name__)
+S = TypeVar("S")
 PROGRAM_FILE = "scores.pt2"
 CLASSES_FILE = "classes.json"
 """Label, category id and name of each class that an exported detector finds."""
@@ -52,11 +57,16 @@ def export(config: ExportConfig) -> None:
     warn_of_tail(config, scorer.instance_counts)
     tail_mask = tail_classes(np.array(scorer.instance_counts), config.tail)
     if config.fold:
+        if isinstance(scorer, LearnedFusion):
+            raise ValueError(
+                f"head is {config.head}, a learned fusion, of which a classifier has no rows: leave out --fold"
+            )
         export_folded(detector, scorer, weights, None if config.mode == "calibrated" else tail_mask)
         _LOG.info("%s loads with the detector's own config", weights)
         _log_next(config)
         return
-    if isinstance(scorer, Head):
+    if isinstance(scorer, Head | LearnedFusion):
+        with_stage_average(scorer, config.stage_average)  # raises for learned fusion
         scorer.check_detector(detector)
         scorer = _on_pooled_features(scorer, detector)
     plugin = _plugin(detector)
@@ -101,26 +111,36 @@ def export_folded(
     _save(state, detector, output_classes(detector, calibrated), Path(path))
 
 
-def _on_pooled_features(head: Head, detector: Detector) -> Head:
-    """Returns the head with the detector's first layer in it, corrected as the head does, if its level is hidden."""
-    if head.level != "hidden":
-        return head
+def _on_pooled_features(scorer: Head | LearnedFusion, detector: Detector) -> Head | LearnedFusion:
+    """Returns heads with the detector's first layer in them, corrected as they do, if their level is hidden."""
+    if isinstance(scorer, LearnedFusion):
+        return replace(scorer, scorers=tuple(_head_on_pooled_features(one, detector) for one in scorer.scorers))
+    return _head_on_pooled_features(scorer, detector)
+
+
+def _head_on_pooled_features(scorer: S, detector: Detector) -> S | Head:
+    if not isinstance(scorer, Head) or scorer.level != "hidden":
+        return scorer
     first_layers = [layers[0] for layers in detector.fc_layers("pooled")]
-    return on_pooled_features(head, first_layers, first_layers[0][0].shape[1:])
+    return on_pooled_features(scorer, first_layers, first_layers[0][0].shape[1:])
 
 
-def _feature_shape(scorer: Head | Posthoc) -> tuple[int, ...]:
+def _feature_shape(scorer: Head | Posthoc | LearnedFusion) -> tuple[int, ...]:
     """Returns D, the shape of one RoI's features; a method reads no features and takes any."""
+    if isinstance(scorer, LearnedFusion):
+        return scorer.heads[0].info.feature_shape
     return scorer.info.feature_shape if isinstance(scorer, Head) else (1,)
 
 
-def _program_code(scorer: Head | Posthoc, detector: Detector, program: Path) -> str:
+def _program_code(scorer: Head | Posthoc | LearnedFusion, detector: Detector, program: Path) -> str:
     """Returns Python code that loads the program, checks the inputs and runs it.
 
     torch refuses other inputs as well, but names only the first size that differs.
     """
     stages, outputs = len(detector.stages), detector.num_classes + 1
     shapes = {"features": (stages, *_feature_shape(scorer)), "logits": (stages, outputs)}
+    if isinstance(scorer, LearnedFusion):
+        shapes["objectness"] = ()
     checks = "\n".join(
         f"torch._check({name}.dtype == torch.float32 and {name}.shape[1:] == {shape}, "
         f'lambda: f"{name} are {{{name}.dtype}} {{tuple({name}.shape)}}, expected float32 {described_shape(shape)}")'
@@ -130,7 +150,7 @@ def _program_code(scorer: Head | Posthoc, detector: Detector, program: Path) -> 
 import torch
 program = torch.export.load({str(program)!r}).module()
 {checks}
-scores = program(features, logits)  # float32 {described_shape((outputs,))}, background last
+scores = program({", ".join(shapes)})  # float32 {described_shape((outputs,))}, background last
 """
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from calib.head_io import load_head
 from calib.heads import Head
 from calib.posthoc import Posthoc, build_method
 from calib.scoring import Scorer
@@ -28,6 +27,8 @@ from fuse.detections import Detections
 from fuse.evaluation import protocols
 from fuse.evaluation.checks import check_detections, check_segmentations, with_categories
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
+from fuse.learned import LearnedFusion
+from fuse.learned_io import load_calibrated
 
 _LOG = logging.getLogger(__name__)
 Options = TypeVar("Options", bound=EvaluationConfig)
@@ -36,7 +37,7 @@ Options = TypeVar("Options", bound=EvaluationConfig)
 class LiveClassifier(NamedTuple):
     """A calibrated scorer of a live detector, and the ids and names of its K classes."""
 
-    scorer: Head | Posthoc
+    scorer: Head | Posthoc | LearnedFusion
     category_ids: tuple[int, ...]
     names: tuple[str, ...]
 
@@ -83,15 +84,15 @@ def open_val_cache(url: str) -> RoICache:
 
 
 def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
-    """Loads the head, or fits the method on `fit_cache` or the cache itself; None if the config names neither.
+    """Loads what `head` names, or fits the method on `fit_cache` or the cache itself; None if the config names neither.
 
     Raises ValueError if it belongs to another detector than the cache, or if a method that is fitted to labels has no
     `fit_cache`: those of the cache itself are what it is evaluated on.
     """
     if config.head is not None:
-        head = load_head(config.head)
-        head.check_cache(cache)
-        return head
+        calibrated = load_calibrated(config.head)
+        calibrated.check_cache(cache)
+        return calibrated
     if config.method is None:
         return None
     method = build_method(config.method, **config.hyperparameters)
@@ -112,13 +113,13 @@ def load_classifier(config: ClassifierConfig, cache: RoICache) -> Scorer | None:
 
 
 def load_live_classifier(config: LiveConfig, detector: Detector) -> LiveClassifier:
-    """Loads the head, or fits the method on `fit_cache`.
+    """Loads what `head` names, or fits the method on `fit_cache`.
 
     Raises ValueError if that cache is of another detector; a head is checked where it meets the detector.
     """
     if config.head is not None:
-        head = load_head(config.head)
-        return LiveClassifier(head, head.info.category_ids, head.info.names)
+        calibrated = load_calibrated(config.head)
+        return LiveClassifier(calibrated, calibrated.category_ids, calibrated.class_names)
     cache = open_cache(str(config.fit_cache))
     owner = f"in detector {detector.description['name']}"
     check_same_detector(cache.url, cache.detector, owner, detector.description)

@@ -20,7 +20,7 @@ from fuse.defaults import TAIL
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
 from fuse.evaluation.dataset import EvaluationDataset
-from fuse.evaluation.errors import error_table
+from fuse.evaluation.protocols import capped
 from fuse.evaluation.row_comparison import RowComparison
 from fuse.evaluation.tables import errors_text, results_text
 from fuse.gallery import ReadImage
@@ -57,37 +57,15 @@ class ReportSource(NamedTuple):
 
 
 def evaluate_all(
-    config: EvaluationConfig,
+    config: CacheConfig | ResultsConfig,
     annotations: EvaluationDataset,
     detections: Mapping[str, Detections],
     classes: pd.DataFrame,
     baseline: str | None = None,
 ) -> RowComparison:
     """Evaluates rows of detections, by name, with the config's options. The baseline is the first row by default."""
-    options = config.row_options
-    return compare_rows(
-        annotations, detections, classes, baseline=baseline, samples=config.bootstrap, progress=True, **options
-    )
-
-
-def errors_of_rows(
-    config: CacheConfig | ResultsConfig,
-    annotations: EvaluationDataset,
-    detections: Mapping[str, Detections],
-    classes: pd.DataFrame,
-) -> pd.DataFrame | None:
-    """Returns the table of `fuse.error_table` if the config asks for it."""
-    if not config.errors:
-        return None
-    return error_table(
-        annotations,
-        detections,
-        classes,
-        bins=config.bin_edges,
-        iou_type=config.iou_types,
-        protocol=config.protocol,
-        max_detections=config.max_detections,
-    )
+    options: dict[str, Any] = {"samples": config.bootstrap, "errors": config.errors, **config.row_options}
+    return compare_rows(annotations, detections, classes, baseline=baseline, progress=True, **options)
 
 
 def write_results(
@@ -98,7 +76,6 @@ def write_results(
     comparison: Comparison,
     source: ReportSource,
     saved: Detections | None = None,
-    errors: pd.DataFrame | None = None,
 ) -> None:
     """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
 
@@ -110,7 +87,6 @@ def write_results(
         comparison: the rows that the report compares.
         source: what the report shows besides the tables.
         saved: the detections to keep, if any.
-        errors: of `errors_of_rows`.
     """
     _clear(config.out)
     if saved is not None:
@@ -121,15 +97,18 @@ def write_results(
     if write_report is None:
         _LOG.info("no report.html: it needs the packages of tailcal[report]")
     else:
-        rows = {row: source.detections[row] for row in comparison}
+        cap = None if config.fixed_ap else config.max_detections
+        rows = dict(
+            zip(comparison, capped(str(config.protocol), [source.detections[r] for r in comparison], cap), strict=True)
+        )
         norms = dict(zip(comparison, source.weight_norms, strict=True)) if source.weight_norms else {}
         options: dict[str, Any] = source._asdict() | {"detections": rows, "weight_norms": norms}
         options |= {"tail": getattr(config, "tail", TAIL), "bins": config.bin_edges, "scope": text.splitlines()[0]}
-        options["errors"] = errors
+        options["errors"] = tables.errors
         write_report(config.out / REPORT_FILE, tables.metrics, tables.per_class, **comparison._asdict(), **options)
-    if errors is not None:
-        write_bytes(config.out / ERRORS_FILE, errors.to_csv().encode())
-        text += f"\n\n{errors_text(errors)}"
+    if tables.errors is not None:
+        write_bytes(config.out / ERRORS_FILE, tables.errors.to_csv().encode())
+        text += f"\n\n{errors_text(tables.errors)}"
     write_bytes(config.out / METRICS_FILE, tables.metrics.to_csv().encode())
     write_bytes(config.out / MANIFEST_FILE, manifest)
     print(text)

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from calib.head_io import INFO_FILE, WEIGHTS_FILE
 from extract.cache.opening import open_cache
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import SizedReader
@@ -30,6 +29,7 @@ from fuse.commands.inputs import LiveClassifier, load_live_classifier, warn_of_t
 from fuse.commands.manifest import files_fingerprint, options_as_text
 from fuse.commands.predictions import LINES_FILE, PredictionLines
 from fuse.drawing import draw_pair
+from fuse.learned_io import files_of
 from fuse.live import CalibratedDetector
 from fuse.ops.masks import encode_bitmaps
 
@@ -183,7 +183,7 @@ def _options(config: PredictConfig, detector: Detector, annotations: Annotations
         "annotations_fingerprint": "" if annotations is None else annotations.sha256,
     }
     if config.head is not None:
-        fingerprints["head_fingerprint"] = files_fingerprint([config.head / WEIGHTS_FILE, config.head / INFO_FILE])
+        fingerprints["head_fingerprint"] = files_fingerprint(files_of(config.head))
     if config.fit_cache is not None:
         fingerprints["fit_cache_fingerprint"] = open_cache(config.fit_cache).fingerprint
     # Folders that lack one of these are from the time when its default was the only value.

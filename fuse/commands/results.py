@@ -24,7 +24,6 @@ from fuse.commands.outputs import (
     Comparison,
     ReportSource,
     describe_results,
-    errors_of_rows,
     evaluate_all,
     write_results,
     write_unevaluated,
@@ -61,10 +60,10 @@ def evaluate_file(config: EvaluateConfig) -> None:
     painted = painted and painted.if_wanted(config.iou_types)
     rows = painted.attach(rows) if painted else rows
     classes = load_classes(config)
-    print(describe_results(config, evaluate_all(config, annotations, rows, classes), _scope(annotations, detections)))
-    errors = errors_of_rows(config, annotations, rows, classes)
-    if errors is not None:
-        print(f"\n{errors_text(errors)}")
+    tables = evaluate_all(config, annotations, rows, classes)
+    print(describe_results(config, tables, _scope(annotations, detections)))
+    if tables.errors is not None:
+        print(f"\n{errors_text(tables.errors)}")
     else:
         _LOG.info("next: the same command with --errors, which says where the errors are")
 
@@ -105,9 +104,8 @@ def merge_files(config: MergeConfig) -> None:
         return
     tables = evaluate_all(config, annotations, rows, classes)
     comparison = Comparison(next(iter(results)), MERGED)
-    errors = errors_of_rows(config, annotations, rows, classes)
     source = ReportSource(annotations, classes, rows, read_image)
-    write_results(config, manifest, tables, scope, comparison, source, rows[MERGED], errors)
+    write_results(config, manifest, tables, scope, comparison, source, rows[MERGED])
 
 
 def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **options: Any) -> dict[str, Detections]:

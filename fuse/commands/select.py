@@ -26,15 +26,18 @@ from fuse.config import FusionConfig
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.row_comparison import RowComparison
 from fuse.gallery import image_reader
+from fuse.learned import LearnedFusion
+from fuse.learned_io import save_learned
 from fuse.selection.choice import Selection, choose
 from fuse.selection.grids import POSTHOC, TRAINED, Row, Setting, rows_of, settings_of
-from fuse.selection.learned import LearnedFusion, fit_learned
+from fuse.selection.learned import fit_learned
 from fuse.selection.scorers import check_caches, head_folder, make_scorer, served_methods
 from fuse.selection.trial import evaluate_on
 
 _LOG = logging.getLogger(__name__)
-SELECTION_FILE, HEADS_FOLDER, TRIAL_FOLDER = "selection.json", "heads", "trial_heads"
-"""What is written besides the tables: the record, and heads trained on all images and without those held out."""
+SELECTION_FILE, HEADS_FOLDER, TRIAL_FOLDER, LEARNED_FOLDER = "selection.json", "heads", "trial_heads", "learned"
+"""What is written besides the tables: the record, heads trained on all images and without those held out, and the
+learned fusion."""
 ORIGINAL, LEARNED = Setting("original", {}, ""), Setting("learned", {}, "")
 """Rows of the table on val besides the chosen ones."""
 LEARNED_HEADS = 2
@@ -52,8 +55,8 @@ class _Inputs(NamedTuple):
     scope: str
 
 
-def select(config: SelectConfig) -> None:
-    """Runs the command."""
+def select(config: SelectConfig) -> RowComparison:
+    """Runs the command; returns the table on val."""
     config = resolve_annotations(config)
     inputs = _open(config)
     has_masks = all("masks" in cache.fields for cache in (inputs.val, inputs.holdout)) and config.masks == "auto"
@@ -61,7 +64,7 @@ def select(config: SelectConfig) -> None:
     fingerprints = {f"{name}_fingerprint": getattr(inputs, name).fingerprint for name in ("train", "holdout")}
     manifest = new_manifest(config, cache_fingerprint=inputs.val.fingerprint, **fingerprints)
     if config.overwrite:
-        for folder in (HEADS_FOLDER, TRIAL_FOLDER):
+        for folder in (HEADS_FOLDER, TRIAL_FOLDER, LEARNED_FOLDER):
             shutil.rmtree(config.out / folder, ignore_errors=True)
     methods = served_methods(inputs.train, config.methods or (*TRAINED, *POSTHOC))
     if not methods:
@@ -76,7 +79,11 @@ def select(config: SelectConfig) -> None:
     write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(record)))
     comparison = Comparison("original", selection.chosen[selection.winner].name)
     write_results(config, manifest, tables, inputs.scope, comparison, source)
+    if learned:
+        options = {"mode": "calibrated", "head": config.out / LEARNED_FOLDER}
+        print(f"\nThe row learned is fitted to these images as well\n{_command(config, options)}")
     print(f"\n{selection.describe(len(inputs.holdout))}\n{_usage(config, selection.chosen[selection.winner])}")
+    return tables
 
 
 def _open(config: SelectConfig) -> _Inputs:
@@ -135,7 +142,9 @@ def _compare(
     scorers[ORIGINAL.name] = Original.from_description(inputs.val.detector)
     if learned:
         own = scorers[ORIGINAL.name], *(scorers[one.name] for one in learned.settings)
-        scorers[LEARNED.name] = replace(learned.fusion, scorers=own)
+        fusion = replace(learned.fusion, scorers=own)
+        save_learned(fusion, config.out / LEARNED_FOLDER)
+        scorers[LEARNED.name] = fusion
         rows.append(Row(LEARNED, "", _fusion(config).fusion(mode="calibrated")))
     keep = original.name, winner.name
     tables, kept = evaluate_on(
@@ -173,5 +182,10 @@ def _usage(config: SelectConfig, row: Row) -> str:
         options |= {"head": head_folder(row.setting, config.out / HEADS_FOLDER)}
     else:
         options |= {"method": row.setting.method, **row.setting.options, "fit_cache": config.train}
+    return _command(config, options)
+
+
+def _command(config: SelectConfig, options: Mapping[str, object]) -> str:
+    """Returns the command that detects with these options."""
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
     return f"python -m fuse --cache {config.cache} --annotations {config.annotations} --out runs/chosen {flags}"

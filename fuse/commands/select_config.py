@@ -21,8 +21,8 @@ class SelectConfig(EvaluationConfig):
 
     Every method is tried with its hyperparameters and in every fusion mode, on the images of --holdout, which trained
     heads do not see. The best setting of each is then fitted to all of --train and evaluated on val, once. Writes
-    selection.json (what was tried, chosen and why), metrics.csv, per_class.csv, report.html and heads/. The same
-    command again takes the heads that are there.
+    selection.json (what was tried, chosen and why), metrics.csv, per_class.csv, report.html, heads/ and learned/, the
+    learned fusion. The same command again takes the heads that are there.
     """
 
     cache: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,9 @@ from fuse.evaluation.metrics import evaluated_rows, tables_of
 from fuse.evaluation.protocols import resolve_iou_types, resolve_protocol
 from fuse.evaluation.resamples import Resamples, ap_columns, draw_images
 from fuse.evaluation.row_comparison import RowComparison
+
+if TYPE_CHECKING:
+    from fuse.evaluation.native import Matches
 
 
 def compare(
@@ -85,22 +89,54 @@ def compare_rows(
     samples: int = BOOTSTRAP_SAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
+    errors: bool = False,
     **options: Any,
 ) -> RowComparison:
-    """Evaluates rows as `evaluate_rows` does, and resamples the images as `compare` does; arguments are theirs."""
+    """Evaluates rows as `evaluate_rows` does, and resamples the images as `compare` does; arguments are theirs.
+
+    With `errors`, the result has the table of `fuse.error_table` as well, of the same matches.
+    """
     _check(detections, baseline, samples, confidence)
     protocol = protocol or annotations.protocol
     resamples = _draw(annotations, classes, bins, protocol, samples, seed) if samples else None
-    tables, resampled = {}, {}
-    options["resamples"] = resamples
+    if resamples or errors:
+        options["measure"] = partial(_measure, resamples=resamples, classes=classes if errors else None, bins=bins)
+        options["every_class"] = errors  # those without objects are confused with others as well
+    tables, resampled, error_rows = {}, {}, {}
     for row in evaluated_rows(annotations, detections, classes, iou_types, protocol, progress, **options):
         tables[row.key] = row.table
-        if resamples and row.resampled is not None:
-            resampled[row.key] = _sample_table(resamples, row.resampled, bins)
+        if resamples:
+            resampled[row.key] = _sample_table(resamples, row.measured.resampled, bins)
+        if errors:
+            error_rows[row.key] = row.measured.errors
     evaluated, names = tables_of(tables, bins), ["iou_type", "row", "sample"]
     empty = evaluated.summary.filter(like="AP").iloc[:0].assign(sample=0).set_index("sample", append=True)
     all_samples = pd.concat(resampled, names=names) if resampled else empty
-    return RowComparison(*evaluated, all_samples, baseline or next(iter(detections)), confidence)
+    error_table = pd.DataFrame(error_rows).T.rename_axis(["iou_type", "row"]) if errors else None
+    return RowComparison(*evaluated, all_samples, baseline or next(iter(detections)), confidence, error_table)
+
+
+class _Measured(NamedTuple):
+    """AP (C, B) of resampled images and the columns of `fuse.error_table`, each None if it was not asked for."""
+
+    resampled: np.ndarray | None
+    errors: dict[str, float] | None
+
+
+def _measure(
+    matches: Matches,
+    *,
+    iou_type: str,
+    resamples: Resamples | None,
+    classes: pd.DataFrame | None,
+    bins: tuple[float, ...],
+) -> _Measured:
+    """Returns what else is made of the matches of a row: errors if `classes` are given."""
+    from fuse.evaluation.image_bootstrap import resample  # imports numba
+    from fuse.evaluation.row_errors import row_errors
+
+    errors = None if classes is None else row_errors(matches, classes, bins, iou_type)
+    return _Measured(resample(matches, *resamples) if resamples else None, errors)
 
 
 def _check(rows: Mapping[str, Detections], baseline: str | None, samples: int, confidence: float) -> None:

@@ -8,7 +8,8 @@ adds intervals over images.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,12 @@ from fuse.evaluation.protocols import (
     MEASURES,
     check_engine,
     class_measures,
+    measured_precision_recall,
     precision_recall,
-    resampled_precision_recall,
     resolve_cap,
     resolve_iou_types,
     resolve_protocol,
 )
-from fuse.evaluation.resamples import Resamples
 
 
 class Tables(NamedTuple):
@@ -133,12 +133,12 @@ class EvaluatedRow(NamedTuple):
     Attributes:
         key: (iou_type, row).
         table: of `per_class_ap`.
-        resampled: AP (C, B) of resampled images; None if nothing was resampled.
+        measured: what else was asked of the row's matches; None if nothing was.
     """
 
     key: tuple[str, str]
     table: pd.DataFrame
-    resampled: np.ndarray | None
+    measured: Any
 
 
 def evaluated_rows(
@@ -156,8 +156,8 @@ def evaluated_rows(
     with progress_bar(total=total, desc="evaluate", unit="row", shown=progress, delay=FIRST_LINE) as bar:
         for iou_type in iou_types:
             found = class_tables(annotations, rows, classes, iou_type, protocol, **options)
-            for name, (table, resampled) in zip(detections, found, strict=True):
-                yield EvaluatedRow((iou_type, name), table, resampled)
+            for name, (table, measured) in zip(detections, found, strict=True):
+                yield EvaluatedRow((iou_type, name), table, measured)
                 bar.update()
 
 
@@ -201,11 +201,13 @@ def class_tables(
     fixed_ap: bool = False,
     max_detections: int | None = None,
     engine: str = ENGINE,
-    resamples: Resamples | None = None,
-) -> Iterator[tuple[pd.DataFrame, np.ndarray | None]]:
-    """Yields the table of `per_class_ap` of each row of detections, and the AP of resampled images, (C, B), if asked.
+    measure: Callable[..., Any] | None = None,
+    every_class: bool = False,
+) -> Iterator[tuple[pd.DataFrame, Any]]:
+    """Yields the table of `per_class_ap` of each row of detections, and `measure(matches, iou_type=…)`.
 
-    Arguments and errors are those of `evaluate`. With another engine, resampled AP is of native matches all the same.
+    Other arguments and errors are those of `evaluate`. With another engine, `measure` gets native matches all the same,
+    of `every_class` as in `coco_matches`.
     """
     if iou_type not in IOU_TYPES:
         raise ValueError(f"iou_type is {iou_type!r}, expected {' or '.join(map(repr, IOU_TYPES))}")
@@ -218,14 +220,14 @@ def class_tables(
         rows = [row.top_per_class(FIXED_AP_DETECTIONS_PER_CLASS) for row in rows]
     rank = np.argsort(np.argsort(classes["category_id"].to_numpy(np.int64)))  # the engines sort classes by category id
     table = classes[["category_id", "name", "frequency", "instance_count"]]
-    found: Iterator[tuple[PrecisionRecall, np.ndarray | None]]
+    found: Iterator[tuple[PrecisionRecall, Any]]
     arguments = (protocol, engine, dataset, rows, iou_type, None if fixed_ap else cap)
-    if resamples is None:
+    if measure is None:
         found = ((curves, None) for curves in precision_recall(*arguments))
     else:
-        found = resampled_precision_recall(*arguments, resamples)
-    for curves, resampled in found:
-        yield table.assign(**{name: values[rank] for name, values in class_measures(curves).items()}), resampled
+        found = measured_precision_recall(*arguments, partial(measure, iou_type=iou_type), every_class)
+    for curves, measured in found:
+        yield table.assign(**{name: values[rank] for name, values in class_measures(curves).items()}), measured
 
 
 def summarize(per_class: pd.DataFrame, bins: tuple[float, ...] = BINS) -> dict[str, float]:

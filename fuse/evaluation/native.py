@@ -32,7 +32,7 @@ class Matches(NamedTuple):
 
     Attributes:
         gt: the ground truth.
-        cells: (N,) int64, ascending; of each cell the best detection first.
+        candidates: the detections, by ascending cell, of each cell the best one first.
         scores: (N,) float32.
         outcomes: (A, T, N) uint8, outcomes of `match`.
         gt_ignored: (A, G) bool, objects that do not count.
@@ -40,11 +40,16 @@ class Matches(NamedTuple):
     """
 
     gt: GroundTruth
-    cells: np.ndarray
+    candidates: Candidates
     scores: np.ndarray
     outcomes: np.ndarray
     gt_ignored: np.ndarray
     caps: tuple[int, ...]
+
+    @property
+    def cells(self) -> np.ndarray:
+        """(N,) int64, ascending; of each cell the best detection first."""
+        return self.candidates.cells
 
     def by_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (N,) int64 positions by class, best first, equal scores by image; and (K+1,) where classes start."""
@@ -87,6 +92,7 @@ def coco_matches(
     iou_type: str,
     caps: tuple[int, ...],
     finish: Callable[[Matches], T],
+    every_class: bool = False,
 ) -> Iterator[T]:
     """Matches each row by COCO's protocol, and yields what `finish` makes of the matches, in a thread.
 
@@ -96,9 +102,10 @@ def coco_matches(
         iou_type: "segm" or "bbox".
         caps: on the detections of an image and class, ascending; recall is computed at each.
         finish: the matches of one row are dropped after it.
+        every_class: keep the detections of classes without objects, which have no AP.
     """
     gt = GroundTruth.from_dataset(dataset)
-    shown = np.bincount(gt.classes, minlength=len(gt.category_ids)) > 0  # other classes have no AP
+    shown = (np.bincount(gt.classes, minlength=len(gt.category_ids)) > 0) | every_class
 
     def select(row: Detections) -> Candidates:
         cells = gt.cells_of(row.image_ids, row.category_ids)
@@ -151,7 +158,7 @@ def _match(
     gt_ignored = gt.crowd | _outside(gt.areas, ranges)
     free = _outside(overlaps.areas, ranges) | contains(lenient, cells)
     outcomes = _outcomes(gt, cells, overlaps, gt_ignored, free)
-    return Matches(gt, cells, candidates.detections.scores[candidates.positions], outcomes, gt_ignored, caps)
+    return Matches(gt, candidates, candidates.detections.scores[candidates.positions], outcomes, gt_ignored, caps)
 
 
 def _outcomes(

@@ -47,18 +47,18 @@ class Candidates(NamedTuple):
         return Candidates(self.detections, self.positions[kept], self.cells[kept])
 
 
-def overlaps_of_boxes(gt: GroundTruth, candidates: Candidates) -> Overlaps:
-    """Returns the overlaps of the boxes of a row."""
+def overlaps_of_boxes(gt: GroundTruth, candidates: Candidates, whole_images: bool = False) -> Overlaps:
+    """Returns the overlaps of the boxes of a row, with `whole_images` those with all objects of their image."""
     boxes = candidates.detections.boxes[candidates.positions].astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    first, offsets = _ground_truth_of(gt, candidates.cells)
+    first, offsets = ground_truth_of(gt, candidates.cells, whole_images)
     values = np.empty(offsets[-1])
     box_overlaps(boxes, gt.boxes, first, offsets, gt.crowd, values)
     return Overlaps(boxes[:, 2] * boxes[:, 3], offsets[:-1], values)
 
 
-def overlaps_of_masks(gt: GroundTruth, rows: Sequence[Candidates]) -> list[Overlaps]:
-    """Returns the overlaps of the masks of each row.
+def overlaps_of_masks(gt: GroundTruth, rows: Sequence[Candidates], whole_images: bool = False) -> list[Overlaps]:
+    """Returns the overlaps of the masks of each row, with `whole_images` those with all objects of their image.
 
     Raises ValueError for a run-length encoding of more pixels than its image has.
     """
@@ -67,7 +67,8 @@ def overlaps_of_masks(gt: GroundTruth, rows: Sequence[Candidates]) -> list[Overl
     _, unique, mask = np.unique(np.fromiter(map(id, chosen), np.int64, len(chosen)), True, True)
     cells = np.concatenate([row.cells for row in rows])
     keys, pair = np.unique(cells * len(unique) + mask, return_inverse=True)  # ascending cells: image by image
-    pairs = _Pairs(gt, keys // max(len(unique), 1), keys % max(len(unique), 1), [chosen[i] for i in unique.tolist()])
+    own, masks = np.divmod(keys, max(len(unique), 1))
+    pairs = _Pairs(gt, own, masks, [chosen[i] for i in unique.tolist()], whole_images)
     images = pairs.cells // len(gt.category_ids)
     ends = np.flatnonzero(np.diff(images, append=-1)) + 1
     wanted = np.append(np.arange(BLOCK_PAIRS, len(images), BLOCK_PAIRS), len(images) - 1)
@@ -87,10 +88,10 @@ class _Pairs:
         offsets, values: the overlaps of pair p are `values[offsets[p]:offsets[p + 1]]`.
     """
 
-    def __init__(self, gt: GroundTruth, cells: np.ndarray, masks: np.ndarray, rles: list[dict]):
+    def __init__(self, gt: GroundTruth, cells: np.ndarray, masks: np.ndarray, rles: list[dict], whole_images: bool):
         self._gt, self._masks, self._rles = gt, masks, rles
         self.cells = cells
-        self._first, self.offsets = _ground_truth_of(gt, cells)
+        self._first, self.offsets = ground_truth_of(gt, cells, whole_images)
         self.areas, self.values = np.empty(len(cells)), np.empty(self.offsets[-1])
 
     def compute(self, start: int, stop: int) -> None:
@@ -128,9 +129,14 @@ def _decode(gt: GroundTruth, texts: list[bytes], images: np.ndarray) -> tuple[An
     return (starts, ends, bounds), sizes[:, 0].copy()
 
 
-def _ground_truth_of(gt: GroundTruth, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first object of each cell (N,) int64, and (N+1,) int64 offsets by the numbers of objects."""
-    first, last = np.searchsorted(gt.cells, cells), np.searchsorted(gt.cells, cells, side="right")
+def ground_truth_of(gt: GroundTruth, cells: np.ndarray, whole_images: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first object of each cell (N,) int64, and (N+1,) int64 offsets by the numbers of objects.
+
+    With `whole_images`, the objects of a cell are all those of its image.
+    """
+    size = len(gt.category_ids) if whole_images else 1
+    starts = cells // size * size
+    first, last = np.searchsorted(gt.cells, starts), np.searchsorted(gt.cells, starts + size)
     offsets = np.zeros(len(cells) + 1, np.int64)
     np.cumsum(last - first, out=offsets[1:])
     return first, offsets

@@ -14,7 +14,6 @@ from fuse.detections import Detections
 from fuse.evaluation.coco_engines import COCO_ENGINES, recall_caps
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.engines import AREAS, LVIS_ENGINES, PrecisionRecall
-from fuse.evaluation.resamples import Resamples
 
 if TYPE_CHECKING:
     from fuse.evaluation.native import Matches
@@ -122,42 +121,43 @@ def precision_recall(
     if protocol == "exhaustive":
         cap = _largest_cap(rows, max_detections)
         return (COCO_ENGINES[engine](dataset, row, iou_type, cap) for row in rows)
-    return (LVIS_ENGINES[engine](dataset, row, iou_type) for row in _top_per_image(rows, max_detections))
+    return (LVIS_ENGINES[engine](dataset, row, iou_type) for row in capped(protocol, rows, max_detections))
 
 
-def resampled_precision_recall(
+def measured_precision_recall(
     protocol: str,
     engine: str,
     dataset: EvaluationDataset,
     rows: Sequence[Detections],
     iou_type: str,
     max_detections: int | None,
-    resamples: Resamples,
-) -> Iterator[tuple[PrecisionRecall, np.ndarray]]:
-    """Yields what `precision_recall` does, and the AP (C, B) of resampled images.
+    measure: Callable[[Matches], T],
+    every_class: bool = False,
+) -> Iterator[tuple[PrecisionRecall, T]]:
+    """Yields what `precision_recall` does, and `measure` of each row's matches, of `every_class` as in `coco_matches`.
 
-    That is always of native matches. Warns if another engine's AP differs from that of these matches.
+    These are always native. Warns if another engine's AP differs from that of these matches.
     """
     from fuse.evaluation.accumulate import curves
-    from fuse.evaluation.image_bootstrap import resample
 
-    def finish(matches: Matches) -> tuple[PrecisionRecall, np.ndarray]:
-        return curves(matches), resample(matches, *resamples)
+    def finish(matches: Matches) -> tuple[PrecisionRecall, T]:
+        return curves(matches), measure(matches)
 
-    native = match_rows(protocol, dataset, rows, iou_type, max_detections, finish)
+    native = match_rows(protocol, dataset, rows, iou_type, max_detections, finish, every_class)
     if engine == "native":
         yield from native
         return
     others = precision_recall(protocol, engine, dataset, rows, iou_type, max_detections)
-    for other, (own, resampled) in zip(others, native, strict=True):
+    for other, (own, measured) in zip(others, native, strict=True):
         difference = np.nan_to_num(class_measures(other)["AP"] - class_measures(own)["AP"])
         if np.abs(difference).max(initial=0) > ENGINE_TOLERANCE:
             _LOG.warning(
-                "intervals are of native matches, whose AP of a class differs by up to %.2g points from that of %s",
+                "intervals are of native matches, whose AP of a class differs by up to %.2g points from that of %s; "
+                "errors are as well",
                 np.abs(difference).max(),
                 engine,
             )
-        yield other, resampled
+        yield other, measured
 
 
 def match_rows(
@@ -167,23 +167,24 @@ def match_rows(
     iou_type: str,
     max_detections: int | None,
     finish: Callable[[Matches], T],
+    every_class: bool = False,
 ) -> Iterator[T]:
     """Matches each row's detections with the ground truth and yields `finish` of the matches; arguments as above."""
     from fuse.evaluation.native import coco_matches, lvis_matches
 
     if protocol == "exhaustive":
         caps = recall_caps(_largest_cap(rows, max_detections))
-        return coco_matches(dataset, rows, iou_type, caps, finish)
-    return lvis_matches(dataset, _top_per_image(rows, max_detections), iou_type, finish)
+        return coco_matches(dataset, rows, iou_type, caps, finish, every_class)
+    return lvis_matches(dataset, capped(protocol, rows, max_detections), iou_type, finish)
 
 
 def _largest_cap(rows: Sequence[Detections], max_detections: int | None) -> int:
     return max(1, *map(len, rows)) if max_detections is None else max_detections
 
 
-def _top_per_image(rows: Sequence[Detections], max_detections: int | None) -> Sequence[Detections]:
-    """Returns the best detections of each image, of each row."""
-    if max_detections is None:
+def capped(protocol: str, rows: Sequence[Detections], max_detections: int | None) -> Sequence[Detections]:
+    """Returns the detections of each row that a protocol evaluates, but for COCO's cap per class. None is no cap."""
+    if max_detections is None or protocol == "exhaustive":
         return rows
     cap = max_detections
     return list(prefetch(lambda row: row.top_per_image(cap), rows, threads=available_cpus(), depth=len(rows)))

@@ -34,6 +34,7 @@ class RowComparison:
             if nothing was resampled.
         baseline: the row that others are compared with.
         confidence: of the intervals.
+        errors: the table of `fuse.error_table`; None if it was not asked for.
     """
 
     summary: pd.DataFrame
@@ -41,6 +42,7 @@ class RowComparison:
     samples: pd.DataFrame
     baseline: str
     confidence: float = CONFIDENCE
+    errors: pd.DataFrame | None = None
 
     @property
     def num_samples(self) -> int:

@@ -45,8 +45,9 @@ def results_text(
 def errors_text(errors: pd.DataFrame) -> str:
     """Returns the tables of `error_table`, without empty columns, after a line that describes them."""
     lines = [
-        "Where the errors are, at IoU 0.5: points of AP50 without each type of error; calibration error (ECE), points;",
-        "objects taken for another class (confused), for one of a bin of more instances (up), or missed, in percent.",
+        "Where the errors are, at IoU 0.5: points of AP50 gained without each type of error; calibration error in",
+        "points (LaECE: of IoU as well); in percent, objects whose best detection, by boxes, is of another class",
+        "(confused) or of one in a bin of more instances (up), or that have none (missed).",
     ]
     for iou_type in errors.index.unique("iou_type"):
         table = errors.dropna(axis="columns", how="all").loc[iou_type].rename_axis(None)

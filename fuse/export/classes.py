@@ -9,6 +9,7 @@ import msgspec
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from extract.detectors.base import NO_CLASS, Detector, named_classes
+from fuse.learned import LearnedFusion
 
 
 class OutputClasses(NamedTuple):
@@ -34,7 +35,7 @@ class OutputClasses(NamedTuple):
 NO_CLASSES = OutputClasses((), ())
 
 
-def output_classes(detector: Detector, scorer: Head | Posthoc) -> OutputClasses:
+def output_classes(detector: Detector, scorer: Head | Posthoc | LearnedFusion) -> OutputClasses:
     """Returns the classes of the detector's outputs for which the scorer was made."""
     class_map = scorer.class_map
     if class_map is None:

@@ -7,6 +7,7 @@ and nothing else, and for detectors exported to their framework (`fuse.plugins`)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from calib.posthoc import Posthoc
 from calib.scoring import check_activation, check_average
 from extract.rois import RoIs
 from fuse.defaults import CAT_THRESHOLD
+from fuse.learned import LearnedFusion
 from fuse.scores import SCORE_MODES, ScoreMode
 
 _AFFINE, _GATE = ("scale", "shift"), ("gate_scale", "gate_shift")
@@ -33,8 +35,10 @@ class CalibratedScores(nn.Module):
         tail: (K,) bool buffer, tail classes.
         scale, shift: (S, K+1) float32 buffers of a method of `calib.posthoc`; a head has none.
         gate_scale, gate_shift: likewise, of the logit of the method's second factor, if it has one.
+        inputs: names of the arguments of `forward`.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("features", "logits")
     tail: Tensor
     scale: Tensor
     shift: Tensor
@@ -94,11 +98,12 @@ class CalibratedScores(nn.Module):
         """K, without background."""
         return len(self.tail)
 
-    def load_scorer(self, scorer: Head | Posthoc, tail_mask: np.ndarray) -> None:
+    def load_scorer(self, scorer: Head | Posthoc | LearnedFusion, tail_mask: np.ndarray) -> None:
         """Copies the weights of a head or a fitted method, and the tail classes (K,) bool."""
         if isinstance(scorer, Head):
             self.stages.load_state_dict(scorer.stages.state_dict())
         else:
+            assert isinstance(scorer, Posthoc), "learned fusion has a module of its own"
             values = scorer.affine + (scorer.gate or ())
             for name, array in zip(self._buffers_of_method, values, strict=True):
                 self.get_buffer(name).copy_(torch.from_numpy(array))
@@ -106,22 +111,29 @@ class CalibratedScores(nn.Module):
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Returns (R, K+1) float32 scores of features (R, S, *D) and original logits (R, S, K+1), background last."""
-        original = _scores(logits.float(), self.original_average, self.activation)
-        if self.mode == "original":
-            return original
-        if len(self.stages):
-            own = [stage(features[:, s].float().flatten(1)) for s, stage in enumerate(self.stages)]
-            calibrated = _scores(torch.stack(own, 1), self.calibrated_average, self.head_activation)
-        else:
-            calibrated = self._method_scores(logits.float())
-        return self._fuse(original, calibrated)
+        original = self.original_scores(logits)
+        return original if self.mode == "original" else self._fuse(original, self.calibrated_scores(features, logits))
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """Returns (R, K+1) float32 class scores of one image, computed on the module's device."""
+        return self(*self._inputs(rois)).cpu().numpy()
+
+    def original_scores(self, logits: Tensor) -> Tensor:
+        """Returns (R, K+1) scores of the original classifier."""
+        return _scores(logits.float(), self.original_average, self.activation)
+
+    def calibrated_scores(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Returns (R, K+1) scores of the head or the method."""
+        if not len(self.stages):
+            return self._method_scores(logits.float())
+        own = [stage(features[:, s].float().flatten(1)) for s, stage in enumerate(self.stages)]
+        return _scores(torch.stack(own, 1), self.calibrated_average, self.head_activation)
+
+    def _inputs(self, rois: RoIs) -> tuple[Tensor, ...]:
+        """Returns the arguments of `forward` for the RoIs of one image."""
         device = self.tail.device
         logits = torch.from_numpy(rois.logits).to(device)
-        features = logits if rois.features is None else torch.as_tensor(rois.features, device=device)
-        return self(features, logits).cpu().numpy()
+        return logits if rois.features is None else torch.as_tensor(rois.features, device=device), logits
 
     def _method_scores(self, logits: Tensor) -> Tensor:
         """Computes `calib.posthoc.Posthoc.scores` on tensors."""

@@ -33,17 +33,23 @@ class OwnOrderScores(nn.Module):
         self.register_buffer("known", torch.from_numpy(class_map.has_output.nonzero()[0]))
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments of `forward`."""
+        return self.scores.inputs
+
+    @property
     def num_stages(self) -> int:
         """S."""
         return self.scores.num_stages
 
-    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+    def forward(self, features: Tensor, logits: Tensor, objectness: Tensor | None = None) -> Tensor:
         """Returns (R, N+1) scores of features (R, S, *D) and the detector's logits (R, S, N+1), background last.
 
-        Outputs that are no class score 0.
+        Outputs that are no class score 0. `objectness` (R,) is that of learned fusion.
         """
         logits = logits.float()
-        scores = self.scores(features, self._map_logits(logits))
+        inputs = (features, self._map_logits(logits), *([] if objectness is None else [objectness]))
+        scores = self.scores(*inputs)
         own = torch.zeros_like(logits[:, 0])
         own[:, self.outputs[self.known]] = scores[:, self.known]
         own[:, -1] = scores[:, -1]

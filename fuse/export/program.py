@@ -19,7 +19,7 @@ INPUTS_FILE = "inputs.txt"
 
 def described_shape(shape: Sequence[int]) -> str:
     """Returns the shape of an input or output of any number of RoIs, (R, *shape)."""
-    return f"(R, {', '.join(map(str, shape))})"
+    return f"(R, {', '.join(map(str, shape))})" if shape else "(R,)"
 
 
 def save_program(scores: CalibratedScores | OwnOrderScores, feature_shape: Sequence[int], path: str | Path) -> None:
@@ -34,13 +34,17 @@ def save_program(scores: CalibratedScores | OwnOrderScores, feature_shape: Seque
         path: the .pt2 file.
     """
     stages = scores.num_stages
-    example = torch.zeros(2, stages, *feature_shape), torch.zeros(2, stages, scores.num_outputs + 1)
+    example = [torch.zeros(2, stages, *feature_shape), torch.zeros(2, stages, scores.num_outputs + 1)]
+    example += [torch.full((2,), 0.5)] if "objectness" in scores.inputs else []
     rois = torch.export.Dim("rois", min=0, max=1 << 20)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own internals while it traces
-        program = torch.export.export(scores.cpu(), example, dynamic_shapes=({0: rois}, {0: rois}))
+        program = torch.export.export(scores.cpu(), tuple(example), dynamic_shapes=({0: rois},) * len(example))
         content = io.BytesIO()
-        features, logits, outputs = (described_shape(tensor.shape[1:]) for tensor in (*example, example[1][:, 0]))
-        text = f"features float32 {features}, logits float32 {logits} -> scores float32 {outputs}, background last\n"
+        outputs = described_shape(example[1][:, 0].shape[1:])
+        inputs = [
+            f"{name} float32 {described_shape(one.shape[1:])}" for name, one in zip(scores.inputs, example, strict=True)
+        ]
+        text = f"{', '.join(inputs)} -> scores float32 {outputs}, background last\n"
         torch.export.save(program, content, extra_files={INPUTS_FILE: text})
     write_bytes(path, content.getvalue())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -22,10 +22,12 @@ from extract.detectors.class_map import map_detector
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
 from fuse.config import FusionConfig
 from fuse.export.classes import NO_CLASSES, OutputClasses
+from fuse.export.learned_module import HeadLayout, LearnedScores
 from fuse.export.module import CalibratedScores
 from fuse.fusion import boxes_of
+from fuse.learned import LearnedFusion
 from fuse.ops.nms import class_nms
-from fuse.scores import ScoreMode, mask_empty_boxes
+from fuse.scores import mask_empty_boxes
 
 WEIGHTS_FILE = "model.pth"
 """The checkpoint in the folder of an export."""
@@ -67,6 +69,8 @@ class CalibrationConfig:
     groups: int = 0
     head_activation: Activation = "softmax"
     gated: bool = False
+    learned: bool = False
+    further_heads: tuple[HeadLayout, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class Calibration:
         pooled_after_convolutions: of a head on pooled features, as in `calib.heads.HeadInfo`.
         classifier, groups, head_activation: of a head, as in `calib.heads.HeadInfo`.
         gated: whether a method has a second factor, `calib.posthoc.Posthoc.gate`.
+        learned: whether it is a learned fusion, whose first head the attributes describe.
+        further_heads: the others of a learned fusion.
     """
 
     widths: tuple[int, ...]
@@ -104,44 +110,51 @@ class Calibration:
     groups: int = 0
     head_activation: Activation = "softmax"
     gated: bool = False
+    learned: bool = False
+    further_heads: tuple[HeadLayout, ...] = ()
 
     @classmethod
     def from_scorer(
         cls,
-        scorer: Head | Posthoc,
+        scorer: Head | Posthoc | LearnedFusion,
         detector: Mapping[str, Any],
         fusion: FusionConfig,
         classes: OutputClasses = NO_CLASSES,
     ) -> Calibration:
-        """Builds it from a head or a fitted method, the description of its detector, fusion options and class names.
+        """Builds it from a calibrated scorer, the description of its detector, fusion options and class names.
 
         `fusion.stage_average` and `fusion.iou_threshold` override those of the head and the detector.
         """
         original = Original.from_description(detector, fusion.stage_average)
-        if isinstance(scorer, Head):
-            widths, stages, average = scorer.info.widths, len(scorer.stages), scorer.info.stage_average
+        heads: list[Head] = []
+        if isinstance(scorer, Posthoc):
+            stages, outputs = scorer.affine.scale.shape
+            layouts = [HeadLayout((outputs,), original.average)]
         else:
-            scale, _ = scorer.affine
-            widths, stages, average = (scale.shape[1],), len(scale), original.average
+            heads = scorer.heads if isinstance(scorer, LearnedFusion) else [scorer]
+            stages, layouts = len(heads[0].stages), list(map(HeadLayout.from_head, heads))
+        layout = layouts[0]
         iou_threshold = detector["nms_iou"] if fusion.iou_threshold is None else fusion.iou_threshold
         skip_empty = bool(detector.get("skip_empty", False))
         return cls(
-            widths=tuple(widths),
+            widths=layout.widths,
             stages=stages,
             level=scorer.level,
             activation=original.activation,
             original_average=original.average,
-            calibrated_average=fusion.stage_average or average,
+            calibrated_average=fusion.stage_average or layout.average,
             fusion=fusion.fusion(iou_threshold=float(iou_threshold), skip_empty=skip_empty, stage_average=None),
             class_outputs=scorer.class_map.outputs if scorer.class_map else (),
             num_outputs=scorer.class_map.num_outputs if scorer.class_map else 0,
             class_names=classes.names,
             category_ids=classes.category_ids,
-            pooled_after_convolutions=isinstance(scorer, Head) and scorer.info.pooled_after_convolutions,
-            classifier=scorer.info.classifier if isinstance(scorer, Head) else "linear",
-            groups=scorer.info.groups if isinstance(scorer, Head) else 0,
-            head_activation=scorer.info.activation if isinstance(scorer, Head) else "softmax",
+            pooled_after_convolutions=bool(heads) and heads[0].info.pooled_after_convolutions,
+            classifier=layout.classifier,
+            groups=layout.groups,
+            head_activation=layout.activation,
             gated=isinstance(scorer, Posthoc) and scorer.gate is not None,
+            learned=isinstance(scorer, LearnedFusion),
+            further_heads=tuple(layouts[1:]),
         )
 
     @classmethod
@@ -182,20 +195,17 @@ class Calibration:
 
     def module(self) -> CalibratedScores:
         """Builds the module that computes the scores; weights and tail classes are in the checkpoint."""
-        return CalibratedScores(
-            self.widths,
-            self.stages,
-            mode=cast(ScoreMode, self.fusion.mode),
-            activation=self.activation,
-            original_average=self.original_average,
-            calibrated_average=self.calibrated_average,
-            cat_threshold=self.fusion.cat_threshold,
-            cat_scale=self.fusion.cat_scale,
-            classifier=self.classifier,
-            groups=self.groups,
-            head_activation=self.head_activation,
-            gated=self.gated,
-        )
+        options: dict[str, Any] = {
+            "mode": self.fusion.mode,
+            "activation": self.activation,
+            "original_average": self.original_average,
+            "cat_threshold": self.fusion.cat_threshold,
+            "cat_scale": self.fusion.cat_scale,
+        }
+        layout = HeadLayout(self.widths, self.calibrated_average, self.head_activation, self.classifier, self.groups)
+        if self.learned:
+            return LearnedScores([layout, *self.further_heads], self.stages, **options)
+        return CalibratedScores(self.widths, self.stages, gated=self.gated, **layout.options(), **options)
 
     def mapped(self, detector: Detector) -> Detector:
         """Returns the detector with outputs in the order of the classifier's classes.
@@ -221,3 +231,8 @@ class Calibration:
             found = class_nms(rois.boxes, values, fusion.iou_threshold, fusion.score_threshold, fusion.max_detections)
             detections.append(ImageDetections(boxes_of(rois, found), found.class_index, found.score))
         return detections
+
+
+def plain_calibration(config: CalibrationConfig) -> dict[str, Any]:
+    """Returns the values of a config as JSON has them."""
+    return msgspec.json.decode(msgspec.json.encode(config), type=dict)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from extract.detectors.detectron2 import Detectron2Detector
 from extract.detectors.detectron2_config import project_function, read_yaml
 from fuse.config import FusionConfig
 from fuse.defaults import IOU_THRESHOLD
-from fuse.plugins import WEIGHTS_FILE, Calibration, CalibrationConfig
+from fuse.plugins import WEIGHTS_FILE, Calibration, CalibrationConfig, plain_calibration
 from fuse.plugins.detectron2_lazy import plain_config, plain_values, to_yaml
 
 CONFIG = "model.yaml"
@@ -46,7 +45,7 @@ FIRST_LABEL = 0
 
 
 def _to_node(config: CalibrationConfig) -> CfgNode:
-    return CfgNode({key.upper(): value for key, value in asdict(config).items()})
+    return CfgNode({key.upper(): value for key, value in plain_calibration(config).items()})
 
 
 # get_cfg() must define a key before a file with it can be merged; the values only set the types.
@@ -114,10 +113,7 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
     assert spec.config_file is not None, "the detector has been loaded with it"
     if spec.config_file.suffix == ".py":
         config = plain_config(spec)
-        calibration = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(options.to_config()).items()
-        }
+        calibration = plain_calibration(options.to_config())
         target = f"{__name__}.{CalibratedRCNN.__name__}"
         config["model"] = {**config["model"], "_target_": target, "calibration": calibration}
         return to_yaml({**config, "train": {"init_checkpoint": str(out / WEIGHTS_FILE)}})

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from extract.detectors.base import Detector
 from extract.detectors.class_map import MappedDetector
 from extract.detectors.mmdet import MmdetDetector
 from extract.detectors.mmdet_config import read_config
-from fuse.plugins import WEIGHTS_FILE, Calibration
+from fuse.plugins import WEIGHTS_FILE, Calibration, plain_calibration
 
 CONFIG = "model.py"
 FIRST_LABEL = 0
@@ -76,7 +75,7 @@ def config_content(spec: DetectorSpec, options: Calibration, out: Path) -> bytes
     config = read_config(spec.config_file, spec.detector_options)
     config.model.detector = config.model.type
     config.model.type = f"mmdet.{CalibratedRCNN.__name__}"
-    config.model.calibration = asdict(options.to_config())
+    config.model.calibration = plain_calibration(options.to_config())
     custom = config.get("custom_imports") or {"imports": [], "allow_failed_imports": False}
     imports = [custom["imports"]] if isinstance(custom["imports"], str) else custom["imports"]
     config.custom_imports = {**custom, "imports": [*imports, __name__]}

@@ -100,12 +100,14 @@ def settings_of(methods: Sequence[str], steps: Sequence[int]) -> list[Setting]:
 def rows_of(setting: Setting, fusion: FusionConfig, tails: Sequence[float], activation: str) -> list[Row]:
     """Returns a setting in every mode, the modes with a tail at each of its bounds T.
 
-    Trained heads are also scaled by the ratio of backgrounds, which a sigmoid detector (`activation`) does not have.
+    Of trained heads, whose detections or low scores may be worth less than the detector's, also modes det and cat-thr,
+    and cat-scale, whose ratio of backgrounds a sigmoid detector (`activation`) does not have.
     """
     modes: dict[str, dict[str, Any]] = {"calibrated": {"mode": "calibrated"}, "avg": {"mode": "avg"}}
     modes |= {f"cat@{tail:g}": {"mode": "cat", "tail": tail} for tail in tails}
-    if setting.is_trained and activation != "sigmoid":
-        modes |= {f"cat-scale@{tail:g}": {"mode": "cat-scale", "tail": tail} for tail in tails[-2:]}
+    if setting.is_trained:
+        kinds = ["det", "cat-thr", *(["cat-scale"] if activation != "sigmoid" else [])]
+        modes |= {f"{mode}@{tail:g}": {"mode": mode, "tail": tail} for mode in kinds for tail in tails[-2:]}
     return [Row(setting, mode, fusion.fusion(**changes)) for mode, changes in modes.items()]
 
 

@@ -12,19 +12,16 @@ Letters in shapes: `R` RoIs, `K` classes, `J` classifiers, `P` pairs of a RoI an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from calib.scoring import Level, Scorer, instance_counts_of, sigmoid
+from calib.scoring import Scorer, instance_counts_of
 from extract.cache.reader import RoICache
 from extract.data.bins import BINS, bin_index
-from extract.data.class_map import ClassMap
-from extract.rois import RoIs
-from extract.utils.summarized import Summarized
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.ground_truth import GroundTruth, contains
+from fuse.learned import LearnedFusion, log_scores, logit
 
 PENALTIES = (0.1, 10.0), 1.0, 10.0
 """Precisions of the priors on A's columns, B and D. The slope's keeps it from extrapolating far between counts."""
@@ -33,8 +30,6 @@ ROI_WEIGHT = 0.1
 MIN_SCORE = 0.01
 """Pairs are fitted to where a classifier's score is above this. That a pair is chosen depends on its scores alone and
 not on its target, so that the choice does not bias the weights."""
-SMALLEST = 1e-6
-"""Scores are at least this before the logarithm."""
 ITERATIONS = 60
 
 
@@ -44,48 +39,6 @@ class Pairs(NamedTuple):
     rows: np.ndarray
     classes: np.ndarray
     targets: np.ndarray
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LearnedFusion(Summarized):
-    """A scorer that combines others; its mode is "calibrated".
-
-    Attributes:
-        scorers: J classifiers, the detector's own first.
-        weights: (J+2, K) float32 w; the last two are those of objectness and of 1.
-        instance_counts: training instances of the classes.
-        class_map: the detector's outputs in the order of the classes; None if output i is class i.
-    """
-
-    scorers: tuple[Scorer, ...]
-    weights: np.ndarray
-    instance_counts: tuple[int, ...]
-    class_map: ClassMap | None = None
-
-    name: ClassVar[str] = "learned"
-
-    @property
-    def level(self) -> Level:
-        """Feature level that the scorers read."""
-        return next((scorer.level for scorer in self.scorers if scorer.level != "logits"), "logits")
-
-    def summary(self) -> list[tuple[str, str]]:
-        """Returns what `repr` shows: (name, text)."""
-        names = [*(scorer.name for scorer in self.scorers), "objectness", "constant"]
-        weights = zip(names, self.weights.min(axis=1).tolist(), self.weights.max(axis=1).tolist(), strict=True)
-        return [
-            ("Learned fusion", f"of {len(self.scorers)} classifiers, {self.weights.shape[1]:,} classes"),
-            *((name, f"weights {low:.2f} to {high:.2f}") for name, low, high in weights),
-        ]
-
-    def scores(self, rois: RoIs) -> np.ndarray:
-        """Returns (R, K+1) float32 class scores; background has the score of the first scorer."""
-        scores = [scorer.scores(rois) for scorer in self.scorers]
-        *own, objectness, constant = self.weights
-        z = objectness * _logit(rois.objectness)[:, None] + constant
-        for weight, one in zip(own, scores, strict=True):
-            z += weight * _log(one[:, :-1])
-        return np.concatenate([sigmoid(z), scores[0][:, -1:]], axis=1)
 
 
 def fit_learned(
@@ -107,8 +60,8 @@ def fit_learned(
         rois = cache.image_at(position, {"features"})
         scores = [scorer.scores(rois)[:, :-1] for scorer in scorers]
         pairs = _decided_pairs(rois.labels[:, -1], np.maximum.reduce(scores), known[position], partial[position])
-        columns = [_log(one[pairs.rows, pairs.classes]) for one in scores]
-        columns += [_logit(rois.objectness)[pairs.rows], np.ones(len(pairs.rows), np.float32)]
+        columns = [log_scores(one[pairs.rows, pairs.classes]) for one in scores]
+        columns += [logit(rois.objectness)[pairs.rows], np.ones(len(pairs.rows), np.float32)]
         parts.append(pairs)
         inputs.append(np.stack(columns, 1))
     classes, targets = (np.concatenate([getattr(part, name) for part in parts]) for name in ("classes", "targets"))
@@ -170,13 +123,3 @@ def _fit(inputs: np.ndarray, classes: np.ndarray, targets: np.ndarray, counts: n
 
     optimizer.step(loss)
     return weights().detach().T.contiguous().numpy()
-
-
-def _log(scores: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(scores, SMALLEST, dtype=np.float32))
-
-
-def _logit(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the logit of probabilities, between those of 1e-4 and 1 - 1e-4."""
-    p = np.clip(probabilities, 1e-4, 1 - 1e-4, dtype=np.float32)
-    return np.log(p / (1 - p))
