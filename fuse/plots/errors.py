@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 ERROR_TYPES = {
     "Cls": "wrong class",
-    "Loc": "badly placed",
+    "Loc": "misplaced",
     "Both": "both",
-    "Dupe": "found again",
-    "Bkg": "background",
+    "Dupe": "repeated",
+    "Bkg": "no object",
     "Miss": "missed",
 }
 """TIDE's types of errors, and what they are, in the order of the plot."""
@@ -27,7 +27,7 @@ def errors(table: pd.DataFrame, *, iou_type: str | None = None, ax: Axes | None 
 
     >>> table = fuse.error_table(annotations, rows, classes)
     >>> [text.get_text() for text in fuse.plots.errors(table).get_xticklabels()][:2]
-    ['Cls\\nwrong class', 'Loc\\nbadly placed']
+    ['Cls\\nwrong class', 'Loc\\nmisplaced']
 
     Args:
         table: of `fuse.error_table`.

@@ -78,16 +78,22 @@ def changed_classes(inputs: ReportInputs, iou_type: str) -> tuple[list[dict[str,
 
 
 def error_shares(inputs: ReportInputs, iou_type: str) -> list[dict[str, Any]]:
-    """Returns, for each bin with objects and for all classes, `ERROR_COLUMNS` before and after; [] without errors."""
+    """Returns the cells of `ERROR_COLUMNS`, before → after, for each bin and for all classes; [] without errors."""
     if inputs.errors is None:
         return []
     before, after = (inputs.errors.loc[iou_type, row] for row in inputs.rows)
     rows = []
     for name in (*bin_names(inputs.bins), ""):
-        values = [one.get(f"{column}{name}", np.nan) for column in ERROR_COLUMNS for one in (before, after)]
-        if not np.isnan(values).all():
-            rows.append({"name": name or "all", "cells": [_cell(pd.Series({"": value}), "") for value in values]})
+        pairs = [[one.get(f"{column}{name}", np.nan) for one in (before, after)] for column in ERROR_COLUMNS]
+        if not np.isnan(pairs).all():
+            rows.append({"name": name or "all", "cells": [_change(*pair) for pair in pairs]})
     return rows
+
+
+def _change(before: float, after: float) -> Cell:
+    if np.isnan(before) and np.isnan(after):
+        return Cell("–", -1.0)
+    return Cell(f"{before:.1f} → {after:.1f}", after)
 
 
 def confused_classes(inputs: ReportInputs) -> list[dict[str, Any]]:
