@@ -127,7 +127,7 @@ class MetricsLog:
 
     def held_out_summary(self) -> str:
         """Returns what the progress bar shows of the last figures of held-out images; "" if there are none."""
-        return f", held-out AP {self._held_out['AP']:.1f}" if self._held_out else ""
+        return f", AP of held-out RoIs {self._held_out['AP']:.1f}" if self._held_out else ""
 
     def write_choice(self, choice: dict[str, Any]) -> None:
         """Appends the choice of the head type, as of step 0, to the file."""

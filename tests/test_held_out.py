@@ -74,7 +74,7 @@ def test_a_watched_run_has_the_same_head_and_writes_the_figures(cache, held_out,
     found = {line["step"]: line["held_out"] for line in lines if "held_out" in line}
     assert list(found) == [60, 120] and found[120]["AP"] > 60, "at every 60th and at the last step"
     assert [line["step"] for line in lines if "loss" in line] == [50, 60, 100, 120]
-    assert boards[-1].held_out_summary() == f", held-out AP {found[120]['AP']:.1f}"
+    assert boards[-1].held_out_summary() == f", AP of held-out RoIs {found[120]['AP']:.1f}"
     assert not any("holdout" in name or "evaluate" in name for name in calib.load_head(out).info.config)
     assert_same(calib.train_head(cache, out=str(out), **{**options, "evaluate_every": 30}), watched)
 
