@@ -15,9 +15,11 @@ import calib
 import extract
 import fuse
 from extract.data.annotations import read_annotations
+from extract.data.class_map import ClassMap
 from extract.data.images import flip_boxes, read_image
 from extract.detectors import load_detector
 from extract.detectors.base import ImageDetections
+from extract.detectors.class_map import map_detector
 from fuse.commands.config import PredictConfig
 from fuse.live import CalibratedDetector, View, load_image
 from fuse.merge import merge_image
@@ -59,6 +61,16 @@ def test_live_equals_offline(setting, mode):
         same = (detected.labels == stored.labels) & (np.abs(detected.boxes - stored.boxes).max(1) < 0.1)
         assert same.mean() > 0.8
         assert masks.shape == (50, 112, 112) and masks.dtype == bool
+
+
+def test_detectors_show_what_they_are(setting):
+    detector, _, head, _ = setting
+    live = CalibratedDetector(detector, head, views=(View(), View(size=(96, 1200), flip=True)), mode="cat", tail=4)
+    assert "benchmarks.minilvis.detector:mask_rcnn (torchvision)" in repr(live) and "mode cat" in live._repr_html_()
+    assert "own size; 96 to 1,200 pixels, flipped" in repr(live) and "cpu, 4 image(s) per forward pass" in repr(live)
+    mapped = map_detector(detector, ClassMap(tuple(range(detector.num_classes))[::-1], detector.num_classes))
+    assert f"outputs   {mapped.class_map}" in repr(mapped) and "class-agnostic; masks class-agnostic" in repr(mapped)
+    assert "outputs" not in repr(detector) and "edges of 144 to 144 pixels" in repr(mapped)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -111,7 +123,9 @@ def test_cascades_of_other_frameworks_live_and_offline(name, tiny, tmp_path):
     annotations = read_annotations(tiny.data / "val.json")
     position = int(np.searchsorted(annotations.image_ids, val.images["image_id"][0]))
     picture = read_image(tiny.data / "val", annotations.file_names[position], (112, 112))
-    ((detected, masks),) = CalibratedDetector(load_detector(spec), head, **options).predict(picture)
+    detector = load_detector(spec)
+    assert "stages    3, matching IoU 0.5, 0.6, 0.7" in repr(detector) and "cpu, fp32" in repr(detector)
+    ((detected, masks),) = CalibratedDetector(detector, head, **options).predict(picture)
     stored = of_image(offline, val, 0)
     # A cache holds half floats, so that candidates of nearly one score may change places.
     np.testing.assert_allclose(detected.scores, stored.scores, atol=5e-3)
