@@ -27,6 +27,7 @@ def error_table(
     protocol: str | None = None,
     max_detections: int | None = None,
     image_ids: Iterable[int] | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Says of each row of detections where its errors are, at an IoU of 0.5.
 
@@ -43,7 +44,7 @@ def error_table(
             an object decides, by boxes whatever the IoU type, see `fuse.evaluation.outcomes.Outcomes`.
 
     Args:
-        annotations, classes, bins, protocol, max_detections, image_ids: as of `evaluate`.
+        annotations, classes, bins, protocol, max_detections, image_ids, progress: as of `evaluate`.
         rows: detections by name.
         iou_type: "segm", "bbox" or both; by default both if all rows and the annotations have masks, else "bbox".
 
@@ -62,6 +63,7 @@ def error_table(
         protocol=resolve_protocol(dataset, protocol),
         samples=0,
         errors=True,
+        progress=progress,
         max_detections=max_detections,
     )
     assert found.errors is not None, "they were asked for"

@@ -70,9 +70,8 @@ def evaluate(
             decides the bin. Counts in the annotation file are ignored. It may have classes that the file lacks.
         bins: edges of half-open bins of training instances.
         iou_type: "segm", "bbox" or both; by default both if detections and annotations have masks, else "bbox".
-        protocol: "federated" (LVIS's) or "exhaustive" (COCO's); by default as the file tells: images of a federated
-            dataset have `neg_category_ids` or `not_exhaustive_category_ids`.
-        fixed_ap: fixed AP: the best 10,000 detections per class over the dataset, no cap per image.
+        protocol: "federated" (LVIS's) or "exhaustive" (COCO's); by default as the fields of the file's images tell.
+        fixed_ap: the best 10,000 detections per class over the dataset, no cap per image.
         max_detections: cap per image, best first; unused with `fixed_ap`. By default 300 by LVIS's protocol and 100 by
             COCO's, whose code caps the detections of each image and class.
         engine: "native", kernels of our own; "hotcoco"; or "lvis" (LVIS's protocol) or "pycocotools" (COCO's).
@@ -82,16 +81,15 @@ def evaluate(
     Returns:
         One row per IoU type. Columns: AP of each bin, AP (mean over all classes with ground truth), bAP (mean of the
         bins), APr, APc, APf by the tag `frequency`, AP50, AP75, AR; by COCO's protocol also APs, APm, APl and AR@1,
-        AR@10, ARs, ARm, ARl. NaN where no class has ground truth. `.attrs["evaluated"]` has the number of classes with
-        ground truth per bin and in total, `.attrs["protocol"]` the protocol.
+        AR@10, ARs, ARm, ARl. NaN where no class has ground truth. `.attrs` has `protocol`, and the number of classes
+        with ground truth, `evaluated`, per bin and in total.
 
     Raises:
         ValueError: annotations that are not valid, categories that `classes` lacks, detections of unknown images or
             categories or with masks of another size, "segm" for detections without masks.
     """
     dataset = load_annotations(annotations, image_ids)
-    iou_types = resolve_iou_types(iou_type, dataset, [detections])
-    protocol = resolve_protocol(dataset, protocol)
+    iou_types, protocol = resolve_iou_types(iou_type, dataset, [detections]), resolve_protocol(dataset, protocol)
     options: dict[str, Any] = {"fixed_ap": fixed_ap, "max_detections": max_detections, "engine": engine}
     options |= {"iou_types": iou_types, "bins": bins, "protocol": protocol, "progress": progress}
     tables = evaluate_rows(dataset, {"": detections}, classes, **options)
