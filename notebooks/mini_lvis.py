@@ -135,7 +135,6 @@ ax = fuse.plots.confusions(DATA / "val.json", rows, val.classes)
 
 # %%
 ax = fuse.plots.gallery(DATA / "val.json", rows, val.classes, DATA / "val")
-ax.figure.set_size_inches(9, 14)
 
 # %% [markdown]
 # The same head in the live detector, on an image of the test set; only what changed is drawn.

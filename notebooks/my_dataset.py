@@ -146,4 +146,3 @@ found[0].labels[:5], found[0].scores[:5]
 
 # %%
 ax = fuse.plots.gallery(VAL, shown, val.classes, VAL_IMAGES, tail=TAIL)
-ax.figure.set_size_inches(9, 14)

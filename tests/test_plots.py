@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from itertools import pairwise
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -117,6 +118,10 @@ def test_plots_draw_into_given_axes(content):
     assert np.allclose(ends[:, 1], [0, 99]), "from the interval's low to its high, and never into the bar from above"
     ax = fuse.plots.per_bin({"folder/" * 30: tables["original"], "b": tables["calibrated"]})
     ax.figure.canvas.draw()  # matplotlib warns of axes for which a long name leaves no place
+    ax = fuse.plots.confusions(content, rows, CLASSES, tail=1e9)
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert len(boxes) == 6 and all(a.y0 >= b.y1 for a, b in pairwise(boxes)), "labels do not overlap"
     ax = fuse.plots.confusions(content, rows, CLASSES, max_classes=1)
     assert ax.get_yticklabels()[0].get_text() == "ant (3)  original"
     with pytest.raises(ValueError, match="rows are 1, expected 2: before and after"):

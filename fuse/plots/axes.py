@@ -19,15 +19,17 @@ MAX_NAME = 24
 """Characters of a name on an axis or in a legend."""
 BAR_WIDTH = 0.8
 """Of all bars of a group together; groups are 1 apart."""
+WIDTH = 8
+"""Of a new figure in inches."""
 LEGEND_WIDTH = 72
 """Characters in a line of a legend."""
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
-    """Returns the axes, or those of a new figure."""
+def axes_or_new(ax: Axes | None, height: float = 4) -> Axes:
+    """Returns the axes, or those of a new figure of this height in inches."""
     if ax is not None:
         return ax
-    return require("matplotlib.pyplot", extra="report").subplots(figsize=(8, 4), layout="constrained")[1]
+    return require("matplotlib.pyplot", extra="report").subplots(figsize=(WIDTH, height), layout="constrained")[1]
 
 
 def count_axis(ax: Axes) -> Axes:

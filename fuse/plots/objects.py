@@ -16,11 +16,13 @@ from fuse.detections import Detections
 from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.outcomes import Outcomes, object_outcomes
 from fuse.gallery import OUTCOMES, class_outcomes, draw_example, gained_images, image_reader, most_changed
-from fuse.plots.axes import MAX_NAME, axes_or_new, finish
+from fuse.plots.axes import MAX_NAME, WIDTH, axes_or_new, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ROW_HEIGHT = 0.2
+"""Of a bar and its label in inches."""
 OUTCOME_COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#bbbbbb")
 """Of named objects, those taken for a class of the head or for one of the tail, and those missed."""
 
@@ -59,10 +61,10 @@ def draw_confusions(
     outcomes: Mapping[str, Outcomes], classes: pd.DataFrame, *, tail: float, max_classes: int, ax: Axes | None = None
 ) -> Axes:
     """Plots `confusions` of outcomes that are known already; arguments as there."""
-    ax = axes_or_new(ax)
     is_tail = classes["instance_count"].to_numpy() < tail
     shares = [class_outcomes(one, is_tail) for one in outcomes.values()]
     shown = most_changed(shares[0], shares[-1], is_tail)[:max_classes]
+    ax = axes_or_new(ax, 1.2 + ROW_HEIGHT * len(shown) * (len(outcomes) + 0.6))
     places = [c * (len(outcomes) + 0.6) + r for c in range(len(shown)) for r in range(len(outcomes))]
     values = np.array([share[label] for label in shown for share in shares]).reshape(-1, len(OUTCOMES))
     left = np.zeros(len(values))
@@ -122,8 +124,9 @@ def gallery(
     padded = [
         np.pad(np.asarray(image), ((0, 8), (0, width - image.width), (0, 0)), constant_values=255) for image in drawn
     ]
-    ax = axes_or_new(ax)
-    ax.imshow(np.concatenate(padded))
+    joined = np.concatenate(padded)
+    ax = axes_or_new(ax, WIDTH * joined.shape[0] / joined.shape[1])
+    ax.imshow(joined)
     ax.set_axis_off()
     return ax
 
