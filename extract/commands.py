@@ -16,6 +16,7 @@ from extract.cache.reader import RoICache
 from extract.command_configs import BrowseConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.contact_sheet import contact_sheet
 from extract.detectors import catalog_dataset
+from extract.uses import next_command
 from extract.utils.files import write_bytes
 from extract.verify import worst_logit_error
 
@@ -82,8 +83,11 @@ def export_file(config: ExportConfig) -> None:
     """Writes a cache to an HDF5 file."""
     export_hdf5(open_cache(config.cache), config.file)
     print(f"{config.file}: {config.file.stat().st_size / 1e6:,.1f} MB")
+    log.info("next: python -m extract import %s CACHE reads it back", config.file)
 
 
 def import_file(config: ImportConfig) -> None:
     """Writes a cache from an HDF5 file."""
-    print(import_hdf5(config.file, config.cache, config.overwrite))
+    cache = import_hdf5(config.file, config.cache, config.overwrite)
+    print(cache)
+    log.info("next: %s", next_command(cache.split, cache.url))

@@ -24,6 +24,7 @@ from extract.extractor import BlockOutput, Extractor
 from extract.preparation import Job, find_existing, prepare
 from extract.projection import blank_projections, fit_on_images
 from extract.rois import RoIs
+from extract.uses import next_command
 from extract.utils.distributed import Coordinator, is_main_process, world_size
 from extract.utils.locks import one_writer
 from extract.utils.prefetch import BackgroundWorker
@@ -118,16 +119,7 @@ def command(config: Config) -> None:
         raise
     if cache and is_main_process():
         print(cache)
-        log.info("next: %s", _next_command(config))
-
-
-def _next_command(config: Config) -> str:
-    """Returns the command that takes the cache."""
-    if config.split == "train":
-        return f"python -m calib.train --cache {config.out} --out head"
-    if config.split == "holdout":
-        return f"python -m fuse select --holdout {config.out} --cache val.zarr --train train.zarr …"
-    return f"python -m fuse --cache {config.out} --head head --annotations {config.annotations} --out runs/cat"
+        log.info("next: %s", next_command(config.split, config.out, str(config.annotations)))
 
 
 def _resume(config: Config, job: Job) -> tuple[CacheWriter | None, list[int] | None]:

@@ -1,4 +1,4 @@
-"""What a cache will be good for, told before it is computed: which heads it trains, which AP it gives."""
+"""What a cache is good for: which heads it trains, which AP it gives, which command takes it."""
 
 from __future__ import annotations
 
@@ -65,3 +65,12 @@ def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any],
         return f"feature level pooled trains --head-type {types} only: {reason}; embedding trains linear"
     where = " behind the box head's convolutions" * bool(detector.get(POOLED_AFTER_CONVOLUTIONS))
     return f"feature level pooled{where} trains --head-type {types}"
+
+
+def next_command(split: str, url: str, annotations: str = "val.json") -> str:
+    """Returns the command that takes a cache that has been written."""
+    if split == "train":
+        return f"python -m calib.train --cache {url} --out head"
+    if split == "holdout":
+        return f"python -m fuse select --holdout {url} --cache val.zarr --train train.zarr …"
+    return f"python -m fuse --cache {url} --head head --annotations {annotations} --out runs/cat"

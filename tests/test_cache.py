@@ -16,6 +16,7 @@ import pytest
 import zarr
 
 from extract import CacheError, RoIs, open_cache, write_cache
+from extract.__main__ import main
 from extract.cache import columns, shard_io
 from extract.cache.creation import create_cache
 from extract.cache.format import COLUMNS, Header
@@ -573,3 +574,15 @@ def test_other_refusals(tmp_path):
 def test_every_field_has_a_column():
     arrays = {f.name for f in dataclasses.fields(RoIs)} - {"image_id", "height", "width", "flipped"}
     assert arrays == set(COLUMNS)
+
+
+def test_commands_that_write_a_cache_name_the_next_one(tmp_path, caplog):
+    caplog.set_level("INFO")
+    cache = toy_cache(tmp_path / "train.zarr", images=3)
+    file, again, embedding = (str(tmp_path / name) for name in ("train.h5", "again.zarr", "embedding.zarr"))
+    assert main(["export", cache.url, file]) == 0
+    assert main(["import", file, again]) == 0
+    assert main(["convert", cache.url, embedding, "--level", "embedding"]) == 0
+    found = [record.getMessage() for record in caplog.records if record.getMessage().startswith("next: ")]
+    trained = [f"next: python -m calib.train --cache {url} --out head" for url in (again, embedding)]
+    assert found == [f"next: python -m extract import {file} CACHE reads it back", *trained]
