@@ -30,7 +30,7 @@ SPEC_htc = --detector mmdet --config-file benchmarks/minilvis/htc.py $(WEIGHTS)
 EXTRACT = $(BIN)/python -m $(if $(filter htc,$(DETECTOR)),benchmarks.mmcv_ext )extract
 NEEDS = $(if $(filter cascade htc,$(DETECTOR)),frameworks,demo)
 
-.PHONY: demo tables live pictures notebooks bench test test-fast test-slow lint types hooks docs
+.PHONY: demo tables live pictures notebooks bench reliability test test-fast test-slow lint types hooks docs
 
 demo: $(VENV)/$(NEEDS)
 	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
@@ -90,6 +90,11 @@ bench: $(VENV)/frameworks
 
 # Each worker process has a thread and up to 2 GB.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
+
+# The figures of docs/reliability.md.
+reliability: $(VENV)/frameworks
+	for name in kills damage inputs disk; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.$$name --save || exit; done
+	$(BIN)/python -m benchmarks.documents
 
 test: $(VENV)/frameworks
 	$(PYTEST) -m "not slow"

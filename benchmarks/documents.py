@@ -19,6 +19,7 @@ import pandas as pd
 from benchmarks.paper.figures import PAPER
 from benchmarks.paper.results import document_table
 from benchmarks.recipes import default_rows, recipes_table
+from benchmarks.reliability.results import reliability_table
 from benchmarks.tables import (
     BINS,
     accuracy_table,
@@ -45,6 +46,7 @@ SPEED = (
     "imports",
     "compilation",
 )
+RELIABILITY = ("kills", "damage", "inputs", "disk")
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat"]
 DEFAULT_ROWS = {"rhead-only, default recipe": "calibrated", "rhead-cat, default recipe": "cat"}
 """Rows of the README's table whose head is trained by the default recipe → mode."""
@@ -79,6 +81,10 @@ def fill_documents(root: Path) -> None:
         "precision": partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv"),
     }
     fill(root / "docs" / "performance.md", {**performance, **speed})
+    reliability = {
+        name: partial(_from_csv, reliability_table, RESULTS / "reliability" / f"{name}.csv") for name in RELIABILITY
+    }
+    fill(root / "docs" / "reliability.md", reliability)
 
 
 def keep_metrics(name: str, source: Path) -> None:

@@ -16,20 +16,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from calib.head_io import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info
+from calib.head_io import FORMAT, INFO_FILE, WEIGHTS_FILE, load_info, read_format
 from calib.heads import Head
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER, is_metrics_file
 from extract.utils.files import PARTIAL, is_partial, remove_partials, write_bytes
-from extract.utils.folders import partial_folder, remove_folder, settle
+from extract.utils.folders import partial_folder, remove_folder
 from extract.utils.identity import refuse_changes
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _OWN_FILES = (TENSORBOARD_FOLDER, METRICS_FILE, CHECKPOINT_FILE, WEIGHTS_FILE, INFO_FILE)
-
-
-def settle_folder(out: Path) -> bool:
-    """Finishes or undoes an `--overwrite` that was killed at its end; returns whether it has finished one."""
-    return settle(out, _is_finished, INFO_FILE)
 
 
 def holds_finished(out: Path, identity: dict[str, Any]) -> bool:
@@ -152,10 +147,6 @@ def _read_state(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: damaged or not a checkpoint ({error}); remove it to start anew") from None
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / INFO_FILE).is_file() and _read_format(folder / INFO_FILE) == FORMAT
-
-
 def _check_folder(out: Path) -> None:
     """Raises ValueError for a folder that is neither empty nor a run's, so that no other files are overwritten.
 
@@ -165,20 +156,13 @@ def _check_folder(out: Path) -> None:
     if not out.exists():
         return
     if (out / INFO_FILE).is_file():
-        is_run = _read_format(out / INFO_FILE) == FORMAT
+        is_run = read_format(out) == FORMAT
     elif (out / CHECKPOINT_FILE).is_file():
         is_run = "config" in _read_state(out / CHECKPOINT_FILE)
     else:
         is_run = out.is_dir() and _has_only_metrics(out)
     if not is_run:
         raise ValueError(f"{out}: exists and is not the folder of a head")
-
-
-def _read_format(file: Path) -> object:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=dict).get("format")
-    except (ValueError, msgspec.MsgspecError, RecursionError):
-        return None
 
 
 def _has_only_metrics(out: Path) -> bool:

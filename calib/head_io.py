@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import shutil
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from calib.heads import Head, HeadInfo
+from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 from extract.utils.files import write_bytes
+from extract.utils.folders import can_be_replaced, partial_folder, put_in_place, remove_folder, settle
+from extract.utils.locks import one_writer
 
 FORMAT = "tailcal-head"
 VERSION = 1
@@ -31,8 +36,43 @@ LARGEST_WIDTH = 2**31
 
 
 def save_head(head: Head, path: str | Path) -> None:
-    """Writes the folder of a head. `config.json` is written last: it marks the head as complete."""
-    path = Path(path)
+    """Writes the folder of a head; at every moment a head that is there already is the old or the new one, whole.
+
+    Metrics in the folder stay. A folder that also has other files keeps them; it cannot be replaced as a whole, and has
+    no head between the old and the new one.
+
+    Raises InUseError if another process is writing the folder.
+    """
+    path = Path(os.path.realpath(path))
+    with one_writer(path):
+        settle_head(path)
+        own = (WEIGHTS_FILE, INFO_FILE, METRICS_FILE, TENSORBOARD_FOLDER)
+        if not ((path / INFO_FILE).exists() and can_be_replaced(path, own)):
+            write_head(head, path)
+            return
+        new = partial_folder(path)
+        if new.exists():
+            remove_folder(new)
+        shutil.copytree(path, new, ignore=shutil.ignore_patterns(WEIGHTS_FILE, INFO_FILE))
+        write_head(head, new)
+        put_in_place(new, path)
+
+
+def settle_head(path: Path) -> bool:
+    """Finishes or undoes a replacement of a head that was killed at its end; returns whether it has finished one."""
+    return settle(path, lambda folder: read_format(folder) == FORMAT, INFO_FILE)
+
+
+def read_format(path: Path) -> object:
+    """Returns the format that a folder's `config.json` names; None if there is none."""
+    try:
+        return msgspec.json.decode((path / INFO_FILE).read_bytes(), type=dict).get("format")
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def write_head(head: Head, path: Path) -> None:
+    """Writes the files of a head to a folder. `config.json` is written last: it marks the head as complete."""
     path.mkdir(parents=True, exist_ok=True)
     (path / INFO_FILE).unlink(missing_ok=True)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in head.state_dict().items()}

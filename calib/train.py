@@ -39,14 +39,13 @@ from calib.checkpoint import (
     is_finished,
     prepare_folder,
     remove_checkpoint,
-    settle_folder,
     writing_folder,
 )
 from calib.choice import choose_head_type, resolve_auto, stored_choice
 from calib.config import Config
 from calib.due import any_interrupted, due_after
 from calib.features import Features
-from calib.head_io import load_head, save_head
+from calib.head_io import load_head, settle_head, write_head
 from calib.head_types import build_head
 from calib.heads import Head
 from calib.held_out import HeldOutRoIs, held_out_rois
@@ -139,7 +138,7 @@ def _train(cache: RoICache, held_out: RoICache | None, config: Config, device: t
 
     head.eval()
     if writes_files:
-        save_head(head, out)
+        write_head(head, out)
         remove_checkpoint(out)
         if config.overwrite:
             put_in_place(out, Path(os.path.realpath(final)))
@@ -152,7 +151,7 @@ def _is_done(out: Path, identity: dict[str, Any], config: Config, device: torch.
     Raises:
         ValueError: the folder holds other files, or without `overwrite` a run of another configuration.
     """
-    settled = any_process(settle_folder(Path(os.path.realpath(out))) if is_main_process() else False, device)
+    settled = any_process(settle_head(Path(os.path.realpath(out))) if is_main_process() else False, device)
     if config.overwrite:
         return settled and holds_finished(out, identity)
     return is_finished(out, identity)

@@ -18,7 +18,7 @@ from extract.contact_sheet import contact_sheet
 from extract.detectors import catalog_dataset
 from extract.uses import next_command
 from extract.utils.files import write_bytes
-from extract.verify import worst_logit_error
+from extract.verify import LogitCheck
 
 log = logging.getLogger(__name__)
 
@@ -54,17 +54,20 @@ def browse(config: BrowseConfig) -> None:
 
 
 def verify(config: VerifyConfig) -> None:
-    """Reads everything and recomputes logits; raises CacheError naming the images at fault."""
+    """Reads everything once and recomputes logits; raises CacheError naming the images at fault."""
     cache = open_unchecked(config.cache)
-    damages = list(find_damage(cache))
+    logits = LogitCheck(cache)
+    damages = list(find_damage(cache, logits.add))
     if damages:
         if config.repair:
             mark_damaged(cache, damages)
         raise CacheError(describe_damage(cache, damages, config.repair))
     if not cache.has_manifest:
         log.info("%s: an earlier version has written it, without a manifest: not all of it can be checked", cache.url)
-    worst = worst_logit_error(cache)
-    checked = "no features to recompute logits from" if worst is None else f"logits equal to within {worst:.1e}"
+    logits.raise_if_failed()
+    checked = "no features to recompute logits from"
+    if logits.worst is not None:
+        checked = f"logits equal to within {logits.worst:.1e}"
     if "logits" not in cache.fields:
         checked = "logits are computed from the features"
     print(f"{cache.url}: {len(cache):,} images, {int(cache.offsets[-1]):,} RoIs intact, {checked}")

@@ -23,6 +23,7 @@ from extract.detectors.common import check_resizable
 from extract.utils.files import replacing
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
+from fuse.export.checksums import check_sums, check_when_loaded, file_sha256, tensors_sha256, write_sums
 from fuse.gallery import image_reader
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -123,6 +124,32 @@ def test_weights_of_another_head_are_refused(tmp_path):
     (tmp_path / "b" / "head.safetensors").rename(tmp_path / "a" / "head.safetensors")
     with pytest.raises(ValueError, match=r"a/head\.safetensors: damaged, or of another head"):
         calib.load_head(tmp_path / "a")
+
+
+def test_changed_and_missing_files_of_an_export_are_named(tmp_path):
+    check_sums(tmp_path)  # an earlier version's
+    (tmp_path / "model.pth").write_bytes(b"weights")
+    write_sums(tmp_path, {"model.pth": file_sha256(tmp_path / "model.pth")})
+    check_sums(tmp_path)
+    (tmp_path / "model.pth").write_bytes(b"weighty")
+    with pytest.raises(ValueError, match=r"model\.pth: damaged, or changed since the export"):
+        check_sums(tmp_path)
+    (tmp_path / "model.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.pth: no such file, which .*SHA256SUMS lists"):
+        check_sums(tmp_path)
+    (tmp_path / "SHA256SUMS").write_text("0  ../model.pth\n")
+    with pytest.raises(ValueError, match="SHA256SUMS: damaged"):
+        check_sums(tmp_path)
+
+
+def test_a_model_refuses_other_tensors_than_were_exported():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check_when_loaded(model, tensors_sha256(state))
+    model.load_state_dict(state)
+    torch.nn.ModuleList([model]).load_state_dict({f"0.{name}": tensor for name, tensor in state.items()})
+    with pytest.raises(ValueError, match="the checkpoint is damaged, or of another export"):
+        model.load_state_dict(state | {"0.bias": state["0.bias"] + 1e-7})
 
 
 def test_a_header_of_too_many_pixels_is_refused(tmp_path):

@@ -22,6 +22,7 @@ from extract.convert import run as convert
 from extract.detectors import load_detector
 from extract.detectors.base import Image
 from fuse.commands.export import export
+from fuse.export.checksums import check_sums
 from fuse.export.program import described_shape
 from fuse.learned import LearnedFusion
 from fuse.learned_io import save_learned
@@ -246,6 +247,16 @@ def test_an_interrupted_export_is_repeated_and_a_finished_one_is_not(setting, tm
     assert ours <= set(tmp_path.iterdir()) and all(file.stat().st_size for file in ours)
     with pytest.raises(ValueError, match=f"{last}: exists; give another folder"):
         export(config)
+    check_sums(tmp_path)
+    content = torch.load(model, weights_only=True)
+    state = content.get("model") or content.get("state_dict") or content
+    state[max(state)].view(-1)[0] += 1e-3
+    torch.save(content, model)
+    with pytest.raises(ValueError, match=r"model\.pth: damaged, or changed since the export"):
+        check_sums(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()  # every framework's own loader compares the tensors as well
+    with pytest.raises(ValueError, match="the checkpoint is damaged, or of another export: its tensors"):
+        loaded_by_the_framework(name, tmp_path, spec)
 
 
 def test_options_replace_those_of_the_detector(setting):

@@ -26,7 +26,7 @@ import tests.frameworks.torchvision as builders
 from calib.head_types import build_head
 from extract.__main__ import COMMANDS
 from extract.cache.creation import create_cache
-from extract.cache.format import IMAGES_PER_BLOCK
+from extract.cache.format import IMAGES_PER_BLOCK, layers_above
 from extract.cache.writer import CacheWriter
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import flip_boxes, read_image
@@ -40,7 +40,7 @@ from extract.preparation import find_existing
 from extract.recall import proposal_recall
 from extract.utils.cli import run as run_command
 from extract.utils.prefetch import prefetch
-from extract.verify import feature_layers, forward, worst_logit_error
+from extract.verify import forward, worst_logit_error
 from tests.conftest import CLASSES
 from tests.toy_cache import change_attributes
 
@@ -122,8 +122,8 @@ def test_levels(tiny, tmp_path):
         assert cache.fields.get("features") == shape and cache.level == level
         error = worst_logit_error(cache)
         assert error is None if level == "logits" else error < 5e-3
-    rois = extract.open_cache(str(tmp_path / "embedding"))[0]
-    layers = feature_layers(extract.open_cache(str(tmp_path / "embedding")), 0)
+    cache = extract.open_cache(str(tmp_path / "embedding"))
+    rois, layers = cache[0], layers_above(cache.level, cache.fc_layers())
     assert len(layers) == 1 and forward(layers, rois.features[:, 0]).shape == rois.logits[:, 0].shape
 
 

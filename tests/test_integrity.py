@@ -13,6 +13,7 @@ from extract import CacheError, open_cache
 from extract.__main__ import main
 from extract.cache.damage import find_damage, mark_damaged
 from extract.cache.opening import open_unchecked
+from extract.cache.reader import RoICache
 from extract.cache.writer import resume_cache
 from tests.toy_cache import change_attributes, toy_cache
 
@@ -48,6 +49,18 @@ def test_swapped_shards_are_found_where_they_are_read(copied, capsys, name, fiel
             read()
     assert main(["verify", str(copied)]) == 1
     assert f"images are damaged: image 100 ({name}: damaged shard: " in capsys.readouterr().err
+
+
+def test_verify_reads_every_image_once(copied, monkeypatch, capsys):
+    read, original = [], RoICache.image_at
+
+    def image_at(self, position, *rest):
+        read.append(position)
+        return original(self, position, *rest)
+
+    monkeypatch.setattr(RoICache, "image_at", image_at)
+    assert main(["verify", str(copied)]) == 0
+    assert read == list(range(30)) and "logits equal to within" in capsys.readouterr().out
 
 
 def test_swapped_owners_are_found(copied):

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import calib
 import calib.train  # imports torch, which starts a process
+from calib import head_io
+from calib.head_types import build_head
 from extract import CacheError, open_cache, write_cache
 from extract.cache.creation import create_cache
 from extract.cache.location import settle_cache, writing_place
@@ -18,6 +21,7 @@ from extract.utils import folders
 from extract.utils.files import replacing
 from extract.utils.folders import partial_folder, put_in_place, settle
 from extract.utils.locks import InUseError, one_writer
+from fuse.commands.folder import new_results, only_writer
 from tests.toy_cache import toy_cache
 
 
@@ -152,12 +156,60 @@ def test_files_of_killed_writers_are_removed_from_a_finished_cache(tmp_path):
     assert not list((tmp_path / "d.zarr").rglob("*.partial"))
 
 
-@pytest.mark.process
-@pytest.mark.slow
-def test_kills_at_steps_of_commands_lose_nothing():
-    command = [sys.executable, "-m", "benchmarks.reliability.kills", "--points", "3"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_results_take_the_place_of_old_ones_together(tmp_path):
+    out = tmp_path / "out"
+    for text in ("old", "new"):
+        with only_writer(out), new_results(out) as folder:
+            (folder / "metrics.csv").write_text(text)
+            (folder / "run.json").write_text(text)
+            assert text == "old" or (out / "metrics.csv").read_text() == "old"
+    assert (out / "metrics.csv").read_text() == "new" and os.listdir(tmp_path) == ["out"]
+    with pytest.raises(RuntimeError), new_results(out) as folder:
+        (folder / "metrics.csv").write_text("half")
+        raise RuntimeError
+    assert (out / "metrics.csv").read_text() == "new" and os.listdir(tmp_path) == ["out"]
+    with one_writer(out), pytest.raises(InUseError, match="out: process"), only_writer(out):
+        pass
+
+
+def test_results_beside_other_files_leave_these_alone(tmp_path):
+    for name in ("notes.txt", "run.json", "metrics.csv", "errors.csv"):
+        (tmp_path / name).write_text("old")
+    with new_results(tmp_path) as folder:
+        assert sorted(os.listdir(folder)) == ["notes.txt"]  # no manifest stands beside half of the results
+        (folder / "run.json").write_text("new")
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.json"]
+
+
+def test_a_head_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    cache = toy_cache(tmp_path / "c.zarr", images=4)
+    old, new = (build_head(cache, "linear", 8, seed, {}) for seed in (0, 1))
+    head, other = tmp_path / "head", tmp_path / "other"
+    for folder in (head, other):
+        calib.save_head(old, folder)
+        (folder / "metrics.jsonl").write_text("{}")
+    (other / "notes.txt").write_text("mine")
+    original = head_io.write_head
+
+    def write(*arguments):
+        assert_same_weights(calib.load_head(head), old)
+        original(*arguments)
+
+    monkeypatch.setattr(head_io, "write_head", write)
+    calib.save_head(new, head)
+    monkeypatch.undo()
+    calib.save_head(new, other)
+    for folder in (head, other):
+        assert_same_weights(calib.load_head(folder), new)
+    assert sorted(os.listdir(head)) == ["config.json", "head.safetensors", "metrics.jsonl"]
+    assert (other / "notes.txt").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["c.zarr", "head", "other"]
+    with one_writer(head), pytest.raises(InUseError, match="head: process"):
+        calib.save_head(new, head)
+
+
+def assert_same_weights(one, other):
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def test_a_training_killed_between_weights_and_description_resumes(tmp_path):

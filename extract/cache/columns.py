@@ -10,7 +10,7 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from extract.cache.checksums import chunk_checksums, create_block_checksums
-from extract.cache.format import COLUMNS, FILL, OPTIONAL, OWNER_COLUMN, CacheError, Column, row_bytes
+from extract.cache.format import COLUMNS, FILL, OPTIONAL, OWNER_COLUMN, CacheError, Column, naming_damage, row_bytes
 from extract.cache.shard_io import ShardedArray
 
 # One pooled feature of 256 channels fills a chunk. Training reads half of an image's RoIs: from chunks of 16 rows it
@@ -109,9 +109,10 @@ def open_columns(group: zarr.Group, url: str, level: str) -> dict[str, StoredCol
 
 def open_owners(group: zarr.Group, url: str) -> StoredColumn:
     """Opens the array of the rows' owners. Raises CacheError if there is none."""
-    if OWNER_COLUMN.name not in group:
-        raise CacheError(f"{url}: has no {OWNER_COLUMN.name}")
-    return open_arrays(group, url)[OWNER_COLUMN.name]
+    with naming_damage(url):
+        if OWNER_COLUMN.name not in group:
+            raise CacheError(f"{url}: has no {OWNER_COLUMN.name}")
+        return open_arrays(group, url)[OWNER_COLUMN.name]
 
 
 def open_arrays(group: zarr.Group, url: str, names: Sequence[str] = ARRAYS) -> dict[str, StoredColumn]:

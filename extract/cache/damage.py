@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from extract.cache.format import IMAGES_PER_BLOCK, OWNER_COLUMN, CacheError, blo
 from extract.cache.manifest import MANIFEST, MANIFEST_SUM
 from extract.cache.reader import RoICache
 from extract.cache.values import check_stored, image_digest
+from extract.rois import RoIs
 from extract.utils.errors import listed
 from extract.utils.progress import progress_bar
 
@@ -24,24 +25,27 @@ class Damage(NamedTuple):
     fault: str
 
 
-def find_damage(cache: RoICache) -> Iterator[Damage]:
+def find_damage(cache: RoICache, use: Callable[[RoIs], None] | None = None) -> Iterator[Damage]:
     """Yields the images whose arrays are damaged, in stored order. Reads everything and compares all checksums.
 
     The content of an image is compared with its digest, so that arrays are found that are valid, but another image's.
+    `use` is called with the RoIs of each other image, so that a further check does not read them again.
     """
     digests = cache.digests
     for position in progress_bar(range(len(cache)), desc="verify", unit="image"):
         try:
-            fault = _fault(cache, position, int(digests[position]))
+            rois = cache.image_at(position)
+            fault = _fault(cache, position, rois, int(digests[position]))
         except CacheError as error:
             fault = str(error).removeprefix(f"{cache.url}/")
         if fault:
             yield Damage(position, int(cache.images["image_id"].iloc[position]), fault)
+        elif use is not None:
+            use(rois)
 
 
-def _fault(cache: RoICache, position: int, digest: int) -> str:
+def _fault(cache: RoICache, position: int, rois: RoIs, digest: int) -> str:
     """Returns what is wrong with an image, "" if nothing is. Raises CacheError for what reading and values show."""
-    rois = cache.image_at(position)
     check_stored(rois, cache.columns)
     if image_digest([getattr(rois, field) for field in cache.columns]) != digest:
         return "the arrays do not have the digest in images/digest"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from extract.cache.format import CacheError, Header, Layers, layers_above
+from extract.cache.format import CacheError, Header, Layers, layers_above, naming_damage
 from extract.cache.tables import read_class_map, read_fc_layers
 from extract.data.class_map import ClassMap
 from extract.rois import RoIs
@@ -44,7 +44,8 @@ class UpperLayers:
     def read(cls, group: zarr.Group, url: str) -> UpperLayers:
         """Reads those of a cache of level "hidden". Raises CacheError if they are damaged."""
         stages = [read_fc_layers(group, stage, url, first=1) for stage in range(len(group.attrs["stages"]))]
-        return cls(stages, read_class_map(group.attrs["detector"], len(stages[0][-1][1]) - 1, url))
+        with naming_damage(url):
+            return cls(stages, read_class_map(group.attrs["detector"], len(stages[0][-1][1]) - 1, url))
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Returns logits (R, S, K+1) float32 of hidden features (R, S, H+Q).

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -55,6 +56,17 @@ def layers_above(level: str, layers: Layers) -> Layers:
 
 class CacheError(ValueError):
     """A cache that is missing, unfinished, damaged or of the wrong kind."""
+
+
+@contextmanager
+def naming_damage(url: str) -> Iterator[None]:
+    """Turns what Zarr raises within the block for damaged metadata into a CacheError that names the cache."""
+    try:
+        yield
+    except (CacheError, OSError, ImportError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+        raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The file has the layout of the Zarr group, but its RoI arrays are packed, withou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -84,6 +84,8 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
             )
         try:
             header = msgspec.json.decode(file.attrs["header"], type=Header)
+            for name, group in file.get("detector", {}).items():
+                _check_numbers(file.filename, {f"detector/{name}/{part}": array for part, array in group.items()})
             classes, fc_layers = _import_classes(file), _import_layers(file)
             rois, projections = _Hdf5Images(file, header, fc_layers), _import_projections(file)
             _check_fingerprint(file, header, classes)
@@ -101,11 +103,13 @@ class _Hdf5Images(Sequence[RoIs]):
 
     def __init__(self, file: h5py.File, header: Header, fc_layers: Sequence[Layers]) -> None:
         self._images = {name: file["images"][name][:] for name in IMAGE_COLUMNS}
+        _check_numbers(file.filename, {f"images/{name}": values for name, values in self._images.items()})
         derived = header.level == "hidden" and COLUMNS["logits"].name not in file and bool(fc_layers)
         self._layers = UpperLayers([layers_above("hidden", stage) for stage in fc_layers]) if derived else None
         optional = OPTIONAL | {"logits"} if derived else OPTIONAL
         self._name, self._digests = file.filename, file["images"]["digest"][:] if "digest" in file["images"] else None
         self._columns = {f: file[c.name] for f, c in COLUMNS.items() if c.name in file or f not in optional}
+        _check_numbers(file.filename, {COLUMNS[field].name: column for field, column in self._columns.items()})
         self._offsets = np.concatenate([[0], np.cumsum(self._images["roi_count"], dtype=np.int64)])
         for column in self._columns.values():
             if len(column) != self._offsets[-1]:
@@ -122,7 +126,10 @@ class _Hdf5Images(Sequence[RoIs]):
         image = {name: self._images[name][position].item() for name in IMAGE_COLUMNS[:-1]}
         values = {**image, **dict.fromkeys(OPTIONAL), **arrays, "is_gt": arrays["is_gt"].astype(bool)}
         if self._layers is None:
-            return RoIs(**values)
+            try:
+                return RoIs(**values)
+            except ValueError as error:  # which names the image
+                raise CacheError(f"{self._name}: {error}") from None
         return DerivedRoIs.make(self._layers, partial(self._columns["features"].__getitem__, rows), **values)
 
     def _read(self, position: int, rows: slice) -> dict[str, np.ndarray]:
@@ -135,6 +142,13 @@ class _Hdf5Images(Sequence[RoIs]):
             image = f"image {self._images['image_id'][position]}"
             raise CacheError(f"{self._name}: {image}: damaged: {one_line(error)}") from None
         return arrays
+
+
+def _check_numbers(file: str, datasets: Mapping[str, np.ndarray | h5py.Dataset]) -> None:
+    """Raises CacheError for a dataset that does not hold numbers."""
+    for name, dataset in datasets.items():
+        if getattr(dataset, "dtype", np.dtype(object)).kind not in "biuf":
+            raise CacheError(f"{file}: {name} does not hold numbers")
 
 
 def _check_fingerprint(file: h5py.File, header: Header, classes: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ import zarr
 
 from extract.cache.format import FORMAT, CacheError, open_group
 from extract.utils.files import PARTIAL, is_partial
-from extract.utils.folders import partial_folder, put_in_place, remove_folder, settle
+from extract.utils.folders import can_be_renamed, partial_folder, put_in_place, remove_folder, settle
 
 
 def remove_cache(url: str) -> None:
@@ -51,10 +51,10 @@ def writing_place(url: str, overwrite: bool) -> str:
     Object stores cannot exchange two folders, and a mounted folder, or one in a folder that is read-only, cannot
     be renamed: there it is `url` itself.
     """
-    if not overwrite or "://" in url or os.path.ismount(url):
+    if not overwrite or "://" in url:
         return url
     path = Path(os.path.realpath(url))
-    return url if path.parent.is_dir() and not os.access(path.parent, os.W_OK) else str(partial_folder(path))
+    return str(partial_folder(path)) if can_be_renamed(path) else url
 
 
 def clear_place(url: str, overwrite: bool) -> tuple[str, bool]:

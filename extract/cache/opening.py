@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from extract.cache.format import CacheError, open_group
+from extract.cache.format import CacheError, naming_damage, open_group
 from extract.cache.manifest import check_manifest
 from extract.cache.reader import RoICache
-from extract.utils.errors import one_line
 
 
 def open_cache(url: str) -> RoICache:
@@ -30,9 +29,5 @@ def open_unchecked(url: str) -> RoICache:
             f"{url}: is not finished, {(counts >= 0).sum()} of {len(counts)} images are done; "
             "the command that began it resumes it"
         )
-    try:
+    with naming_damage(url):
         return RoICache(group, url)
-    except (CacheError, FileNotFoundError, ImportError):
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import zarr
 
-from extract.cache.format import CacheError, Layers, Projection
+from extract.cache.format import CacheError, Layers, Projection, naming_damage
 from extract.cache.tables import read_array, write_array
 
 ORTHONORMAL_TOLERANCE = 1e-3
@@ -31,10 +31,11 @@ def num_directions(group: zarr.Group) -> int:
 def read_projections(group: zarr.Group, url: str) -> list[Projection]:
     """Reads each stage's projection; [] if the cache has none. Raises CacheError naming an array that is damaged."""
     stages = [f"detector/stage_{stage}" for stage in range(len(group.attrs["stages"]))]
-    present = [stage for stage in stages if f"{stage}/directions" in group]
-    return [
-        Projection(*(read_array(group, f"{stage}/{part}", url) for part in Projection._fields)) for stage in present
-    ]
+    with naming_damage(url):
+        present = [stage for stage in stages if f"{stage}/directions" in group]
+        return [
+            Projection(*(read_array(group, f"{stage}/{part}", url) for part in Projection._fields)) for stage in present
+        ]
 
 
 def describe_features(fields: Mapping[str, tuple[int, ...]], directions: int) -> str:

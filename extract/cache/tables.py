@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from extract.cache.format import IMAGE_COLUMNS, IMAGES_PER_BLOCK, CacheError, Layers
+from extract.cache.format import IMAGE_COLUMNS, IMAGES_PER_BLOCK, CacheError, Layers, naming_damage
 from extract.cache.manifest import check_array
 from extract.data.class_map import ClassMap
 from extract.data.classes import check_classes
@@ -116,10 +116,11 @@ def write_fc_layers(group: zarr.Group, stages: Sequence[Layers]) -> None:
 def read_fc_layers(group: zarr.Group, stage: int, url: str, first: int = 0) -> Layers:
     """Reads one stage's fully connected layers from the `first` on; [] if the cache has none."""
     name = f"detector/stage_{stage}"
-    if name not in group:
-        return []
-    depth = sum(key.startswith("weight_") for key in group[name].array_keys())
-    return [
-        (read_array(group, f"{name}/weight_{d}", url), read_array(group, f"{name}/bias_{d}", url))
-        for d in range(first, depth)
-    ]
+    with naming_damage(url):
+        if name not in group:
+            return []
+        depth = sum(key.startswith("weight_") for key in group[name].array_keys())
+        return [
+            (read_array(group, f"{name}/weight_{d}", url), read_array(group, f"{name}/bias_{d}", url))
+            for d in range(first, depth)
+        ]

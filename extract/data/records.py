@@ -16,6 +16,7 @@ import numpy as np
 
 from extract.data.normalize import TEXT_ID, normalize_content
 from extract.data.repairs import AnnotationError, Repairs
+from extract.utils.errors import one_line, shortened
 
 Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -35,8 +36,8 @@ class ImageRecord(msgspec.Struct):
 
     @property
     def shown_id(self) -> int | str:
-        """The id in the file, for messages."""
-        return self.text_id or self.id
+        """The id in the file, long text shortened, for messages."""
+        return shortened(self.text_id) or self.id
 
     @property
     def is_federated(self) -> bool:
@@ -122,7 +123,7 @@ def decode_records(content: bytes | dict, kind: type[AnnotationFile[R]], repairs
     except AnnotationError:
         raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise AnnotationError(f"{repairs.source}: not an LVIS or COCO annotation file: {error}") from None
+        raise AnnotationError(f"{repairs.source}: not an LVIS or COCO annotation file: {one_line(error)}") from None
 
 
 def parse_json(content: bytes) -> Any:

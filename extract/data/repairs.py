@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from extract.utils.errors import shortened
+
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +42,9 @@ class Repairs:
             self._examples.setdefault((noun, change), example)
 
     def shown_id(self, number: int) -> int | str:
-        """Returns an id as it is in the file, for messages."""
-        return self.text_ids.get(int(number), number)
+        """Returns an id as it is in the file, long text shortened, for messages."""
+        number = int(number)
+        return shortened(self.text_ids[number]) if number in self.text_ids else number
 
     def lines(self, totals: Mapping[str, int]) -> list[str]:
         """Returns a line for each kind of change; `totals` has the number of all by noun."""

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extract.utils.errors import one_line
+
 TORCH_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
 """Of files that `torch.save` writes: a ZIP archive, or the magic number of versions before 1.6."""
 OTHER_BEGINNINGS = {
@@ -113,15 +115,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: not a safetensors file: {one_line(error)}") from None
 
 
 def _read_torch(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError(f"{path}: a TorchScript program, which is code: save the model's state_dict()")
+    if any(name.endswith("/constants.pkl") for name in _archived(path)):
+        raise ValueError(f"{path}: a TorchScript program, which is code: save the model's state_dict()")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises exceptions of many types
@@ -133,7 +133,16 @@ def _read_torch(path: Path) -> object:
             warnings.simplefilter("ignore")  # that the source of a placeholder is not that of the class
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=restricted)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read without running code of its own: {error}") from None
+        raise ValueError(f"{path}: cannot be read without running code of its own: {one_line(error)}") from None
+
+
+def _archived(path: Path) -> list[str]:
+    """Returns the names of the files in a ZIP archive; [] for what is none, or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return []
 
 
 def _read_pickle(path: Path) -> object:
@@ -141,7 +150,7 @@ def _read_pickle(path: Path) -> object:
         with path.open("rb") as file:
             return _load_restricted(file, encoding="latin1")
     except Exception as error:  # a damaged pickle may raise anything
-        raise ValueError(f"{path}: not a pickle of arrays: {error}") from None
+        raise ValueError(f"{path}: not a pickle of arrays: {one_line(error)}") from None
 
 
 def _load_storage(content: bytes) -> object:

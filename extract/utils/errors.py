@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 MAX_VALUE_LENGTH, MAX_LISTED = 60, 3
+MAX_LINE_LENGTH = 500
+"""Of an exception of other code, which may repeat what it has read."""
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an exception's message in one line; the name of its class if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Returns an exception's message in one line, shortened; the name of its class if it has none."""
+    return shortened(" ".join(str(error).split()), MAX_LINE_LENGTH) or type(error).__name__
 
 
 def shortened(value: object, length: int = MAX_VALUE_LENGTH) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from extract.utils.files import PARTIAL, flush
+from extract.utils.files import PARTIAL, flush, is_partial
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -22,6 +22,17 @@ def partial_folder(path: str | os.PathLike[str]) -> Path:
     if path.name.endswith(PARTIAL):
         raise ValueError(f"{path}: names that end in {PARTIAL} are of outputs that are being written; give another")
     return path.with_name(path.name + PARTIAL)
+
+
+def can_be_renamed(path: Path) -> bool:
+    """Returns whether a folder, which need not exist, may get another name: no mount, and not in a read-only folder."""
+    return not (os.path.ismount(path) or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)))
+
+
+def can_be_replaced(path: Path, own: Collection[str]) -> bool:
+    """Returns whether a folder can be replaced as a whole, since all that it has, if anything, is of these names."""
+    names = os.listdir(path) if path.exists() else []
+    return can_be_renamed(path) and all(name in own or is_partial(name) for name in names)
 
 
 def put_in_place(new: Path, path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from extract.utils.distributed import is_main_process
 from fuse.commands.config import CacheConfig, Config, SweepConfig
 from fuse.commands.datasets import resolve_annotations
+from fuse.commands.folder import only_writer
 from fuse.commands.inputs import (
     load_annotations_of,
     load_classifier,
@@ -46,17 +48,24 @@ def run(config: Config) -> None:
     def rows(fusion: FusionConfig, *_: object) -> dict[str, FusionConfig]:
         return {"original": fusion.fusion(mode="original"), config.mode: fusion}
 
-    _detect_and_report(config, rows, Comparison("original", config.mode), save=True)
+    with ExitStack() as lock:
+        _detect_and_report(config, rows, Comparison("original", config.mode), lock, save=True)
 
 
 def sweep(config: SweepConfig) -> None:
     """Runs `python -m fuse sweep`: every row of the paper's Tables 2, 4, 6 and 7."""
     candidate = "props-gt" if config.head is None and config.method is None else "rhead-cat"
-    _detect_and_report(config, paper_rows, Comparison(BASELINE, candidate))
+    with ExitStack() as lock:
+        _detect_and_report(config, paper_rows, Comparison(BASELINE, candidate), lock)
 
 
-def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Comparison, *, save: bool = False) -> None:
-    """Detects and evaluates all rows; with `save`, writes the candidate's detections."""
+def _detect_and_report(
+    config: CacheConfig, make_rows: MakeRows, comparison: Comparison, lock: ExitStack, *, save: bool = False
+) -> None:
+    """Detects and evaluates all rows; with `save`, writes the candidate's detections.
+
+    Takes the lock of the folder once its inputs have proved readable.
+    """
     cache, config = open_val_cache(config.cache), resolve_annotations(config)
     painted = painted_masks(config, config.iou_types, cache, config.annotations)
     if not is_main_process():
@@ -69,6 +78,7 @@ def _detect_and_report(config: CacheConfig, make_rows: MakeRows, comparison: Com
     if not (annotated or save):
         raise ValueError(f"{config.annotations}: has no annotations, so nothing can be evaluated")
     config = resolve_protocol(config, annotations)
+    lock.enter_context(only_writer(config.out))
     manifest = new_manifest(config, cache_fingerprint=cache.fingerprint)
     fusions = _fusions(config, cache, calibrated, make_rows)
     if calibrated is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +24,10 @@ from extract.detectors import import_adapter, load_detector
 from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
 from extract.utils.files import replacing, write_bytes
+from extract.utils.locks import one_writer
 from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier, warn_of_tail
+from fuse.export.checksums import file_sha256, tensors_sha256, write_sums
 from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
 from fuse.export.own_order import OwnOrderScores
@@ -45,8 +49,14 @@ def export(config: ExportConfig) -> None:
     The framework's config is written last, so that an interrupted export has none and can be repeated.
 
     Raises ValueError if the head belongs to another detector, if `out` holds an export already, or if a head cannot
-    be folded.
+    be folded; InUseError if another process is exporting there.
     """
+    with ExitStack() as lock:
+        _export(config, lock)
+
+
+def _export(config: ExportConfig, lock: ExitStack) -> None:
+    """Exports as `export` does; takes the lock of the folder once detector and classifier have proved readable."""
     weights, program = config.out / WEIGHTS_FILE, config.out / PROGRAM_FILE
     if weights.exists() and (config.fold or not program.exists()):  # without a program it is not of this command
         raise ValueError(f"{weights}: exists; give another folder")
@@ -55,6 +65,7 @@ def export(config: ExportConfig) -> None:
     detector = load_detector(config)
     scorer = load_live_classifier(config, detector).scorer
     warn_of_tail(config, scorer.instance_counts)
+    lock.enter_context(one_writer(config.out))
     tail_mask = tail_classes(np.array(scorer.instance_counts), config.tail)
     if config.fold:
         if isinstance(scorer, LearnedFusion):
@@ -77,12 +88,15 @@ def export(config: ExportConfig) -> None:
     calibration = Calibration.from_scorer(scorer, detector.description, config.fusion(), classes)
     scores = calibration.module().eval().requires_grad_(False)
     scores.load_scorer(scorer, tail_mask)
-    content = plugin.config_content(config, calibration, config.out)
+    model: nn.Module = detector.model  # type: ignore[attr-defined]  # adapters whose framework has a plugin have one
     state = {f"calibration.{name}": value for name, value in scores.state_dict().items()}
+    state = {name: value.cpu() for name, value in {**model.state_dict(), **state}.items()}
+    calibration = replace(calibration, tensors_sha256=tensors_sha256(state))
+    content = plugin.config_content(config, calibration, config.out)
     in_own_order = OwnOrderScores(scores, scorer.class_map) if scorer.class_map else scores
     save_program(in_own_order, _feature_shape(scorer), program)
-    model: nn.Module = detector.model  # type: ignore[attr-defined]  # adapters whose framework has a plugin have one
-    _save({**model.state_dict(), **state}, detector, classes, weights)
+    sums = {PROGRAM_FILE: file_sha256(program), plugin.CONFIG: hashlib.sha256(content).hexdigest()}
+    _save(state, detector, classes, weights, sums)
     write_bytes(config_file, content)
     print(f"{config.out} holds the calibrated detector. To load it:\n")
     print(plugin.loading_code(config, config.out, str(detector.device)))
@@ -103,12 +117,13 @@ def export_folded(
 ) -> None:
     """Writes `folded_classifiers` as a checkpoint that the detector's framework loads with its own config.
 
-    The classes of its labels are listed in `CLASSES_FILE` beside it. Arguments and errors are those of
-    `folded_classifiers`; `path` is replaced.
+    The classes of its labels are listed in `CLASSES_FILE` beside it, and the sha256 of both in `SUMS_FILE`. Arguments
+    and errors are those of `folded_classifiers`; `path` is replaced.
     """
     detector = map_detector(detector, calibrated.class_map)
     state = detector.state_dict_with_classifiers(folded_classifiers(detector, calibrated, tail_mask))
-    _save(state, detector, output_classes(detector, calibrated), Path(path))
+    state = {name: value.cpu() for name, value in state.items()}
+    _save(state, detector, output_classes(detector, calibrated), Path(path), {})
 
 
 def _on_pooled_features(scorer: Head | LearnedFusion, detector: Detector) -> Head | LearnedFusion:
@@ -148,6 +163,9 @@ def _program_code(scorer: Head | Posthoc | LearnedFusion, detector: Detector, pr
     )
     return f"""\
 import torch
+from hashlib import sha256
+content = open({str(program)!r}, "rb").read()
+assert sha256(content).hexdigest() == {file_sha256(program)!r}, "damaged"
 program = torch.export.load({str(program)!r}).module()
 {checks}
 scores = program({", ".join(shapes)})  # float32 {described_shape((outputs,))}, background last
@@ -166,10 +184,18 @@ def _plugin(detector: Detector) -> ModuleType:
     return import_module(f"fuse.plugins.{detector.description['framework']}")
 
 
-def _save(state: Mapping[str, torch.Tensor], detector: Detector, classes: OutputClasses, path: Path) -> None:
-    """Writes a checkpoint of the detector's framework, and the classes of its labels beside it."""
+def _save(
+    state: Mapping[str, torch.Tensor], detector: Detector, classes: OutputClasses, path: Path, sums: Mapping[str, str]
+) -> None:
+    """Writes a checkpoint of the detector's framework; beside it the classes of its labels, and checksums.
+
+    `sums` are the sha256 of the export's other files, by name.
+    """
     plugin = _plugin(detector)
-    checkpoint = plugin.checkpoint({name: value.cpu() for name, value in state.items()}, detector, classes.names)
-    write_bytes(path.parent / CLASSES_FILE, classes.to_json(plugin.FIRST_LABEL))
+    names = classes.to_json(plugin.FIRST_LABEL)
+    write_bytes(path.parent / CLASSES_FILE, names)
     with replacing(path) as partial:
-        torch.save(checkpoint, partial)
+        with partial.open("wb") as file:  # not by torch, which would store the partial file's name in it
+            torch.save(plugin.checkpoint(state, detector, classes.names), file)
+        own = {path.name: file_sha256(partial), CLASSES_FILE: hashlib.sha256(names).hexdigest()}
+        write_sums(path.parent, {**own, **sums})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from extract.utils.errors import one_line
 from extract.utils.identity import refuse_changes
 from fuse.commands.config import CacheConfig, PredictConfig
 from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
@@ -70,5 +71,5 @@ def _text(value: object) -> str:
 def _read(file: Path) -> dict[str, str]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict[str, str])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: damaged: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: damaged: {one_line(error)}") from None

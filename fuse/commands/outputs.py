@@ -12,6 +12,7 @@ import pandas as pd
 
 from extract.utils.files import write_bytes
 from fuse.commands.config import DETECTIONS_FILE, CacheConfig
+from fuse.commands.folder import ERRORS_FILE, METRICS_FILE, PER_CLASS_FILE, REPORT_FILE, new_results
 from fuse.commands.manifest import MANIFEST_FILE
 from fuse.commands.results_config import MergeConfig, ResultsConfig
 from fuse.commands.select_config import SelectConfig
@@ -27,8 +28,6 @@ from fuse.gallery import ReadImage
 from fuse.report.inputs import ReportInputs
 
 _LOG = logging.getLogger(__name__)
-METRICS_FILE, PER_CLASS_FILE, REPORT_FILE = "metrics.csv", "per_class.csv", "report.html"
-ERRORS_FILE = "errors.csv"
 
 
 class Comparison(NamedTuple):
@@ -88,32 +87,20 @@ def write_results(
         source: what the report shows besides the tables.
         saved: the detections to keep, if any.
     """
-    _clear(config.out)
-    if saved is not None:
-        saved.to_json(config.out / DETECTIONS_FILE, source.dataset.text_ids)
     text = describe_results(config, tables, scope)
-    write_report = report_writer()
-    write_bytes(config.out / PER_CLASS_FILE, tables.per_class.to_csv().encode())
-    if write_report is None:
-        _LOG.info("no report.html: it needs the packages of tailcal[report]")
-    else:
-        cap = None if config.fixed_ap else config.max_detections
-        rows = dict(
-            zip(comparison, capped(str(config.protocol), [source.detections[r] for r in comparison], cap), strict=True)
-        )
-        norms = dict(zip(comparison, source.weight_norms, strict=True)) if source.weight_norms else {}
-        options: dict[str, Any] = source._asdict() | {"detections": rows, "weight_norms": norms}
-        options |= {"tail": getattr(config, "tail", TAIL), "bins": config.bin_edges, "scope": text.splitlines()[0]}
-        options["errors"] = tables.errors
-        write_report(config.out / REPORT_FILE, tables.metrics, tables.per_class, **comparison._asdict(), **options)
-    if tables.errors is not None:
-        write_bytes(config.out / ERRORS_FILE, tables.errors.to_csv().encode())
-        text += f"\n\n{errors_text(tables.errors)}"
-    write_bytes(config.out / METRICS_FILE, tables.metrics.to_csv().encode())
-    write_bytes(config.out / MANIFEST_FILE, manifest)
+    with new_results(config.out) as folder:
+        if saved is not None:
+            saved.to_json(folder / DETECTIONS_FILE, source.dataset.text_ids)
+        write_bytes(folder / PER_CLASS_FILE, tables.per_class.to_csv().encode())
+        has_report = _write_report(folder / REPORT_FILE, config, tables, comparison, source, text.splitlines()[0])
+        if tables.errors is not None:
+            write_bytes(folder / ERRORS_FILE, tables.errors.to_csv().encode())
+            text += f"\n\n{errors_text(tables.errors)}"
+        write_bytes(folder / METRICS_FILE, tables.metrics.to_csv().encode())
+        write_bytes(folder / MANIFEST_FILE, manifest)
     print(text)
     files = [METRICS_FILE, PER_CLASS_FILE, *([DETECTIONS_FILE] if saved is not None else [])]
-    _LOG.info("%s has %s%s", config.out, ", ".join(files), f"; look at {REPORT_FILE}" if write_report else "")
+    _LOG.info("%s has %s%s", config.out, ", ".join(files), f"; look at {REPORT_FILE}" if has_report else "")
     _LOG.info("next: %s", _next_command(config))
 
 
@@ -139,17 +126,35 @@ def write_unevaluated(
     text_ids: Mapping[int, str] | None = None,
 ) -> None:
     """Writes the detections in a test set, whose annotations are not known, and says so; arguments as above."""
-    _clear(config.out)
+    with new_results(config.out) as folder:
+        detections.to_json(folder / DETECTIONS_FILE, text_ids)
+        write_bytes(folder / MANIFEST_FILE, manifest)
     file = config.out / DETECTIONS_FILE
-    detections.to_json(file, text_ids)
-    write_bytes(config.out / MANIFEST_FILE, manifest)
     print(f"{config.annotations} has no annotations, so no AP: {len(detections):,} detections on {scope} in {file}")
 
 
-def _clear(folder: Path) -> None:
-    """Deletes the results of an earlier run, the manifest first: it never stands beside results of two runs."""
-    for name in (MANIFEST_FILE, DETECTIONS_FILE, PER_CLASS_FILE, REPORT_FILE, ERRORS_FILE, METRICS_FILE):
-        (folder / name).unlink(missing_ok=True)
+def _write_report(
+    file: Path,
+    config: CacheConfig | MergeConfig | SelectConfig,
+    tables: RowComparison,
+    comparison: Comparison,
+    source: ReportSource,
+    scope: str,
+) -> bool:
+    """Writes the report; returns False, and says so, without the packages that it needs."""
+    write_report = report_writer()
+    if write_report is None:
+        _LOG.info("no report.html: it needs the packages of tailcal[report]")
+        return False
+    cap = None if config.fixed_ap else config.max_detections
+    capped_rows = capped(str(config.protocol), [source.detections[row] for row in comparison], cap)
+    rows = dict(zip(comparison, capped_rows, strict=True))
+    norms = dict(zip(comparison, source.weight_norms, strict=True)) if source.weight_norms else {}
+    options: dict[str, Any] = source._asdict() | {"detections": rows, "weight_norms": norms}
+    options |= {"tail": getattr(config, "tail", TAIL), "bins": config.bin_edges, "scope": scope}
+    options["errors"] = tables.errors
+    write_report(file, tables.metrics, tables.per_class, **comparison._asdict(), **options)
+    return True
 
 
 def describe_results(config: EvaluationConfig, tables: RowComparison, scope: str) -> str:

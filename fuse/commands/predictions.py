@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from extract.utils.errors import one_line
 from extract.utils.files import replacing, write_bytes
 from extract.utils.identity import refuse_changes
 
@@ -92,5 +93,5 @@ class PredictionLines:
     def _decode(self, line: bytes, kind: type) -> Any:
         try:
             return msgspec.json.decode(line, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ValueError(f"{self._path}: damaged: {error}; --overwrite starts anew") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._path}: damaged: {one_line(error)}; --overwrite starts anew") from None

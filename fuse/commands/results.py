@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from extract.utils.distributed import is_main_process
 from fuse.commands.datasets import resolve_annotations
+from fuse.commands.folder import only_writer
 from fuse.commands.inputs import (
     load_annotations_of_results,
     load_classes,
@@ -70,6 +72,12 @@ def evaluate_file(config: EvaluateConfig) -> None:
 
 def merge_files(config: MergeConfig) -> None:
     """Runs `python -m fuse merge`: merges files, and evaluates each beside the merged results."""
+    with ExitStack() as lock:
+        _merge_files(config, lock)
+
+
+def _merge_files(config: MergeConfig, lock: ExitStack) -> None:
+    """Merges as `merge_files` does; takes the lock of the folder once its inputs have proved readable."""
     options: dict[str, Any] = {
         "method": config.method,
         "iou_threshold": config.iou_threshold,
@@ -94,6 +102,7 @@ def merge_files(config: MergeConfig) -> None:
     config = resolve_protocol(config, annotations)
     image_ids = (image["id"] for image in annotations["images"])
     read_image = image_reader(annotations, config.images, image_ids, config.allow_outside)
+    lock.enter_context(only_writer(config.out))
     manifest = new_manifest(config, detections_fingerprint=files_fingerprint(config.detections))
     sizes = {image["id"]: (image["height"], image["width"]) for image in annotations["images"] if image["height"]}
     options["max_detections"] = None if config.fixed_ap else config.max_detections

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from extract.cache.reader import RoICache
 from extract.holdout import training_part
 from extract.utils.files import write_bytes
 from fuse.commands.datasets import resolve_annotations
+from fuse.commands.folder import only_writer
 from fuse.commands.inputs import load_annotations_of, open_val_cache, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import new_manifest
 from fuse.commands.outputs import Comparison, ReportSource, write_results
@@ -57,11 +59,18 @@ class _Inputs(NamedTuple):
 
 def select(config: SelectConfig) -> RowComparison:
     """Runs the command; returns the table on val."""
+    with ExitStack() as lock:
+        return _select(config, lock)
+
+
+def _select(config: SelectConfig, lock: ExitStack) -> RowComparison:
+    """Selects as `select` does; takes the lock of the folder once its inputs have proved readable."""
     config = resolve_annotations(config)
     inputs = _open(config)
     has_masks = all("masks" in cache.fields for cache in (inputs.val, inputs.holdout)) and config.masks == "auto"
     config = resolve_protocol(resolve_iou_types(config, has_masks, inputs.annotations), inputs.annotations)
     fingerprints = {f"{name}_fingerprint": getattr(inputs, name).fingerprint for name in ("train", "holdout")}
+    lock.enter_context(only_writer(config.out))
     manifest = new_manifest(config, cache_fingerprint=inputs.val.fingerprint, **fingerprints)
     if config.overwrite:
         for folder in (HEADS_FOLDER, TRIAL_FOLDER, LEARNED_FOLDER):

@@ -26,6 +26,7 @@ from extract.data.records import (
     without_repeats,
 )
 from extract.data.repairs import AnnotationError, Repairs, totals_of
+from extract.utils.errors import shortened
 from extract.utils.memory import garbage_collection_paused
 from fuse.evaluation.segmentations import mask_area, usable_segmentation
 
@@ -80,8 +81,8 @@ class EvaluationDataset(dict[str, list[dict]]):
         return dict(zip((image.id for image in self.records), file_candidates(self.records), strict=True))
 
     def shown_id(self, image_id: int) -> int | str:
-        """Returns an image's id as it is in the file, for messages."""
-        return self.text_ids.get(int(image_id), image_id)
+        """Returns an image's id as it is in the file, long text shortened, for messages."""
+        return shortened(self.text_ids[int(image_id)]) if int(image_id) in self.text_ids else image_id
 
     @property
     def has_masks(self) -> bool:

@@ -71,6 +71,7 @@ class CalibrationConfig:
     gated: bool = False
     learned: bool = False
     further_heads: tuple[HeadLayout, ...] = ()
+    tensors_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Calibration:
         gated: whether a method has a second factor, `calib.posthoc.Posthoc.gate`.
         learned: whether it is a learned fusion, whose first head the attributes describe.
         further_heads: the others of a learned fusion.
+        tensors_sha256: of the checkpoint, see `fuse.export.checksums`; empty in older exports.
     """
 
     widths: tuple[int, ...]
@@ -112,6 +114,7 @@ class Calibration:
     gated: bool = False
     learned: bool = False
     further_heads: tuple[HeadLayout, ...] = ()
+    tensors_sha256: str = ""
 
     @classmethod
     def from_scorer(

@@ -37,6 +37,7 @@ from extract.detectors.detectron2 import Detectron2Detector
 from extract.detectors.detectron2_config import project_function, read_yaml
 from fuse.config import FusionConfig
 from fuse.defaults import IOU_THRESHOLD
+from fuse.export.checksums import check_when_loaded
 from fuse.plugins import WEIGHTS_FILE, Calibration, CalibrationConfig, plain_calibration
 from fuse.plugins.detectron2_lazy import plain_config, plain_values, to_yaml
 
@@ -77,6 +78,7 @@ class CalibratedRCNN(GeneralizedRCNN):
         self.options = Calibration.from_config(values)
         self.calibration = self.options.module()
         _name_classes(() if cfg is None else cfg.DATASETS.TEST, self.options.class_names)
+        check_when_loaded(self, self.options.tensors_sha256)
         self.eval().requires_grad_(False)
 
     @cached_property

@@ -25,6 +25,7 @@ from extract.detectors.base import Detector
 from extract.detectors.class_map import MappedDetector
 from extract.detectors.mmdet import MmdetDetector
 from extract.detectors.mmdet_config import read_config
+from fuse.export.checksums import check_when_loaded
 from fuse.plugins import WEIGHTS_FILE, Calibration, plain_calibration
 
 CONFIG = "model.py"
@@ -38,6 +39,7 @@ class _Calibrated(TwoStageDetector):
         super().__init__(**model_config)
         self.options = Calibration.from_config(calibration)
         self.calibration = self.options.module()
+        check_when_loaded(self, self.options.tensors_sha256)
         self.eval().requires_grad_(False)
 
     @cached_property

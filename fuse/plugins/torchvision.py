@@ -25,6 +25,7 @@ from extract.detectors.base import Detector
 from extract.detectors.spec import parse_options
 from extract.detectors.torchvision import TorchvisionDetector
 from extract.utils.errors import one_line
+from fuse.export.checksums import check_sums, check_when_loaded
 from fuse.plugins import WEIGHTS_FILE, Calibration
 
 CONFIG = "calibration.json"
@@ -45,6 +46,7 @@ class CalibratedRCNN(GeneralizedRCNN):
         super().__init__(model.backbone, model.rpn, model.roi_heads, model.transform)
         self.options, self.calibration = options, options.module()
         self.categories = ["__background__", *options.class_names] if options.class_names else None
+        check_when_loaded(self, self.options.tensors_sha256)
         self.eval().requires_grad_(False)
 
     @cached_property
@@ -93,12 +95,13 @@ def calibrated(model: GeneralizedRCNN, folder: str | Path) -> CalibratedRCNN:
         model: as the builder of the original returns it; gets the weights of the export.
         folder: of the export.
 
-    Raises FileNotFoundError, or ValueError naming the file.
+    Raises FileNotFoundError, or ValueError naming the file that is damaged or of another model.
     """
     path, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS_FILE
     for file in (path, weights):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; `python -m fuse export` writes it")
+    check_sums(Path(folder))
     try:
         calibration = Calibration.from_config(msgspec.json.decode(path.read_bytes(), type=dict))
     except msgspec.DecodeError as error:

@@ -1,0 +1,34 @@
+"""The CSV files of the harness, `benchmarks/results/reliability`, and the table of one in a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.provenance import provenance
+from benchmarks.tables import PROVENANCE, markdown, provenance_line
+
+RESULTS = Path(__file__).parents[1] / "results" / "reliability"
+
+
+def save(name: str, rows: Sequence[Mapping[str, object]], folder: Path = RESULTS) -> None:
+    """Writes a CSV file, with machine, commit and date."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).assign(**provenance()).to_csv(folder / f"{name}.csv", index=False)
+
+
+def reliability_table(results: pd.DataFrame) -> str:
+    """Formats a file, with a last row of sums."""
+    values = results.drop(columns=PROVENANCE)
+    numbers = values.select_dtypes("number").columns
+    rows = [[_format(value) for value in row] for row in values.itertuples(index=False)]
+    total = ["all", *("" for _ in values.columns[1:])]
+    for column in numbers:
+        total[values.columns.get_loc(column)] = _format(values[column].sum())
+    return markdown([name.replace("_", " ") for name in values], [*rows, total]) + "\n\n" + provenance_line(results)
+
+
+def _format(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
