@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 
 from calib.heads import Head, HeadInfo
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER
+from extract.utils.errors import one_line
 from extract.utils.files import write_bytes
 from extract.utils.folders import can_be_replaced, partial_folder, put_in_place, remove_folder, settle
 from extract.utils.locks import one_writer
@@ -100,7 +101,7 @@ def load_head(path: str | Path, device: str | torch.device = "cpu") -> Head:
     try:
         tensors = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file}: damaged: {error}") from None
+        raise ValueError(f"{file}: damaged: {one_line(error)}") from None
     expected = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
     for name in sorted(expected.keys() | tensors.keys()):
         found = tuple(tensors[name].shape) if name in tensors else None
@@ -124,7 +125,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=dict)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{file}: {one_line(error)}") from None
 
 
 def _check_info(raw: dict[str, Any], file: Path) -> HeadInfo:
@@ -147,7 +148,7 @@ def _check_info(raw: dict[str, Any], file: Path) -> HeadInfo:
         if INFO_SUM in raw and raw[INFO_SUM] != _info_sha256(raw):
             raise ValueError(f"damaged, or changed by hand: its content does not have the sha256 in {INFO_SUM}")
     except (ValueError, msgspec.MsgspecError) as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{file}: {one_line(error)}") from None
     return info
 
 

@@ -13,7 +13,7 @@ from extract.data.loose import box, identifier, is_missing, is_text_id, real_num
 from extract.data.normalize import normalize_segmentation
 from extract.data.records import Id, parse_json
 from extract.data.repairs import Repairs
-from extract.utils.errors import shown
+from extract.utils.errors import one_line, shown
 from extract.utils.memory import garbage_collection_paused
 
 FIELDS: Mapping[str, Callable[[Any], object]] = {
@@ -64,7 +64,7 @@ def read_records(path: str | os.PathLike, strict: bool = False) -> list[ResultRe
             parsed = [_normalize(record, f"record {i}", repairs) for i, record in enumerate(parsed)]
         records = msgspec.convert(parsed, list[ResultRecord])
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a file of LVIS or COCO results: {error}") from None
+        raise ValueError(f"{path}: not a file of LVIS or COCO results: {one_line(error)}") from None
     repairs.report({"records": len(records)}, strict)
     return records
 

@@ -20,6 +20,9 @@ KILLED = (-signal.SIGKILL, -signal.SIGALRM)
 """Exit codes of processes that got no chance to clean up."""
 
 
+os.fsync = lambda _: None  # what a killed process has written is not lost, and disks are slow
+
+
 class Outcome(NamedTuple):
     """How a child ended.
 

@@ -163,11 +163,11 @@ def _tensors(model: torch.nn.Module) -> Iterator[bytes]:
 
 
 TARGETS = (
-    Target("cache, pooled", lambda f, seed: toy_cache(f / "c.zarr", images=20, seed=seed), _read_cache, 0.3),
+    Target("cache, pooled", lambda f, seed: toy_cache(f / "c.zarr", images=20, seed=seed), _read_cache, 0.36),
     Target("cache, hidden, 2 stages", _write_hidden, _read_cache, 0.2),
     Target("cache with masks", lambda f, seed: tiny_cache(f / "c.zarr", annotations(seed=seed)), _read_cache, 0.1),
     Target("cache as HDF5 file", write_hdf5, _read_hdf5, 0.1),
     Target("head", write_head, _read_head, 0.1),
     Target("checkpoint", _write_checkpoint, _read_checkpoint, 0.1),
-    Target("export to torchvision", write_export, _read_export, 0.1),
+    Target("export to torchvision", write_export, _read_export, 0.04),
 )

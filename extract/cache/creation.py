@@ -23,7 +23,7 @@ from extract.cache.format import (
     num_blocks,
     row_shapes,
 )
-from extract.cache.location import clear_place, move_to_place, remove_cache, settle_cache
+from extract.cache.location import clear_place, may_be_replaced, move_to_place, remove_cache, settle_cache
 from extract.cache.projections import check_hidden, write_projections
 from extract.cache.reader import RoICache
 from extract.cache.sealing import check_template
@@ -81,13 +81,14 @@ def write_cache(
     capacity = max(int(images["roi_count"].max()), 1)
     with one_writer(url):
         settle_cache(url)
-        writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, overwrite, projections)
+        may_be_replaced(url, overwrite)
+        # Beside `url` in any case: this cannot be resumed, so nobody shall find a half-written cache there.
+        writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, True, projections)
         try:
             for block in writer.pending():
                 writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
             return writer.finish()
         except BaseException:
-            # Unlike an extraction this cannot be resumed, so nothing half-written stays.
             remove_cache(writer.url)
             raise
 

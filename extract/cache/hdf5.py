@@ -36,7 +36,7 @@ from extract.data.classes import COLUMNS as CLASS_COLUMNS
 from extract.data.classes import check_classes
 from extract.rois import RoIs
 from extract.utils.errors import one_line
-from extract.utils.files import replacing
+from extract.utils.files import remove_partials, replacing
 from extract.utils.locks import one_writer
 from extract.utils.optional import require
 from extract.utils.progress import progress_bar
@@ -55,12 +55,15 @@ def export_hdf5(cache: RoICache, path: str | Path) -> None:
     Raises FileExistsError naming the file, or ImportError naming the extra that installs h5py.
     """
     h5py = require("h5py", "hdf5")
-    if Path(path).exists():
-        raise FileExistsError(f"{path}: exists already; remove it or give another name")
-    with one_writer(path), replacing(path) as partial, h5py.File(partial, "w") as file:
-        _export_tables(cache, file)
-        for field, shape in cache.fields.items():
-            _export_column(cache, field, shape, file)
+    path = Path(path)
+    with one_writer(path):
+        if path.exists():
+            raise FileExistsError(f"{path}: exists already; remove it or give another name")
+        remove_partials(path.parent, of=path.name)
+        with replacing(path) as partial, h5py.File(partial, "w") as file:
+            _export_tables(cache, file)
+            for field, shape in cache.fields.items():
+                _export_column(cache, field, shape, file)
 
 
 def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache:

@@ -28,6 +28,7 @@ from extract.data.records import (
     without_repeats,
 )
 from extract.data.repairs import AnnotationError, Repairs, totals_of
+from extract.utils.errors import shortened, shown
 from extract.utils.memory import garbage_collection_paused
 
 if TYPE_CHECKING:
@@ -187,11 +188,11 @@ def _report_repeated_names(
         raise AnnotationError(f"{repairs.source}: category {nameless}: missing required field `name`")
     paths = [own[0] if own else "" for own in names]
     if pair := _first_repeat(paths):
-        example = f"images {images[pair[0]].shown_id} and {images[pair[1]].shown_id} ({paths[pair[0]]})"
+        example = f"images {images[pair[0]].shown_id} and {images[pair[1]].shown_id} ({shortened(paths[pair[0]])})"
         repairs.add("images", "have the file of another image", example, _repeats(paths))
     labels = [category.name for category in categories]
     if pair := _first_repeat(labels):
-        example = f"categories {categories[pair[0]].id} and {categories[pair[1]].id} ({labels[pair[0]]!r})"
+        example = f"categories {categories[pair[0]].id} and {categories[pair[1]].id} ({shown(labels[pair[0]])})"
         change = "have the name of another one, so that names do not tell them apart"
         repairs.add("categories", change, example, _repeats(labels))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from extract.utils.errors import shown
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,7 +37,7 @@ def check_classes(classes: pd.DataFrame, source: str) -> pd.DataFrame:
         raise ValueError(f"{source}: category_id must ascend without repeats, got {ids.head(8).tolist()}…")
     unknown = set(table["frequency"]) - {"r", "c", "f"}
     if unknown:
-        raise ValueError(f"{source}: frequency {sorted(unknown)[0]!r}, expected 'r', 'c' or 'f'")
+        raise ValueError(f"{source}: frequency {shown(sorted(unknown)[0])}, expected 'r', 'c' or 'f'")
     for name in ("image_count", "instance_count"):
         if (table[name] < 0).any():
             raise ValueError(f"{source}: {name} {table[name].min()} is negative")

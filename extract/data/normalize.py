@@ -22,7 +22,7 @@ from extract.data.loose import (
     whole_numbers,
 )
 from extract.data.repairs import AnnotationError, Repairs
-from extract.utils.errors import shown
+from extract.utils.errors import shortened, shown
 
 Fields = Mapping[str, Callable[[Any], object]]
 IMAGE: Fields = {
@@ -166,4 +166,4 @@ def _is_empty(value: object) -> bool:
 
 def _name(section: str, record: dict) -> str:
     singular = {"images": "image", "categories": "category", "annotations": "annotation"}[section]
-    return f"{singular} {record['id']}" if "id" in record else f"{singular} without an id"
+    return f"{singular} {shortened(record['id'])}" if "id" in record else f"{singular} without an id"

@@ -71,10 +71,13 @@ def is_partial(name: str) -> bool:
     return _LEFTOVER.fullmatch(name) is not None
 
 
-def remove_partials(folder: str | os.PathLike[str], *, below: bool = False) -> None:
-    """Deletes the files that killed writers have left in a folder, and `below`; nobody else may be writing there."""
+def remove_partials(folder: str | os.PathLike[str], *, below: bool = False, of: str = "") -> None:
+    """Deletes the files that killed writers have left in a folder, and `below`; nobody else may be writing there.
+
+    With `of`, only those that were to become the file of this name.
+    """
     for parent, folders, files in os.walk(folder):
         folders[:] = folders if below else []
-        for name in filter(is_partial, files):
+        for name in (one for one in files if is_partial(one) and one.startswith(of)):
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(parent, name))

@@ -20,6 +20,7 @@ from extract.data.class_map import ClassMap
 from extract.detectors.base import Detector, ForwardOutput, ImageDetections
 from extract.detectors.class_map import map_detector
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
+from extract.utils.errors import one_line
 from fuse.config import FusionConfig
 from fuse.export.classes import NO_CLASSES, OutputClasses
 from fuse.export.learned_module import HeadLayout, LearnedScores
@@ -166,7 +167,7 @@ class Calibration:
         try:
             config = msgspec.convert(dict(values), CalibrationConfig)
         except msgspec.ValidationError as error:
-            raise ValueError(f"not the description of a calibration: {error}") from None
+            raise ValueError(f"not the description of a calibration: {one_line(error)}") from None
         modes = {file: mode for mode, file in FILE_MODES.items()}
         fusion = FusionConfig.from_options(
             mode=modes.get(config.mode, config.mode),
