@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,15 +63,22 @@ fsspec.register_implementation("store", ObjectStore, clobber=True)
 
 
 def write_sources(folder: Path) -> None:
-    """Writes the inputs of all commands."""
+    """Writes the inputs of all commands, in this process, so that its forks have imported what they need."""
     folder.mkdir()
-    _write_detector(folder / "detector")
+    with redirect_stdout(io.StringIO()):
+        _write_detector(folder / "detector")
+        _write_inputs(folder)
+
+
+def _write_inputs(folder: Path) -> None:
     toy_cache(folder / "train.zarr")
     extract.__main__.main(["export", str(folder / "train.zarr"), str(folder / "train.h5")])
     (folder / "fuse").mkdir()
     write_tiny(folder / "fuse")
     for name, mode in (("a", "original"), ("b", "calibrated")):
         _fuse(folder / "fuse", folder / "fuse" / name, "--mode", mode)
+    for module in ("calib.train", "extract.extraction", "extract.convert"):
+        import_module(module)
 
 
 def content_of(out: Path) -> dict[str, bytes]:

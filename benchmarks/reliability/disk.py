@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)  # so that others than root can read the inputs
-        run_child(lambda: write_sources(folder / SOURCE), folder)
+        write_sources(folder / SOURCE)
         for command in COMMANDS:
             outputs = run_undisturbed(command, folder)
             situations: list[tuple[str, list[Callable[[], None]]]] = [

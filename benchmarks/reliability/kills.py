@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rng, rows = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run_child(lambda: write_sources(folder / SOURCE), folder)
+        write_sources(folder / SOURCE)
         for i, command in enumerate(COMMANDS):
             outputs = run_undisturbed(command, folder)
             at_random = len(range(i, options.random, len(COMMANDS)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PARTIAL = ".partial"
 """Suffix of a file or a folder that is being written."""
-_LEFTOVER = re.compile(rf".+\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+_LEFTOVER = re.compile(rf"(.+)\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
 
 
 @contextmanager
@@ -78,6 +78,8 @@ def remove_partials(folder: str | os.PathLike[str], *, below: bool = False, of: 
     """
     for parent, folders, files in os.walk(folder):
         folders[:] = folders if below else []
-        for name in (one for one in files if is_partial(one) and one.startswith(of)):
-            with suppress(FileNotFoundError):
-                os.unlink(os.path.join(parent, name))
+        for name in files:
+            left = _LEFTOVER.fullmatch(name)
+            if left and of in ("", left[1]):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(parent, name))
