@@ -5,7 +5,7 @@
     python -m benchmarks.reliability.inputs --reader results --seed 17 --inputs 1   # one input again
 
 Input i of a reader is made of the generator of seed i. Faults are exceptions that the command lines would print as a
-traceback, messages that do not name the file, more than 10 s, more than 2 GB, and the death of the process.
+traceback, messages that do not name the file, more than 10 s of processor time, more than 2 GB, and the death of the process.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from benchmarks.reliability.readers import READERS, Reader
 from benchmarks.reliability.results import save
 
 SECONDS, MEMORY = 10, 2 << 30
+"""Of processor time, and bytes beyond those before the first input, that an input may take."""
+WAIT = 60
+"""Seconds after which a process that does nothing hangs."""
 MAX_MESSAGE = 1000
 EXPECTED = (ValueError, OSError, ImportError)
 """What command lines print as one line."""
@@ -102,9 +105,9 @@ def _in_child(reader: Reader, folder: Path, seeds: range) -> Iterator[Outcome]:
     os.close(writing)
     following, buffer = seeds.start, b""
     while following < seeds.stop:
-        if not select.select([reading], [], [], SECONDS)[0]:
+        if not select.select([reading], [], [], WAIT)[0]:
             os.kill(pid, signal.SIGKILL)
-            yield Outcome(following, HANG, SECONDS, "")
+            yield Outcome(following, HANG, WAIT, "")
             break
         if not (content := os.read(reading, 1 << 16)):
             yield Outcome(following, CRASH, 0, f"wait status {os.waitpid(pid, os.WNOHANG)[1]}")
@@ -127,9 +130,10 @@ def _read_inputs(reader: Reader, folder: Path, seeds: range, writing: int) -> No
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         limit_memory(MEMORY)
         for seed in seeds:
-            started = time.perf_counter()
+            started = time.process_time()
             verdict, detail = _read_input(reader, folder, seed)
-            outcome = Outcome(seed, verdict, time.perf_counter() - started, detail)
+            seconds = time.process_time() - started
+            outcome = Outcome(seed, verdict if seconds < SECONDS else HANG, seconds, detail)
             os.write(writing, json.dumps(outcome).encode() + b"\n")
     finally:
         os._exit(0)

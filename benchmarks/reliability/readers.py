@@ -140,7 +140,7 @@ def _read_image(folder: Path, rng: np.random.Generator) -> None:
 
 READERS = (
     Reader("annotations", lambda _: None, _read_annotations, 0.25),
-    Reader("results", lambda _: None, _read_results, 0.15),
+    Reader("results", _compile, _read_results, 0.15),
     Reader("annotations and results, evaluated", _compile, _evaluate, 0.15),
     Reader("head", lambda folder: write_head(folder / "head", 0), read_head, 0.08),
     Reader("detector weights", _write_weights, _read_weights, 0.1),

@@ -70,19 +70,18 @@ def write_cache(
         provenance: what else the content depends on.
         overwrite: replace an existing cache.
 
-    Raises CacheError naming the image and the field for shapes that differ and values that are not finite, and naming
-    the field of `detector` or `provenance` whose value JSON does not have.
+    Raises CacheError naming the image and the field for other shapes and values that are not finite, or the field of
+    `detector` or `provenance` whose value JSON does not have.
     """
-    url = str(url)
-    if len(rois) == 0:
+    url, images = str(url), image_table(rois)
+    if not len(images):
         raise CacheError(f"{url}: no images to write")
-    images = image_table(rois)
     header = Header(split, level, tuple(stages), dict(detector or {}), dict(provenance or {}))
     capacity = max(int(images["roi_count"].max()), 1)
     with one_writer(url):
         settle_cache(url)
         may_be_replaced(url, overwrite)
-        # Beside `url` in any case: this cannot be resumed, so nobody shall find a half-written cache there.
+        # Beside `url` in any case: this cannot be resumed, and nobody shall find half of it there.
         writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, True, projections)
         try:
             for block in writer.pending():
