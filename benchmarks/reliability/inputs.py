@@ -5,7 +5,8 @@
     python -m benchmarks.reliability.inputs --reader results --seed 17 --inputs 1   # one input again
 
 Input i of a reader is made of the generator of seed i. Faults are exceptions that the command lines would print as a
-traceback, messages that do not name the file, more than 10 s of processor time, more than 2 GB, and the death of the process.
+traceback, messages that do not name the file, more than 10 s of processor time, more than 2 GB, and the death of the
+process.
 """
 
 from __future__ import annotations
