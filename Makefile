@@ -75,10 +75,7 @@ pictures:
 notebooks: $(VENV)/dev
 	test -e data/minilvis/test.json || $(BIN)/python -m benchmarks.minilvis.make
 	test -e data/minilvis/coco/test.json || $(BIN)/python -m benchmarks.minilvis.coco data/minilvis
-	mkdir -p build/notebooks
-	for name in mini_lvis my_dataset; do \
-	    $(BIN)/jupytext --to ipynb --execute --run-path . --output build/notebooks/$$name.ipynb notebooks/$$name.py || exit; \
-	done
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.notebooks
 
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
 BENCHMARKS = nms detection training hidden streaming storage extraction precision painting evaluation sweep reading imports compilation growth cost

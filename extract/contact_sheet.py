@@ -28,6 +28,8 @@ TILE, GAP, MARGIN = 112, 8, 10
 CONTEXT = 1.6
 """Edge of what a tile shows, as a multiple of the longer edge of its boxes."""
 FONT_SIZE, LINE = 11, 14
+MIN_WIDTH = 400
+"""Of a sheet, so that its title and legend fit above the first row."""
 MAX_NAME = 18
 """Characters of a name below a tile."""
 PROPOSAL, BOX = "#0072b2", "#e69f00"
@@ -93,7 +95,7 @@ def contact_sheet(
     rows, note = choose_rows(cache, by, classes, max_rows, columns)
     tiles = [_tiles(cache, row, by) for row in rows]
     cuts = _cut_all(cache, annotations, Path(images), [tile for row in tiles for tile in row], allow_outside)
-    return _draw(f"{cache.url} ({cache.split}). {note}", rows, tiles, cuts, columns)
+    return _draw(f"{cache.url} ({cache.split}). {note}", rows, tiles, cuts)
 
 
 def _tiles(cache: RoICache, row: RoIRow, by: RowKind) -> list[Tile]:
@@ -171,11 +173,11 @@ def _cut(image: PILImage.Image, tile: Tile) -> PILImage.Image:
 
 
 def _draw(
-    title: str, rows: Sequence[RoIRow], tiles: Sequence[list[Tile]], cuts: Sequence[PILImage.Image], columns: int
+    title: str, rows: Sequence[RoIRow], tiles: Sequence[list[Tile]], cuts: Sequence[PILImage.Image]
 ) -> PILImage.Image:
     """Returns the sheet: a title and a legend, then each row below its own title."""
     row_height = 2 * LINE + TILE + 2 * LINE
-    width = max(2 * MARGIN + columns * (TILE + GAP) - GAP, 400)
+    width = max(2 * MARGIN + max(map(len, tiles), default=0) * (TILE + GAP) - GAP, MIN_WIDTH)
     sheet = PILImage.new("RGB", (width, 2 * MARGIN + 4 * LINE + len(rows) * row_height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
     for i, line in enumerate([*_wrapped(title, font, width), *_wrapped(LEGEND, font, width)][:4]):

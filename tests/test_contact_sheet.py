@@ -69,6 +69,7 @@ def test_rows(cache):
     assert [set(labels[row.rois]) for row in rows] == [{0, 1}, {2}, {3}, set()]
     rows, _ = choose_rows(cache, "label", (), 30, 8)
     assert [set(labels[row.rois]) for row in rows][1:] == [{K}, {-1}]
+    assert [len(row.rois) for row in choose_rows(cache, "label", (), 30, 10**12)[0]] == [18, 18, 18]
     again, _ = choose_rows(cache, "label", (), 30, 8)
     assert all((a.rois == b.rois).all() for a, b in zip(rows, again, strict=True))
     for options, message in (

@@ -13,7 +13,6 @@ from tests.conftest import CLASSES
 
 pytestmark = [pytest.mark.process, pytest.mark.long]
 
-ROOT = Path(__file__).parents[1]
 NEEDED = ("jupytext", "nbclient", "ipykernel")
 
 
@@ -38,13 +37,9 @@ def test_a_notebook_runs(name, tiny, tmp_path):
     missing = [module for module in NEEDED if importlib.util.find_spec(module) is None]
     if missing and not os.environ.get("CI"):
         pytest.skip(f"the notebooks need {' and '.join(missing)}")
-    import jupytext
-    from nbclient import NotebookClient
+    from benchmarks.notebooks import execute
 
-    notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")
-    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    cell.source += "\n" + parameters(name, tiny, tmp_path)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    notebook = execute(name, parameters(name, tiny, tmp_path))
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     kinds = {kind for cell in cells for output in cell.outputs for kind in output.get("data", {})}
     assert {"text/html", "image/png"} <= kinds
