@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast, get_args
 
 import numpy as np
 
-from extract.rois import RoIs
+from extract.rois import SCORES_WITH_OBJECTNESS, RoIs
 
 if TYPE_CHECKING:
     import torch
@@ -137,10 +137,12 @@ class Original:
     Attributes:
         average: "scores" or "logits", see `stage_scores`.
         activation: "softmax" or "sigmoid".
+        with_objectness: the scores are `scores_with_objectness` of the class scores, as CenterNet2's.
     """
 
     average: Average = "scores"
     activation: Activation = "softmax"
+    with_objectness: bool = False
 
     name: ClassVar[str] = "original"
     level: ClassVar[Level] = "logits"
@@ -157,6 +159,7 @@ class Original:
         return cls(
             check_average(average or detector.get("stage_average", "scores")),
             check_activation(detector.get("activation", "softmax")),
+            bool(detector.get(SCORES_WITH_OBJECTNESS, False)),
         )
 
     def averaged(self, average: str) -> Original:
@@ -165,7 +168,54 @@ class Original:
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """Returns (R, K+1) float32 class scores."""
-        return stage_scores(rois.logits, self.average, self.activation)
+        scores = stage_scores(rois.logits, self.average, self.activation)
+        return scores_with_objectness(scores, rois.objectness) if self.with_objectness else scores
+
+
+@dataclass(frozen=True)
+class WithObjectness:
+    """A scorer of class scores, as a detector uses them whose own scores are `scores_with_objectness`."""
+
+    scorer: Scorer
+
+    with_objectness: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """See `Scorer.name`."""
+        return self.scorer.name
+
+    @property
+    def level(self) -> Level:
+        """See `Scorer.level`."""
+        return self.scorer.level
+
+    @property
+    def instance_counts(self) -> Sequence[int]:
+        """See `Scorer.instance_counts`."""
+        return self.scorer.instance_counts
+
+    def scores(self, rois: RoIs) -> np.ndarray:
+        """Returns (R, K+1) float32 scores."""
+        return scores_with_objectness(self.scorer.scores(rois), rois.objectness)
+
+
+def for_detector(scorer: Scorer, detector: Mapping[str, object]) -> Scorer:
+    """Returns a scorer whose scores follow from class scores as those of a detector do, from its description.
+
+    A scorer whose attribute `with_objectness` is true uses objectness already, and is returned itself.
+    """
+    wanted = bool(detector.get(SCORES_WITH_OBJECTNESS, False)) and not getattr(scorer, "with_objectness", False)
+    return WithObjectness(scorer) if wanted else scorer
+
+
+def scores_with_objectness(scores: np.ndarray, objectness: np.ndarray) -> np.ndarray:
+    """Returns the root of class score times objectness: (R, K+1) and (R,) float32 → (R, K+1) float32.
+
+    These are the scores of CenterNet2 (Zhou et al., "Probabilistic two-stage detection", 2021, section 5), background
+    included.
+    """
+    return np.sqrt(scores * objectness[:, None])
 
 
 def with_stage_average(scorer: Scorer, average: str | None) -> Scorer:

@@ -53,6 +53,8 @@ def _run(config: Config, coordinator: Coordinator, lock: ExitStack) -> RoICache 
         if not config.estimate:
             lock.enter_context(one_writer(config.out))
         writer, pending = _resume(config, job) if is_main_process() else (None, None)
+        if pending:
+            job.extractor.check_inference(pending[0])
     pending = coordinator.broadcast(pending)
     if pending is None:
         return open_cache(config.out)

@@ -105,6 +105,14 @@ class Extractor:
         """Returns the images of a block, as indices of `positions`."""
         return range(len(self.positions))[block_slice(block)]
 
+    def check_inference(self, block: int) -> None:
+        """Raises ValueError unless the detector finds in a block's first image what its framework's inference finds."""
+        from extract.detectors.agreement import check_inference  # imports torch, as all adapters do
+
+        other = copy.copy(self)
+        other._read = SizedReader(reader_of(self.detector))  # which does not count the image as read
+        check_inference(self.detector, other._load(self.block_images(block)[0]))
+
     def forward_blocks(
         self, blocks: Iterable[int], raise_if_failed: Callable[[], None] = lambda: None
     ) -> Generator[BlockOutput, None, None]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 POOLED_AFTER_CONVOLUTIONS = "pooled_after_convolutions"
 """Key of a detector's description: its box head has convolutions, and features of level "pooled" are their output, the
 input of its fully connected layers. Absent where pooled features are the box head's input."""
+SCORES_WITH_OBJECTNESS = "scores_with_objectness"
+"""Key of a detector's description: its scores are the root of class score times objectness, as CenterNet2's (Zhou et
+al., "Probabilistic two-stage detection", 2021, section 5). Absent where they are the class scores."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

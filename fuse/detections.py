@@ -21,7 +21,7 @@ class Detections(Summarized):
     Attributes:
         image_ids: (N,) int64.
         category_ids: (N,) int64, ids of the annotation file.
-        scores: (N,) float32.
+        scores: (N,) float32; float64 from a file whose scores float32 cannot hold, so that none become equal.
         boxes: (N, 4) float32 xyxy in pixels of the image.
         rles: N masks `{"size": [height, width], "counts": str}` (compressed COCO RLE), or None without masks.
     """
@@ -92,11 +92,13 @@ class Detections(Summarized):
         masks = [r.segmentation for r in records if r.segmentation is not None]
         if masks and len(masks) < len(records):
             raise ValueError(f"{path}: {len(records) - len(masks)} of {len(records)} records lack segmentation")
+        scores = np.array([r.score for r in records], np.float64)
+        rounded = scores.astype(np.float32)
         xywh = np.array([r.bbox for r in records], np.float64).reshape(-1, 4)
         return cls(
             image_ids=np.array([r.image_id for r in records], np.int64),
             category_ids=np.array([r.category_id for r in records], np.int64),
-            scores=np.array([r.score for r in records], np.float32),
+            scores=rounded if (rounded == scores).all() else scores,
             boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32),
             rles=[{"size": list(m.size), "counts": m.counts} for m in masks] if masks else None,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.scoring import Original, Scorer, with_stage_average
+from calib.scoring import Original, Scorer, for_detector, with_stage_average
 from extract.cache.reader import RoICache
 from extract.detectors.base import ImageDetections
 from extract.rois import RoIs
@@ -73,12 +73,14 @@ class Fusion(Summarized):
             raise ValueError(f"mode is {config.mode!r}, expected one of {', '.join(modes)}")
         if calibrated is None and config.mode not in UNCALIBRATED_MODES:
             raise ValueError(f"mode is {config.mode!r}, which needs a calibrated scorer")
+        if calibrated is not None:
+            calibrated = for_detector(with_stage_average(calibrated, config.stage_average), detector)
         mask = tail_classes(np.asarray(instance_counts), config.tail)
         nms_iou, skip_empty = detector.get("nms_iou", IOU_THRESHOLD), bool(detector.get("skip_empty", False))
         return cls(
             config=config,
             original=original or Original.from_description(detector, config.stage_average),
-            calibrated=calibrated and with_stage_average(calibrated, config.stage_average),
+            calibrated=calibrated,
             tail_mask=mask if config.tail_mask is None else np.array(config.tail_mask),
             iou_threshold=float(nms_iou) if config.iou_threshold is None else config.iou_threshold,
             max_detections=None if config.max_detections == -1 else config.max_detections,

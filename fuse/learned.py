@@ -47,6 +47,7 @@ class LearnedFusion(Summarized):
     class_map: ClassMap | None = None
 
     name: ClassVar[str] = "learned"
+    with_objectness: ClassVar[bool] = True
 
     @property
     def level(self) -> Level:

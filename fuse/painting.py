@@ -179,7 +179,8 @@ class MaskPainter:
         if masks is None or len(masks) == len(labels):
             return masks
         every = np.zeros((len(labels), *masks.shape[1:]), bool)
-        every[found.scores.astype(np.int64)] = masks
+        # Mask scoring changes scores, and leaves out none.
+        every[known if len(masks) == len(known) else found.scores.astype(np.int64)] = masks
         return every
 
     def _load(self, image_id: int) -> Image:

@@ -348,6 +348,16 @@ def test_xarray_opens_it(tmp_path):
     np.testing.assert_array_equal(rois["label"].values, np.concatenate([r.labels for r in images]))
 
 
+def test_xarray_opens_the_whole_tree(tmp_path):
+    import xarray
+
+    layers = [(np.ones((n, m), np.float32), np.ones(n, np.float32)) for m, n in ((98, 5), (5, 4), (4, 6))]
+    write_cache(tmp_path / "c.zarr", make_images(), CLASSES, split="val", level="pooled", fc_layers=[layers])
+    tree = xarray.open_datatree(tmp_path / "c.zarr", engine="zarr", consolidated=False)
+    assert tree["detector/stage_0/weight_1"].dims == ("width_2", "width_1")
+    assert [tree["detector/stage_0"].sizes[f"width_{i}"] for i in range(4)] == [98, 5, 4, 6]
+
+
 def biggest_shard(folder: Path) -> Path:
     return max(folder.glob("c.*"), key=lambda file: file.stat().st_size)
 

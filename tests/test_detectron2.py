@@ -20,11 +20,13 @@ from torchvision.ops import nms
 
 import extract
 import fuse.__main__
+from calib.scoring import Original
 from extract.__main__ import COMMANDS
 from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector, registered_dataset
+from extract.detectors.agreement import check_inference, detector_scores
 from extract.detectors.base import Detector, Image, OwnThresholds, thresholds_of
 from extract.matching import GroundTruth, match
 from extract.utils.cli import run as run_command
@@ -65,7 +67,7 @@ with warnings.catch_warnings():
         make_config,
         write_reference,
     )
-    from tests.frameworks.detectron2_project import CLASSES, FEDERATED, CosinePredictor
+    from tests.frameworks.detectron2_project import CLASSES, FEDERATED, CosinePredictor, ObjectnessPredictor
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # detectron2's anchors
 
@@ -92,6 +94,8 @@ def test_detections_equal_detectron2s(kind, threshold, references, detectors):
         theirs = reference.detections(image)
         assert len(theirs.scores) > 20
         assert_same_detections(our_detections(rois, detector, threshold), theirs)
+    check_inference(detector, images[0])
+    assert reference.predictor.model.roi_heads.mask_on == (kind != "many classes")
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -131,10 +135,12 @@ def test_descriptions(references, detectors):
         description = detector.description
         assert description["name"] == references(kind).spec.config_file.stem
         assert description["framework"] == "detectron2" and description["nms_iou"] == 0.5
-        assert description["activation"] == ("sigmoid" if kind == "sigmoid" else "softmax")
+        assert description["activation"] == ("sigmoid" if kind in ("sigmoid", "CenterNet2, cascade") else "softmax")
+        with_objectness = kind in ("objectness", "CenterNet2, cascade")
+        assert description.get("scores_with_objectness") == (True if with_objectness else None)
         assert detector.num_classes == (1230 if kind == "many classes" else CLASSES) and detector.size == (128, 180)
         assert detector.stages == ((0.5, 0.6, 0.7) if "cascade" in kind else (0.5,))
-        specific = kind in ("class-specific", "convolutions", "deformable", "lazy")
+        specific = kind in ("class-specific", "objectness", "convolutions", "deformable", "lazy")
         assert description["class_agnostic_boxes"] != specific
         assert description["class_agnostic_masks"] == detector.has_masks == (not specific and kind != "many classes")
         assert description.get("pooled_after_convolutions") == (True if kind == "convolutions" else None)
@@ -503,7 +509,7 @@ def test_datasets_by_name(tiny, tiny_cascade, tmp_path):
         ("MODEL.META_ARCHITECTURE ProposalNetwork", "model is a ProposalNetwork, expected a GeneralizedRCNN"),
         ("MODEL.META_ARCHITECTURE PanopticFPN", "model is a PanopticFPN, expected a GeneralizedRCNN with its own"),
         ("MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals", "model has no proposal_generator, expected"),
-        ("MODEL.ROI_HEADS.NAME OddROIHeads", "RoI heads are OddROIHeads, expected CascadeROIHeads with its own"),
+        ("MODEL.ROI_HEADS.NAME OddROIHeads", "RoI heads are OddROIHeads, FastRCNNOutputLayers: their inference failed"),
         ("MODEL.ROI_HEADS.NAME CascadeROIHeads MODEL.ROI_HEADS.IOU_THRESHOLDS [0.4]", "assert cascade_ious"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 7", "weights of another model: .* has shape .*, the model's"),
         ("INPUT.FORMAT CMYK", "input format is 'CMYK', expected one of BGR, RGB, L, YUV-BT.601"),
@@ -579,11 +585,36 @@ def test_a_predictor_with_other_scores_is_refused():
         Detectron2Detector(model, ResizeShortestEdge(128, 180))
 
 
+def test_roi_heads_that_score_in_a_way_that_is_not_known_are_refused(monkeypatch):
+    monkeypatch.setattr(ObjectnessPredictor, "power", 1.0)
+    model = build_model(make_config(KINDS["objectness"]))
+    message = (
+        r"RoI heads are ObjectnessROIHeads, ObjectnessPredictor: the framework's own inference scores boxes up to "
+        r"0\.\d+, this library up to 0\.\d+; expected class scores, or the root of class score times proposal score"
+    )
+    with pytest.raises(ValueError, match=message):
+        Detectron2Detector(model, ResizeShortestEdge(128, 180))
+
+
+def test_objectness_is_a_probability_whatever_the_proposals_have(detectors):
+    for kind in ("objectness", "CenterNet2, cascade"):
+        (rois,) = detectors(kind).forward(make_images(SIZE), "logits").rois
+        assert np.abs(rois.objectness - 0.5).max() < 0.01, "of the random RPN; the sigmoid of 0.5 is 0.62"
+        expected = np.sqrt(
+            Original.from_description({**detectors(kind).description, "scores_with_objectness": False}).scores(rois)
+            * rois.objectness[:, None]
+        )
+        own = Original.from_description(detectors(kind).description)
+        np.testing.assert_allclose(own.scores(rois), expected)
+        np.testing.assert_allclose(detector_scores(rois, detectors(kind).description), expected, atol=1e-6)
+
+
 def test_a_predictor_with_its_own_inference_is_said_to_be_replaced(references, monkeypatch, caplog):
     """As a project's soft-NMS; `CosinePredictor` has the scores of its own, but not the inference."""
     assert thresholds_of(load_detector(references("class-agnostic").spec)) == OwnThresholds(0.05, 300)
     load_detector(references("cosine").spec)
     assert "own inference" not in caplog.text
-    monkeypatch.setattr(CosinePredictor, "inference", lambda self, *inputs: None, raising=False)
+    inherited = CosinePredictor.inference
+    monkeypatch.setattr(CosinePredictor, "inference", lambda self, *inputs: inherited(self, *inputs), raising=False)
     load_detector(references("cosine").spec)
     assert "cosine.yaml: NMS at IoU 0.5 of its scores and boxes replaces the own inference of Cosine" in caplog.text

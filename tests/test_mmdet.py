@@ -21,6 +21,7 @@ from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector
+from extract.detectors.agreement import check_inference
 from extract.detectors.base import Image, ImageDetections, OwnThresholds, thresholds_of
 from extract.detectors.mmdet_weights import convert_names
 from extract.detectors.weights import load_weights
@@ -55,6 +56,7 @@ with warnings.catch_warnings():
         changed,
         hybrid,
         mask_rcnn,
+        mask_scoring,
         reference,
         write_config,
         write_spec,
@@ -77,6 +79,7 @@ def test_detections_and_results_equal_inference_detector(specs, name, threshold,
     detector = load_detector(specs(name))
     images = make_images(*[(96, 144)] * batch)
     expected = reference(specs(name), images, threshold)
+    check_inference(detector, images[0])
     output = detector.forward(images, "logits")
     ours = [our_detections(rois, detector, threshold) for rois in output.rois]
     for mine, theirs in zip(ours, expected, strict=True):
@@ -92,6 +95,21 @@ def test_detections_and_results_equal_inference_detector(specs, name, threshold,
             same = found.labels == expected_found.labels  # equal scores may have another order
             assert same.mean() > 0.97 and (masks != expected_masks)[same].mean() < 1e-4
             assert masks.dtype == bool and masks.shape[1:] == (96, 144) and masks.any((1, 2)).mean() > 0.1
+
+
+def test_mask_scoring_rescores_live_results(tmp_path, caplog):
+    detector = load_detector(spec := write_spec(tmp_path, mask_scoring()))
+    assert "only live ones are rescored by the mask_iou_head" in caplog.text
+    images = make_images((96, 144))
+    check_inference(detector, images[0])
+    (theirs,) = reference(spec, images, 0.05)
+    output = detector.forward(images, "logits")
+    before = our_detections(output.rois[0], detector, 0.05)
+    (result,) = output.to_framework([before])
+    (found, masks), (expected, expected_masks) = map(detector.to_arrays, (result, theirs))
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    assert np.abs(found.scores - before.scores).max() > 0.05 and (found.labels == expected.labels).all()
+    assert (masks == expected_masks).mean() > 0.9999
 
 
 def test_no_proposals_and_no_detections(specs):
@@ -420,13 +438,14 @@ WRONG = {
         },
         "model is a RetinaNet, expected TwoStageDetector",
     ),
-    "mask scoring": (
+    "branches": (
         changed(
             mask_rcnn(),
-            model__roi_head__type="MaskScoringRoIHead",
-            model__roi_head__mask_iou_head={"type": "MaskIoUHead", "num_classes": CLASSES},
+            model__roi_head__type="TridentRoIHead",
+            model__roi_head__num_branch=3,
+            model__roi_head__test_branch_idx=1,
         ),
-        "model.roi_head is a MaskScoringRoIHead, expected StandardRoIHead or DoubleHeadRoIHead or CascadeRoIHead",
+        "model.roi_head is a TridentRoIHead, expected StandardRoIHead or DoubleHeadRoIHead or MaskScoringRoIHead",
     ),
     "no proposals": (changed(mask_rcnn(), model__rpn_head=None), "model.rpn_head is None, expected an RPN head"),
     "seesaw cascade": (cascade(**SEESAW), "bbox_head.loss_cls is a SeesawLoss, expected softmax scores in a cascade"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from calib.scoring import stage_scores
+from calib.scoring import scores_with_objectness, stage_scores
 from fuse.export.module import CalibratedScores
-from fuse.export.program import save_program
+from fuse.export.program import INPUTS_FILE, save_program
 from fuse.scores import SCORE_MODES, fuse_scores
 
 K, WIDTHS = 6, (8, 5, 7)
@@ -34,7 +34,9 @@ def inputs(rois: int = 9, stages: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def expected(made: CalibratedScores, features: torch.Tensor, logits: torch.Tensor) -> np.ndarray:
+def expected(
+    made: CalibratedScores, features: torch.Tensor, logits: torch.Tensor, objectness: torch.Tensor | None = None
+) -> np.ndarray:
     original = stage_scores(logits.numpy(), made.original_average, made.activation)
     if made.stages:
         own = torch.stack([layer(features[:, s].flatten(1)) for s, layer in enumerate(made.stages)], 1)
@@ -42,6 +44,8 @@ def expected(made: CalibratedScores, features: torch.Tensor, logits: torch.Tenso
     else:
         adjusted = logits * made.scale + made.shift
         calibrated = stage_scores(adjusted.numpy(), made.calibrated_average, made.activation)
+    if objectness is not None:
+        original, calibrated = (scores_with_objectness(s, objectness.numpy()) for s in (original, calibrated))
     options = {"cat_threshold": made.cat_threshold, "cat_scale": made.cat_scale}
     return fuse_scores(original, calibrated, made.tail.numpy(), made.mode, **options)
 
@@ -72,6 +76,22 @@ def test_sigmoid_given_scale_and_half_floats():
     made = module("cat-scale", activation="sigmoid", cat_scale=0.5)
     features, logits = (x.half() for x in inputs())
     np.testing.assert_allclose(made(features, logits), expected(made, features.float(), logits.float()), atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", SCORE_MODES)
+def test_scores_with_objectness(mode, tmp_path):
+    made = module(mode, cat_threshold=0.2, with_objectness=True)
+    features, logits = inputs()
+    objectness = torch.linspace(0, 1, len(logits))
+    np.testing.assert_allclose(
+        made(features, logits, objectness), expected(made, features, logits, objectness), atol=2e-6
+    )
+    if mode == "cat":
+        save_program(made, (2, 4), tmp_path / "scores.pt2")
+        text = {INPUTS_FILE: ""}
+        program = torch.export.load(tmp_path / "scores.pt2", extra_files=text).module()
+        np.testing.assert_allclose(program(features, logits, objectness), made(features, logits, objectness), atol=1e-6)
+        assert ", objectness float32 (R,) -> scores float32 (R, 7), background last" in text[INPUTS_FILE]
 
 
 @pytest.mark.process

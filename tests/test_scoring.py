@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from calib.scoring import Original, softmax, stage_scores
+from calib.scoring import Original, WithObjectness, for_detector, scores_with_objectness, softmax, stage_scores
 from tests.toy_cache import toy_cache
 
 
@@ -76,3 +76,18 @@ def test_importing_the_package_imports_no_framework():
     code = "import sys, calib, calib.config; print({'torch', 'numba', 'zarr', 'pandas'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "set()\n"
+
+
+def test_all_scorers_of_a_detector_use_objectness_as_it_does(tmp_path):
+    cache = toy_cache(tmp_path / "val.zarr", split="val")
+    detector = {**cache.detector, "scores_with_objectness": True}
+    original, rois = Original.from_description(detector), cache.image_at(0)
+    plain = Original.from_description(cache.detector)
+    expected = np.sqrt(plain.scores(rois) * rois.objectness[:, None])
+    for scorer in (original, for_detector(original, detector), for_detector(plain, detector)):
+        np.testing.assert_array_equal(scorer.scores(rois), expected)
+    assert for_detector(original, detector) is original and for_detector(plain, cache.detector) is plain
+    wrapped = for_detector(plain, detector)
+    assert wrapped == WithObjectness(plain) and hash(wrapped) == hash(WithObjectness(plain))
+    assert (wrapped.name, wrapped.level, wrapped.instance_counts) == (plain.name, "logits", ())
+    assert scores_with_objectness(np.zeros((0, 3), np.float32), np.zeros(0, np.float32)).dtype == np.float32

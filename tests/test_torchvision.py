@@ -13,6 +13,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 import tests.frameworks.torchvision as builders
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
+from extract.detectors.agreement import check_inference
 from extract.detectors.common import capture_inputs
 from extract.detectors.spec import parse_options
 from extract.detectors.torchvision import TorchvisionDetector
@@ -52,6 +53,8 @@ def test_detections_equal_torchvisions(name, threshold):
         expected, _ = detector.to_arrays(result)
         assert len(expected.scores) > 20
         assert_same_detections(our_detections(rois, detector, threshold), expected)
+    check_inference(detector, images[1])
+    assert model.roi_heads.score_thresh == threshold and model.roi_heads.has_mask() == ("no masks" not in name)
 
 
 @pytest.mark.parametrize("name", MODELS)

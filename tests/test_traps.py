@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hotcoco import mask as rle
 from extract.cache.mask_store import BoxClassPairs, MaskStore
 from fuse.detections import Detections
 from fuse.evaluation.metrics import evaluate
+from fuse.merge import merge_detections
 from tests.fuse_fixtures import annotations, tiny_cache
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +84,19 @@ def test_arrays_in_any_order_are_stored(tmp_path):
         store.write(block, pairs, ["0"] * 4)
         store.refresh()
         assert len(store.missing(part).image_ids) == 0
+
+
+def test_scores_of_a_file_keep_their_order(tmp_path):
+    """A false positive that float32 cannot tell from the true positive behind it: as a tie, it would come first."""
+    content, classes, found = one_object(120)
+    scores = [1 - 2e-8, 1 - 1e-8]
+    records = [
+        {"image_id": 7, "category_id": 3, "score": score, "bbox": box}
+        for score, box in zip(scores, ([150, 150, 20, 20], [10, 10, 120, 120]), strict=True)
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    read = Detections.from_json(tmp_path / "results.json")
+    assert read.scores.tolist() == scores and len(set(read.scores.astype(np.float32))) == 1
+    for engine in ("native", "hotcoco", "pycocotools"):
+        assert evaluate(content, read, classes, engine=engine)["AP"].item() == pytest.approx(100)
+    assert len(merge_detections([read, found])) == 2

@@ -56,7 +56,9 @@ class StoredColumn:
             if self._shards is not None:
                 self._shards.read(rows, out, places)
             else:
-                out[slice(None) if places is None else places] = self._array.get_orthogonal_selection((rows,))
+                values = self._array.get_orthogonal_selection((rows,))
+                _check_not_missing(values)
+                out[slice(None) if places is None else places] = values
         except (ValueError, OSError, RuntimeError) as error:
             raise CacheError(f"{self.path}: damaged shard: {error}") from error
 
@@ -96,6 +98,14 @@ class StoredColumn:
             found = self._array.nchunks_initialized * self._array.chunks[0] // shard_rows
         if found < len(needed):
             raise CacheError(f"{self.path}: {found} shards, the manifest needs {len(needed)}; extract it again")
+
+
+def _check_not_missing(values: np.ndarray) -> None:
+    """Raises ValueError if a row (n, …) that Zarr returned has fill values only, as it does of a missing chunk."""
+    fill = FILL[values.dtype.kind]
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    if rows.size and ((rows != rows) if fill != fill else (rows == fill)).all(axis=1).any():
+        raise ValueError("a chunk is missing")
 
 
 def open_columns(group: zarr.Group, url: str, level: str) -> dict[str, StoredColumn]:

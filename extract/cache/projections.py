@@ -18,8 +18,8 @@ def write_projections(group: zarr.Group, projections: Sequence[Projection]) -> N
     """Stores each stage's projection."""
     for stage, (directions, center) in enumerate(projections):
         name = f"detector/stage_{stage}"
-        write_array(group, f"{name}/directions", directions.astype(np.float32), ("direction", "input"))
-        write_array(group, f"{name}/center", center.astype(np.float32), ("input",))
+        write_array(group, f"{name}/directions", directions.astype(np.float32), ("direction", "width_0"))
+        write_array(group, f"{name}/center", center.astype(np.float32), ("width_0",))
 
 
 def num_directions(group: zarr.Group) -> int:

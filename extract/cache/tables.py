@@ -109,8 +109,10 @@ def write_fc_layers(group: zarr.Group, stages: Sequence[Layers]) -> None:
     for stage, layers in enumerate(stages):
         for depth, (weight, bias) in enumerate(layers):
             name = f"detector/stage_{stage}"
-            write_array(group, f"{name}/weight_{depth}", weight.astype(np.float32), ("output", "input"))
-            write_array(group, f"{name}/bias_{depth}", bias.astype(np.float32), ("output",))
+            # Each layer's output is the next one's input: xarray wants one size of one name in a group.
+            output, inputs = f"width_{depth + 1}", f"width_{depth}"
+            write_array(group, f"{name}/weight_{depth}", weight.astype(np.float32), (output, inputs))
+            write_array(group, f"{name}/bias_{depth}", bias.astype(np.float32), (output,))
 
 
 def read_fc_layers(group: zarr.Group, stage: int, url: str, first: int = 0) -> Layers:

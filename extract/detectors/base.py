@@ -100,14 +100,15 @@ class Detector(Protocol):
         description: plain JSON values that a cache records: name, framework, framework_version, weights_sha256,
             tensors_sha256 and settings (see `extract.detectors.identity`), activation ("softmax" or "sigmoid"),
             stage_average ("scores" or "logits"), nms_iou, skip_empty, class_agnostic_boxes, class_agnostic_masks, and
-            `POOLED_AFTER_CONVOLUTIONS` where it is true.
+            `POOLED_AFTER_CONVOLUTIONS` and `SCORES_WITH_OBJECTNESS` of `extract.rois` where they are true.
         has_masks: whether it predicts class-agnostic masks, which a cache can store.
         size: (shorter, longer) edge that images are resized to, in pixels.
         own_classes: its classes, in the order of its outputs; None if nothing names them.
 
     It may also have `read_image`, an `extract.data.decoding.ImageReader` that reads files as its framework does, and
-    `own_thresholds`, of type `OwnThresholds`, and `half_precision_parts()`, which returns
-    `extract.detectors.precision.HalfPrecisionParts`.
+    `own_thresholds`, of type `OwnThresholds`, `half_precision_parts()`, which returns
+    `extract.detectors.precision.HalfPrecisionParts`, and `own_inference(image, score_threshold)`, which returns the
+    `ImageDetections` of the framework's own inference; extraction compares the adapter with it before it begins.
     """
 
     num_classes: int

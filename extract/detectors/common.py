@@ -171,3 +171,16 @@ def capture_inputs(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def overridden(target: Any, **values: object) -> Iterator[None]:
+    """Sets attributes of an object while the block runs."""
+    before = {name: getattr(target, name) for name in values}
+    for name, value in values.items():
+        setattr(target, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)

@@ -31,11 +31,13 @@ from extract.detectors.detectron2_classes import own_classes
 from extract.detectors.detectron2_config import build, naming_errors
 from extract.detectors.detectron2_config import registered_dataset as registered_dataset
 from extract.detectors.detectron2_output import Detectron2Output
+from extract.detectors.detectron2_scoring import boxes_only, find_scoring
 from extract.detectors.detectron2_stages import BoxHeads, activation
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.precision import HalfPrecisionParts
 from extract.detectors.summary import DetectorSummary
+from extract.rois import SCORES_WITH_OBJECTNESS
 
 logger = logging.getLogger(__name__)
 IMAGE_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -85,6 +87,7 @@ class Detectron2Detector(DetectorSummary):
         self._box_heads = BoxHeads(model)
         self.stages = self._box_heads.matching_ious
         last = self._box_heads.probe()[-1]
+        self._scoring = find_scoring(model, self._box_heads)
         self.num_classes = last.logits.shape[1] - 1
         self.own_classes: OwnClasses | None = None
         self.own_thresholds = self._box_heads.own_thresholds
@@ -105,6 +108,7 @@ class Detectron2Detector(DetectorSummary):
             "class_agnostic_masks": self.has_masks,
             "settings": describe_settings(self.size, *self._normalisation(), image_format),
             **describe_pooled(self._box_heads.first),
+            **({SCORES_WITH_OBJECTNESS: True} if self._scoring.with_objectness else {}),
         }
 
     @property
@@ -126,11 +130,15 @@ class Detectron2Detector(DetectorSummary):
         self, images: Sequence[Image], level: str, select_proposals: SelectProposals | None = None
     ) -> Detectron2Output:
         """See `extract.detectors.base.Detector.forward`."""
-        inputs = [
-            {"image": self.to_tensor(image), "height": image.pixels.shape[0], "width": image.pixels.shape[1]}
-            for image in images
-        ]
+        inputs = [self._input(image) for image in images]
         return self.forward_preprocessed(inputs, [image.image_id for image in images], level, select_proposals)
+
+    @torch.no_grad()
+    def own_inference(self, image: Image, score_threshold: float) -> ImageDetections:
+        """See `extract.detectors.base.Detector`."""
+        with boxes_only(self.model, self._box_heads, score_threshold):
+            (result,) = self.model.inference([self._input(image)])
+        return self.to_arrays(result)[0]
 
     @torch.no_grad()
     def forward_preprocessed(
@@ -148,7 +156,9 @@ class Detectron2Detector(DetectorSummary):
         else:
             proposals, _ = self.model.proposal_generator(resized, feature_maps, None)
             boxes = [p.proposal_boxes.tensor for p in proposals]
-            objectness = [p.objectness_logits.sigmoid() for p in proposals]
+            objectness = [p.objectness_logits for p in proposals]
+            if self._scoring.objectness_is_logit:
+                objectness = [logits.sigmoid() for logits in objectness]
         sizes = [
             (image.get("height", height), image.get("width", width))
             for image, (height, width) in zip(inputs, resized.image_sizes, strict=True)
@@ -175,7 +185,8 @@ class Detectron2Detector(DetectorSummary):
         chains = [[self.model.backbone], *([[heads.res5]] if hasattr(heads, "res5") else [])]
         named = ("box_head", "mask_head", "keypoint_head")
         towers = [getattr(heads, name) for name in named if isinstance(getattr(heads, name, None), nn.Module)]
-        return HalfPrecisionParts(chains, [self.model.proposal_generator.rpn_head, *towers])
+        generator = self.model.proposal_generator
+        return HalfPrecisionParts(chains, [getattr(generator, "rpn_head", generator), *towers])
 
     def fc_layers(self, level: str) -> list[Layers]:
         """See `extract.detectors.base.Detector.fc_layers`."""
@@ -209,6 +220,11 @@ class Detectron2Detector(DetectorSummary):
         """Reads a file as detectron2 does, as (H, W, 3) uint8 RGB; see `extract.data.decoding.ImageReader`."""
         with naming_image(path):
             return read_image(str(path), "RGB")
+
+    def _input(self, image: Image) -> dict[str, Any]:
+        """Returns an image as detectron2's models take it."""
+        height, width = image.pixels.shape[:2]
+        return {"image": self.to_tensor(image), "height": height, "width": width}
 
     def to_tensor(self, image: Image) -> Tensor:
         """Returns the image as (C, h, w) float32, resized as uint8 like `DefaultPredictor` does."""

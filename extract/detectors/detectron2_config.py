@@ -32,11 +32,11 @@ from extract.utils.devices import resolve_device
 ROI_HEADS = (CascadeROIHeads, StandardROIHeads, Res5ROIHeads)
 INFERENCE_METHODS = {
     GeneralizedRCNN: ("inference",),
-    CascadeROIHeads: ("_forward_box", "_run_stage"),
-    StandardROIHeads: ("_forward_box",),
-    Res5ROIHeads: ("forward",),
+    CascadeROIHeads: ("_run_stage",),
+    StandardROIHeads: (),
+    Res5ROIHeads: (),
 }
-"""Methods that the adapter replaces. A subclass must not override them; methods for training it may."""
+"""Methods that a subclass must not override. What other methods change, `detectron2_scoring` finds."""
 EXCLUDED_KEYS = ("WEIGHTS", "DEVICE", "CALIBRATION")
 """Keys of MODEL that do not change its output; `fuse.plugins.detectron2` adds CALIBRATION to every config."""
 LAZY_SIZE, LAZY_FORMAT = (800, 1333), "BGR"
@@ -145,8 +145,9 @@ def _check(model: GeneralizedRCNN) -> None:
     if model.proposal_generator is None:
         raise ValueError("model has no proposal_generator, expected one such as RPN")
     if not any(_keeps_inference(model.roi_heads, supported) for supported in ROI_HEADS):
-        expected = ", ".join(f"{k.__name__} with its own {' and '.join(INFERENCE_METHODS[k])}" for k in ROI_HEADS)
-        raise ValueError(f"RoI heads are {type(model.roi_heads).__name__}, expected {expected}")
+        expected = " or ".join(heads.__name__ for heads in ROI_HEADS)
+        name = type(model.roi_heads).__name__
+        raise ValueError(f"RoI heads are {name}, expected {expected} with its own _run_stage")
 
 
 def _keeps_inference(module: object, base: type) -> bool:

@@ -48,7 +48,7 @@ class BoxHeads:
     """The box head and predictor of each stage of a model.
 
     Attributes:
-        matching_ious: of each stage.
+        matching_ious, predictors: of each stage.
         nms_iou, own_thresholds: of the last stage's predictor.
         first: of each stage, its `extract.detectors.fc_layers.layer_after_convolutions`.
     """
@@ -64,7 +64,8 @@ class BoxHeads:
             head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()) if self._is_c4 else roi_heads.box_head
             self._stages, matchers = [(head, roi_heads.box_predictor)], [roi_heads.proposal_matcher]
         self.matching_ious = tuple(float(m.thresholds[m.labels.index(1)]) for m in matchers)
-        predictor = self._stages[-1][1]
+        self.predictors = [predictor for _, predictor in self._stages]
+        predictor = self.predictors[-1]
         self.nms_iou, top = float(predictor.test_nms_thresh), int(predictor.test_topk_per_image)
         self.own_thresholds = OwnThresholds(float(predictor.test_score_thresh), top if top >= 0 else None)
         self.first: list[nn.Linear | None] = [None] * len(self._stages)
@@ -121,7 +122,7 @@ class BoxHeads:
 
     def classifiers(self) -> list[nn.Linear | None]:
         """Returns each stage's linear layer from the embedding to the logits, None where there is none."""
-        return [_classifier(*stage) for stage in zip((p for _, p in self._stages), self.probe(), strict=True)]
+        return [_classifier(*stage) for stage in zip(self.predictors, self.probe(), strict=True)]
 
     def _run_stage(
         self, stage: int, pooled: Tensor, proposals: list[Tensor], sizes: list[tuple[int, int]]

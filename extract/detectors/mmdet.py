@@ -25,7 +25,14 @@ from extract.cache.format import Layers
 from extract.config import DetectorSpec
 from extract.data.decoding import ImageReader, decode_image
 from extract.detectors.base import Image, ImageDetections, OwnClasses, SelectProposals, select_no_proposals
-from extract.detectors.common import apply_selection, capture_inputs, check_resizable, make_rois, no_proposals
+from extract.detectors.common import (
+    apply_selection,
+    capture_inputs,
+    check_resizable,
+    make_rois,
+    no_proposals,
+    overridden,
+)
 from extract.detectors.fc_layers import as_maps, describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.mmdet_classes import dataset_meta, own_classes
@@ -75,8 +82,8 @@ def load(target: str, spec: DetectorSpec) -> MmdetDetector:
     detector.own_classes = own_classes(*names, detector.num_classes)
     detector.description = with_settings(detector.description, options=list(spec.detector_options))
     detector.model.to(resolve_device(spec.device))
-    rcnn, iou = detector.model.roi_head.test_cfg, detector.description["nms_iou"]
-    for difference in inference_differences(rcnn, iou, detector.has_masks):
+    roi_head, iou = detector.model.roi_head, detector.description["nms_iou"]
+    for difference in inference_differences(roi_head, iou, detector.has_masks):
         logger.warning("%s: %s", spec.config_file, difference)
     return detector
 
@@ -138,6 +145,15 @@ class MmdetDetector(DetectorSummary):
         """See `extract.detectors.base.Detector.forward`."""
         inputs = self._preprocess(images)
         return self.forward_preprocessed(inputs, [image.image_id for image in images], level, select_proposals)
+
+    @torch.no_grad()
+    def own_inference(self, image: Image, score_threshold: float) -> ImageDetections:
+        """See `extract.detectors.base.Detector`."""
+        heads, inputs = self.model.roi_head, self._preprocess([image])
+        no_masks = {"mask_head": None} if self.model.with_mask else {}
+        with overridden(heads.test_cfg, score_thr=score_threshold), overridden(heads, **no_masks):
+            (result,) = self.model.predict(inputs["inputs"], inputs["data_samples"])
+        return self.to_arrays(result)[0]
 
     @torch.no_grad()
     def forward_preprocessed(

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from mmcv.transforms import Compose, Resize
 from mmdet.models.detectors import TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead, DoubleHeadRoIHead, HybridTaskCascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads import (
+    CascadeRoIHead,
+    DoubleHeadRoIHead,
+    HybridTaskCascadeRoIHead,
+    MaskScoringRoIHead,
+    StandardRoIHead,
+)
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.registry import MODELS
 from mmdet.utils import get_test_pipeline_cfg
@@ -31,12 +37,12 @@ from extract.data.decoding import ImageReader
 from extract.detectors.base import OwnThresholds
 from extract.detectors.mmdet_images import image_reader
 
-ROI_HEADS = (StandardRoIHead, DoubleHeadRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
+ROI_HEADS = (StandardRoIHead, DoubleHeadRoIHead, MaskScoringRoIHead, CascadeRoIHead, HybridTaskCascadeRoIHead)
 _ROI_METHODS = ("predict", "predict_bbox", "predict_mask", "_bbox_forward", "_mask_forward")
 INFERENCE_METHODS = {
     TwoStageDetector: ("predict",),
-    **dict.fromkeys(ROI_HEADS[:2], _ROI_METHODS),
-    **dict.fromkeys(ROI_HEADS[2:], (*_ROI_METHODS, "_refine_roi")),
+    **dict.fromkeys(ROI_HEADS[:3], _ROI_METHODS),
+    **dict.fromkeys(ROI_HEADS[3:], (*_ROI_METHODS, "_refine_roi")),
     BBoxHead: ("predict_by_feat", "_predict_by_feat_single", "regress_by_class"),
 }
 """Methods that the adapter replaces. A subclass must not override them; methods for training it may."""
@@ -129,11 +135,12 @@ def own_thresholds(rcnn: Mapping[str, Any]) -> OwnThresholds:
     return OwnThresholds(threshold, min(limits, default=None))
 
 
-def inference_differences(rcnn: Mapping[str, Any], iou: float, cached_masks: bool) -> list[str]:
-    """Describes how the results of `test_cfg.rcnn` differ from ours, one line for each difference.
+def inference_differences(roi_head: BaseModule, iou: float, cached_masks: bool) -> list[str]:
+    """Describes how the results of a RoI head and its `test_cfg.rcnn` differ from ours, one line for each difference.
 
     `iou` is that of our NMS; `cached_masks` is whether masks are pasted from a cache.
     """
+    rcnn: Mapping[str, Any] = roi_head.test_cfg
     nms, mask_threshold = rcnn.get("nms") or {}, rcnn.get("mask_thr_binary", MASK_THRESHOLD)
     kind = nms.get("type", "nms")
     kind = getattr(kind, "__name__", kind)  # configs in pure Python hold the function itself
@@ -142,6 +149,8 @@ def inference_differences(rcnn: Mapping[str, Any], iou: float, cached_masks: boo
     if cached_masks and mask_threshold != MASK_THRESHOLD:
         expected = f"not at the config's mask_thr_binary {mask_threshold}"
         lines.append(f"masks in a cache are cut at {MASK_THRESHOLD}, {expected}")
+    if isinstance(roi_head, MaskScoringRoIHead):
+        lines.append("detections from a cache have class scores; only live ones are rescored by the mask_iou_head")
     return lines + [
         f"rcnn.nms has {key} {value}, which extraction does not apply: give {OWN_OPTIONS[key]} {value} to fuse"
         for key, value in values.items()

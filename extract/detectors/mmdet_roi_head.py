@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmdet.models.detectors import TwoStageDetector
-from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead
+from mmdet.models.roi_heads import CascadeRoIHead, HybridTaskCascadeRoIHead, MaskScoringRoIHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead, HTCMaskHead
 from mmdet.models.test_time_augs import merge_aug_masks
 from mmdet.structures import DetDataSample
@@ -82,6 +82,8 @@ class BatchFeatures:
 
 def _class_convolutions(roi_head: BaseModule) -> list[nn.Conv2d]:
     """Returns the last convolution of each stage's mask head, one output channel per class."""
+    if isinstance(roi_head, MaskScoringRoIHead):  # its mask_iou_head needs the labels themselves
+        return []
     heads = list_stages(roi_head.mask_head)
     specific = [h for h in heads if type(h) in MASK_HEADS and not h.class_agnostic]
     return [head.conv_logits for head in specific]

@@ -31,7 +31,14 @@ from extract.detectors.base import (
     SelectProposals,
     select_no_proposals,
 )
-from extract.detectors.common import apply_selection, check_resizable, make_rois, no_proposals, scale_to_original
+from extract.detectors.common import (
+    apply_selection,
+    check_resizable,
+    make_rois,
+    no_proposals,
+    overridden,
+    scale_to_original,
+)
 from extract.detectors.fc_layers import describe_pooled, replace_classifiers
 from extract.detectors.identity import describe_settings, with_settings
 from extract.detectors.precision import HalfPrecisionParts
@@ -102,6 +109,13 @@ class TorchvisionDetector(DetectorSummary):
         """See `extract.detectors.base.Detector.forward`."""
         inputs = [self.to_tensor(image) for image in images]
         return self.forward_preprocessed(inputs, [image.image_id for image in images], level, select_proposals)
+
+    @torch.no_grad()
+    def own_inference(self, image: Image, score_threshold: float) -> ImageDetections:
+        """See `extract.detectors.base.Detector`."""
+        with overridden(self.model.roi_heads, score_thresh=score_threshold, mask_roi_pool=None):
+            (result,) = self.model([self.to_tensor(image)])
+        return self.to_arrays(result)[0]
 
     @torch.no_grad()
     def forward_preprocessed(

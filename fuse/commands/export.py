@@ -23,6 +23,7 @@ from calib.scoring import with_stage_average
 from extract.detectors import import_adapter, load_detector
 from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
+from extract.rois import SCORES_WITH_OBJECTNESS
 from extract.utils.files import replacing, write_bytes
 from extract.utils.locks import one_writer
 from fuse.commands.config import ExportConfig
@@ -154,7 +155,7 @@ def _program_code(scorer: Head | Posthoc | LearnedFusion, detector: Detector, pr
     """
     stages, outputs = len(detector.stages), detector.num_classes + 1
     shapes = {"features": (stages, *_feature_shape(scorer)), "logits": (stages, outputs)}
-    if isinstance(scorer, LearnedFusion):
+    if isinstance(scorer, LearnedFusion) or detector.description.get(SCORES_WITH_OBJECTNESS):
         shapes["objectness"] = ()
     checks = "\n".join(
         f"torch._check({name}.dtype == torch.float32 and {name}.shape[1:] == {shape}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from calib.classifiers import ClassifierKind
 from calib.heads import Head
 from calib.posthoc import Posthoc
 from calib.scoring import Activation, Average
-from extract.rois import RoIs
 from fuse.export.module import CalibratedScores
 from fuse.learned import MAX_OBJECTNESS, SMALLEST, LearnedFusion
 
@@ -55,7 +54,6 @@ class LearnedScores(CalibratedScores):
         weights: (J+2, K) float32 buffer.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = (*CalibratedScores.inputs, "objectness")
     weights: Tensor
 
     def __init__(self, heads: Sequence[HeadLayout], stages: int, **options: Any):
@@ -63,7 +61,8 @@ class LearnedScores(CalibratedScores):
         Args:
             heads: at least one.
             stages: S.
-            options: mode, activation, original_average, cat_threshold and cat_scale of `CalibratedScores`.
+            options: mode, activation, original_average, cat_threshold, cat_scale and with_objectness of
+                `CalibratedScores`.
         """
         first, *others = heads
         super().__init__(first.widths, stages, **first.options(), **options)
@@ -71,6 +70,11 @@ class LearnedScores(CalibratedScores):
             CalibratedScores(one.widths, stages, mode="calibrated", **one.options()) for one in others
         )
         self.register_buffer("weights", torch.zeros(len(heads) + 3, first.widths[-1] - 1))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments of `forward`."""
+        return "features", "logits", "objectness"
 
     def load_scorer(self, scorer: Head | Posthoc | LearnedFusion, tail_mask: np.ndarray) -> None:
         """Copies the weights of a learned fusion and its heads, and the tail classes (K,) bool."""
@@ -87,15 +91,12 @@ class LearnedScores(CalibratedScores):
         assert objectness is not None, "learned fusion needs it"
         original = self.original_scores(logits)
         if self.mode == "original":
-            return original
+            return self._weighted(original, objectness)
         scores = [original, self.calibrated_scores(features, logits)]
         scores += [other(features, logits) for other in self.others]
         p = objectness.float().clamp(1 - MAX_OBJECTNESS, MAX_OBJECTNESS)
         z = self.weights[-2] * (p / (1 - p)).log()[:, None] + self.weights[-1]
         for weight, one in zip(self.weights, scores, strict=False):
             z = z + weight * one[:, :-1].clamp(min=SMALLEST).log()
-        return self._fuse(original, torch.cat([z.sigmoid(), original[:, -1:]], 1))
-
-    def _inputs(self, rois: RoIs) -> tuple[Tensor, ...]:
-        """Returns the arguments of `forward` for the RoIs of one image."""
-        return *super()._inputs(rois), torch.from_numpy(rois.objectness).to(self.tail.device)
+        learned = torch.cat([z.sigmoid(), original[:, -1:]], 1)
+        return self._fuse(self._weighted(original, objectness), learned)

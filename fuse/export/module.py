@@ -7,7 +7,6 @@ and nothing else, and for detectors exported to their framework (`fuse.plugins`)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -35,10 +34,8 @@ class CalibratedScores(nn.Module):
         tail: (K,) bool buffer, tail classes.
         scale, shift: (S, K+1) float32 buffers of a method of `calib.posthoc`; a head has none.
         gate_scale, gate_shift: likewise, of the logit of the method's second factor, if it has one.
-        inputs: names of the arguments of `forward`.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ("features", "logits")
     tail: Tensor
     scale: Tensor
     shift: Tensor
@@ -60,6 +57,7 @@ class CalibratedScores(nn.Module):
         groups: int = 0,
         head_activation: str = "softmax",
         gated: bool = False,
+        with_objectness: bool = False,
     ):
         """
         Args:
@@ -71,6 +69,7 @@ class CalibratedScores(nn.Module):
             original_average, calibrated_average: what is averaged over the stages.
             classifier, groups, head_activation: of a head, `classifier`, `groups` and `activation` of its `HeadInfo`.
             gated: whether the method has a second factor, `calib.posthoc.Posthoc.gate`.
+            with_objectness: whether scores are `calib.scoring.scores_with_objectness` of the class scores.
 
         Raises ValueError for an unknown mode, activation or average.
         """
@@ -81,12 +80,18 @@ class CalibratedScores(nn.Module):
         self.head_activation = check_activation(head_activation)
         self.original_average, self.calibrated_average = map(check_average, (original_average, calibrated_average))
         self.cat_threshold, self.cat_scale = cat_threshold, cat_scale
+        self.with_objectness = with_objectness
         has_layers = len(widths) > 1
         self.stages = nn.ModuleList(build_mlp(widths, classifier, groups) for _ in range(stages if has_layers else 0))
         self.register_buffer("tail", torch.zeros(widths[-1] - 1, dtype=torch.bool))
         self._buffers_of_method = () if has_layers else _AFFINE + _GATE * gated
         for name in self._buffers_of_method:
             self.register_buffer(name, torch.full((stages, widths[-1]), float(name == "scale")))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arguments of `forward`."""
+        return ("features", "logits", "objectness") if self.with_objectness else ("features", "logits")
 
     @property
     def num_stages(self) -> int:
@@ -109,17 +114,22 @@ class CalibratedScores(nn.Module):
                 self.get_buffer(name).copy_(torch.from_numpy(array))
         self.tail.copy_(torch.from_numpy(tail_mask))
 
-    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        """Returns (R, K+1) float32 scores of features (R, S, *D) and original logits (R, S, K+1), background last."""
-        original = self.original_scores(logits)
-        return original if self.mode == "original" else self._fuse(original, self.calibrated_scores(features, logits))
+    def forward(self, features: Tensor, logits: Tensor, objectness: Tensor | None = None) -> Tensor:
+        """Returns (R, K+1) float32 scores of features (R, S, *D) and original logits (R, S, K+1), background last.
+
+        `objectness` (R,) is needed if the module was made `with_objectness`.
+        """
+        original = self._weighted(self.original_scores(logits), objectness)
+        if self.mode == "original":
+            return original
+        return self._fuse(original, self._weighted(self.calibrated_scores(features, logits), objectness))
 
     def scores(self, rois: RoIs) -> np.ndarray:
         """Returns (R, K+1) float32 class scores of one image, computed on the module's device."""
         return self(*self._inputs(rois)).cpu().numpy()
 
     def original_scores(self, logits: Tensor) -> Tensor:
-        """Returns (R, K+1) scores of the original classifier."""
+        """Returns (R, K+1) class scores of the original classifier."""
         return _scores(logits.float(), self.original_average, self.activation)
 
     def calibrated_scores(self, features: Tensor, logits: Tensor) -> Tensor:
@@ -133,7 +143,16 @@ class CalibratedScores(nn.Module):
         """Returns the arguments of `forward` for the RoIs of one image."""
         device = self.tail.device
         logits = torch.from_numpy(rois.logits).to(device)
-        return logits if rois.features is None else torch.as_tensor(rois.features, device=device), logits
+        features = logits if rois.features is None else torch.as_tensor(rois.features, device=device)
+        objectness = [torch.from_numpy(rois.objectness).to(device)] if "objectness" in self.inputs else []
+        return features, logits, *objectness
+
+    def _weighted(self, scores: Tensor, objectness: Tensor | None) -> Tensor:
+        """Computes `calib.scoring.scores_with_objectness` on tensors, where it applies."""
+        if not self.with_objectness:
+            return scores
+        assert objectness is not None, "the module is made with_objectness"
+        return (scores * objectness[:, None]).sqrt()
 
     def _method_scores(self, logits: Tensor) -> Tensor:
         """Computes `calib.posthoc.Posthoc.scores` on tensors."""

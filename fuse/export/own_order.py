@@ -45,7 +45,7 @@ class OwnOrderScores(nn.Module):
     def forward(self, features: Tensor, logits: Tensor, objectness: Tensor | None = None) -> Tensor:
         """Returns (R, N+1) scores of features (R, S, *D) and the detector's logits (R, S, N+1), background last.
 
-        Outputs that are no class score 0. `objectness` (R,) is that of learned fusion.
+        Outputs that are no class score 0. `objectness` (R,) is needed if it is among `inputs`.
         """
         logits = logits.float()
         inputs = (features, self._map_logits(logits), *([] if objectness is None else [objectness]))

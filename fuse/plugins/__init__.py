@@ -73,6 +73,7 @@ class CalibrationConfig:
     learned: bool = False
     further_heads: tuple[HeadLayout, ...] = ()
     tensors_sha256: str = ""
+    with_objectness: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Calibration:
         learned: whether it is a learned fusion, whose first head the attributes describe.
         further_heads: the others of a learned fusion.
         tensors_sha256: of the checkpoint, see `fuse.export.checksums`; empty in older exports.
+        with_objectness: whether scores are `calib.scoring.scores_with_objectness` of the class scores.
     """
 
     widths: tuple[int, ...]
@@ -116,6 +118,7 @@ class Calibration:
     learned: bool = False
     further_heads: tuple[HeadLayout, ...] = ()
     tensors_sha256: str = ""
+    with_objectness: bool = False
 
     @classmethod
     def from_scorer(
@@ -159,6 +162,7 @@ class Calibration:
             gated=isinstance(scorer, Posthoc) and scorer.gate is not None,
             learned=isinstance(scorer, LearnedFusion),
             further_heads=tuple(layouts[1:]),
+            with_objectness=original.with_objectness,
         )
 
     @classmethod
@@ -205,6 +209,7 @@ class Calibration:
             "original_average": self.original_average,
             "cat_threshold": self.fusion.cat_threshold,
             "cat_scale": self.fusion.cat_scale,
+            "with_objectness": self.with_objectness,
         }
         layout = HeadLayout(self.widths, self.calibrated_average, self.head_activation, self.classifier, self.groups)
         if self.learned:

@@ -12,11 +12,12 @@ Letters in shapes: `R` RoIs, `K` classes, `J` classifiers, `P` pairs of a RoI an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from calib.scoring import Scorer, instance_counts_of
+from calib.scoring import Original, Scorer, instance_counts_of
 from extract.cache.reader import RoICache
 from extract.data.bins import BINS, bin_index
 from fuse.evaluation.dataset import EvaluationDataset
@@ -54,6 +55,8 @@ def fit_learned(
 
     Raises ValueError if no RoI matches an object.
     """
+    # Objectness is an input of its own.
+    scorers = [replace(one, with_objectness=False) if isinstance(one, Original) else one for one in scorers]
     known, partial = _annotated(cache, annotations, protocol)
     parts, inputs = [], []
     for position in range(len(cache)):

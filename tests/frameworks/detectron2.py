@@ -97,6 +97,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "DATASETS.TRAIN": (FEDERATED,),
     },
     "cosine": AGNOSTIC | {"MODEL.ROI_HEADS.NAME": "CosineROIHeads"},
+    "objectness": FPN | {"MODEL.ROI_HEADS.NAME": "ObjectnessROIHeads"},
+    "CenterNet2, cascade": AGNOSTIC
+    | {
+        "MODEL.ROI_HEADS.NAME": "CenterNet2Heads",
+        "MODEL.PROPOSAL_GENERATOR.NAME": "ProbabilityRPN",
+        "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True,
+    },
     "convolutions": FPN
     | {
         "MODEL.ROI_BOX_HEAD.NUM_CONV": 2,

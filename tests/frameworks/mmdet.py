@@ -134,6 +134,24 @@ def double_head() -> Config:
     return config
 
 
+def mask_scoring() -> Config:
+    """A config of Mask Scoring R-CNN."""
+    config = mask_rcnn(agnostic=False)
+    config["model"]["roi_head"] |= {
+        "type": "MaskScoringRoIHead",
+        "mask_iou_head": {
+            "type": "MaskIoUHead",
+            "num_convs": 1,
+            "num_fcs": 1,
+            "in_channels": CHANNELS,
+            "conv_out_channels": 16,
+            "fc_out_channels": 16,
+            "num_classes": CLASSES,
+        },
+    }
+    return config
+
+
 KINDS: dict[str, Callable[[], Config]] = {
     "class-agnostic": mask_rcnn,
     "class-specific": lambda: mask_rcnn(agnostic=False),
