@@ -175,13 +175,14 @@ def test_detections_in_a_test_set_are_written_and_not_evaluated(tmp_path, capsys
 
 @pytest.mark.long
 def test_a_folder_never_holds_results_of_two_runs(tmp_path, monkeypatch, no_report):
-    """Neither after a test set takes the place of an evaluated one nor after a stop in the middle of writing."""
+    """A stop in the middle of writing leaves the earlier results; a test set takes the place of evaluated ones."""
     command = [*CACHE, "--iou-types", "bbox", "--out", str(tmp_path), "--overwrite"]
     assert main([*command, "--annotations", "val.json"]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr("fuse.commands.outputs.describe_results", lambda *_: exit(130))
         assert main([*command, "--annotations", "val.json", "--tail", "10"]) == 130
-    assert {path.name for path in tmp_path.iterdir()} == {"detections.json"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert main([*command, "--annotations", "val.json"]) == 0
     assert main([*command, "--annotations", "test.json"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"detections.json", "run.json"}
