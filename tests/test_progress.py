@@ -59,15 +59,16 @@ def test_one_long_item_has_lines_as_well(monkeypatch, capsys):
     monkeypatch.setattr("extract.utils.progress.FIRST_LINE", 0.05)
     with progress_bar(total=2, desc="evaluate", unit="row") as bar:
         for _ in range(100):
-            if "evaluate: 0 of 2 rows in 00:00" in (text := capsys.readouterr().err):
+            if "evaluate: 0 of 2 rows in " in (text := capsys.readouterr().err):
                 break
             time.sleep(0.05)
         bar.update(2)
-    assert "0 of 2 rows" in text and capsys.readouterr().err == "evaluate: 2 of 2 rows in 00:00\n"
+    assert "0 of 2 rows" in text and capsys.readouterr().err.splitlines()[-1].startswith("evaluate: 2 of 2 rows in ")
 
 
 def test_nothing_is_printed_after_the_end(monkeypatch, capsys):
     monkeypatch.setattr("extract.utils.progress.FIRST_LINE", 0.05)
     progress_bar(total=2, desc="evaluate", unit="row").close()
+    capsys.readouterr()  # on a busy machine a line may have been due before
     time.sleep(0.2)
     assert capsys.readouterr().err == ""
