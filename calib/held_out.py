@@ -6,6 +6,7 @@ Letters in shapes: `n` RoIs, `S` stages, `K` classes.
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,8 @@ MAX_ROIS = 20_000
 BACKGROUND_PER_OBJECT = 3
 MAX_SCORES = 50_000_000
 """Of a matrix of RoIs and classes, 200 MB."""
+MAX_BYTES = 500_000_000
+"""Of features."""
 ROWS_AT_ONCE = 4096
 
 
@@ -38,7 +41,9 @@ class HeldOutRoIs:
 
     def __init__(self, cache: RoICache, seed: int) -> None:
         """Reads the RoIs of a cache that was extracted with --split holdout; large ones give a sample."""
-        rng, limit = np.random.default_rng(seed), min(MAX_ROIS, MAX_SCORES // (cache.num_classes + 1))
+        row_bytes = np.dtype(np.float16).itemsize * math.prod(cache.fields["features"])
+        limit = min(MAX_ROIS, MAX_SCORES // (cache.num_classes + 1), MAX_BYTES // row_bytes)
+        rng = np.random.default_rng(seed)
         objects, background = _objects_and_background(cache)
         objects = rng.permutation(objects)[: limit // (1 + BACKGROUND_PER_OBJECT)]
         rows = np.sort(np.concatenate([objects, rng.permutation(background)[: BACKGROUND_PER_OBJECT * len(objects)]]))

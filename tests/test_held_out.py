@@ -60,6 +60,12 @@ def test_figures(held_out):
     assert worst["fg_accuracy"] == 0 and worst["AP"] < 50
 
 
+def test_a_large_cache_gives_a_sample(held_out, monkeypatch):
+    monkeypatch.setattr("calib.held_out.MAX_BYTES", 9 * 2 * 3 * 49)
+    labels = HeldOutRoIs(held_out, 0).labels
+    assert (labels < CLASSES).sum() == 2 and len(labels) == 8
+
+
 @pytest.mark.long
 def test_a_watched_run_has_the_same_head_and_writes_the_figures(cache, held_out, tmp_path, monkeypatch):
     boards = []
