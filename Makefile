@@ -57,6 +57,8 @@ tables:
 	$(BIN)/python -m benchmarks.derived data/plain
 	$(BIN)/python -m benchmarks.folding data/cascade
 	$(BIN)/python -m benchmarks.recipes data/plain data/rfs data/quarter data/cascade data/htc
+	$(BIN)/python -m benchmarks.selection plain
+	$(BIN)/python -m benchmarks.coverage data/plain
 	$(BIN)/python -m benchmarks.paper 1 2 3 4 5 6 7 8 9 10 11 heads length lr tail simcal
 	$(BIN)/python -m benchmarks.documents plain=data/plain/sweep rfs=data/rfs/sweep cascade=data/cascade/sweep \
 	    htc=data/htc/sweep coco=data/plain-coco/sweep

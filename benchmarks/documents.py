@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.coverage import coverage_table
 from benchmarks.paper.figures import PAPER
 from benchmarks.paper.results import document_table
 from benchmarks.recipes import default_rows, recipes_table
 from benchmarks.reliability.results import reliability_table
+from benchmarks.selection import selection_table
 from benchmarks.tables import (
     BINS,
     accuracy_table,
@@ -43,6 +45,7 @@ SPEED = (
     "extraction",
     "painting",
     "evaluation",
+    "sweep",
     "imports",
     "compilation",
 )
@@ -69,6 +72,8 @@ def fill_documents(root: Path) -> None:
         "folding": partial(accuracy_table, columns=BINS),
         "live": live_table,
         "recipes": recipes_table,
+        "selection": selection_table,
+        "coverage": coverage_table,
     }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
     paper = {f"paper-{table}": partial(document_table, table) for table in PAPER}

@@ -6,7 +6,8 @@
 Extracts the caches of a detector that are missing, of level hidden: train, the held-out training images, and test.
 Methods and their hyperparameters are chosen on the held-out images, learned fusion is fitted to them, and the table is
 of test. Rows go to `benchmarks/results/selection.csv`: AP with its intervals over images, the gain of learned fusion
-over the row with its paired interval, and the seconds of the extraction of the held-out images and of `select`.
+over the row with its paired interval, and the processor seconds of the extraction of the held-out images and of
+`select`, empty for what was there already.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ IouType = Literal["segm", "bbox"]
 NAMES = {"segm": "masks", "bbox": "boxes"}
 
 
-def main(detectors: Sequence[str], caches: Path, iou_type: IouType) -> None:
+def main(
+    detectors: Sequence[str], caches: Path, iou_type: IouType, methods: Sequence[str], steps: Sequence[int]
+) -> None:
     """Measures and saves each detector's rows."""
     setup = mini_lvis()
     for detector in detectors:
-        rows = measure(setup, detector, caches / detector, iou_type)
-        command = f"python -m benchmarks.selection --iou-type {iou_type} {detector}"
+        options = {"methods": tuple(methods), "steps": tuple(steps)}
+        rows = measure(setup, detector, caches / detector, iou_type, **options)
+        command = f"python -m benchmarks.selection {detector} --iou-type {iou_type} --steps {' '.join(map(str, steps))}"
+        command += f" --methods {' '.join(methods)}" if methods else ""
         rows = rows.assign(command=command, **provenance())
         if RESULTS.is_file():
             before = pd.read_csv(RESULTS)
@@ -52,8 +57,11 @@ def main(detectors: Sequence[str], caches: Path, iou_type: IouType) -> None:
         print(selection_table(rows))
 
 
-def measure(setup: Setup, detector: str, folder: Path, iou_type: IouType) -> pd.DataFrame:
-    """Returns the rows of a detector; its caches and heads are in `folder`. Caches have masks for mask AP only."""
+def measure(setup: Setup, detector: str, folder: Path, iou_type: IouType, **options: Any) -> pd.DataFrame:
+    """Returns the rows of a detector; its caches and heads are in `folder`. Caches have masks for mask AP only.
+
+    `options` are fields of `SelectConfig`.
+    """
     masks = iou_type == "segm"
     train, _ = open_or_extract(setup, detector, "train", folder)
     holdout, extraction = open_or_extract(setup, detector, "holdout", folder, train, masks)
@@ -67,11 +75,12 @@ def measure(setup: Setup, detector: str, folder: Path, iou_type: IouType) -> pd.
         out=folder / "select",
         iou_types=(iou_type,),
         seed=SEED,
+        **options,
     )
     begun_before = config.out.exists()
-    started = time.perf_counter()
+    started = time.process_time()
     tables = select(config)
-    seconds = None if begun_before else time.perf_counter() - started
+    seconds = None if begun_before else time.process_time() - started
     winner = json.loads((config.out / SELECTION_FILE).read_text())
     chosen = winner["chosen"][winner["winner"]]["row"]
     rows = _rows(tables, iou_type, chosen)
@@ -87,7 +96,7 @@ def open_or_extract(
     train: RoICache | None = None,
     masks: bool = False,
 ) -> tuple[RoICache, float | None]:
-    """Returns a cache of level hidden, and the seconds of its extraction; None if it was there."""
+    """Returns a cache of level hidden, and the processor seconds of its extraction; None if it was there."""
     out = folder / f"{split}.zarr"
     try:
         return extract.open_cache(str(out)), None
@@ -105,7 +114,7 @@ def open_or_extract(
     else:
         options |= {"proposals": setup.proposals, "projection_from": train.url, "masks": masks}
         options |= {"train_annotations": setup.annotations["train"]}
-    started = time.perf_counter()
+    started = time.process_time()
     cache = extract.run(
         extract.Config(
             **files.fields(),
@@ -118,7 +127,7 @@ def open_or_extract(
         )
     )
     assert cache is not None, "only an estimate returns None"
-    return cache, time.perf_counter() - started
+    return cache, time.process_time() - started
 
 
 def _rows(tables: RowComparison, iou_type: IouType, chosen: str) -> pd.DataFrame:
@@ -164,12 +173,19 @@ def selection_table(results: pd.DataFrame) -> str:
 
 def _times(results: pd.DataFrame) -> str:
     """Returns a sentence about the time of each detector's comparison."""
-    first = results.drop_duplicates(KEYS).dropna(subset=["seconds_holdout", "seconds_select"])
     times = [
-        f"{row['detector']}, {NAMES[row['iou_type']]}, {row['seconds_holdout']:,.0f} s + {row['seconds_select']:,.0f} s"
-        for row in first.to_dict("records")
+        f"{row['detector']}, {NAMES[row['iou_type']]}, {_seconds(row['seconds_holdout'])} + "
+        f"{_seconds(row['seconds_select'])}"
+        for row in results.drop_duplicates(KEYS).to_dict("records")
     ]
-    return f"Extraction of the held-out images, and `select` with all its training: {', '.join(times)}."
+    return (
+        "Processor time of the extraction of the held-out images, and of `select` with all its training: "
+        f"{'; '.join(times)}."
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return "not measured" if pd.isna(seconds) else f"{seconds:,.0f} s"
 
 
 def _gains(values: pd.Series) -> list[str]:
@@ -187,5 +203,7 @@ if __name__ == "__main__":
     parser.add_argument("detectors", nargs="+", choices=["plain", "rfs", "cascade", "htc"])
     parser.add_argument("--caches", type=Path, default=ROOT / "data" / "select", help="folder of caches and heads")
     parser.add_argument("--iou-type", choices=list(NAMES), default="segm", help="mask AP or box AP")
+    parser.add_argument("--methods", nargs="*", default=[], help="methods to try; all by default")
+    parser.add_argument("--steps", nargs="+", type=int, default=SelectConfig.steps, help="of trained methods")
     options = parser.parse_args()
-    main(options.detectors, options.caches, options.iou_type)
+    main(options.detectors, options.caches, options.iou_type, options.methods, options.steps)

@@ -99,24 +99,25 @@ class _MaskEncoder:
 
     def __init__(self, rois: RoIs, masks: np.ndarray):
         self._rois, self._masks = rois, masks
-        self._rles: dict[int, dict] = {}
+        self._shared = rois.boxes.ndim == 2
+        boxes = len(rois) if self._shared else len(rois) * rois.num_classes
+        self._known, self._rles = np.zeros(boxes, bool), np.empty(boxes, object)
 
-    def __call__(self, found: NMSResult) -> list[dict]:
+    def __call__(self, found: NMSResult) -> np.ndarray:
+        """Returns the masks (D,) of detections."""
         rois = self._rois
-        shared = rois.boxes.ndim == 2
-        keys = (found.roi_index if shared else found.roi_index * rois.num_classes + found.class_index).tolist()
-        first = {key: i for i, key in enumerate(keys) if key not in self._rles}
-        new = np.fromiter(first.values(), np.int64, len(first))
-        boxes = boxes_of(rois, NMSResult(*(column[new] for column in found)))
-        rles = encode_masks(self._masks[found.roi_index[new]], boxes, rois.height, rois.width)
-        self._rles.update(zip(first, rles, strict=True))
-        return [self._rles[key] for key in keys]
+        keys = found.roi_index if self._shared else found.roi_index * rois.num_classes + found.class_index
+        missing = np.flatnonzero(~self._known[keys])
+        new = missing[np.unique(keys[missing], return_index=True)[1]]
+        if len(new):
+            boxes = boxes_of(rois, NMSResult(*(column[new] for column in found)))
+            self._rles[keys[new]] = encode_masks(self._masks[found.roi_index[new]], boxes, rois.height, rois.width)
+            self._known[keys[new]] = True
+        return self._rles[keys]
 
 
 def _columns_of(rois: RoIs, found: NMSResult, encoder: _MaskEncoder | None) -> DetectionColumns:
-    rles = np.full(len(found.score), None, object)
-    if encoder is not None:
-        rles[:] = encoder(found)
+    rles = np.empty(len(found.score), object) if encoder is None else encoder(found)
     image_ids = np.full(len(found.score), rois.image_id, np.int64)
     return DetectionColumns(image_ids, found.class_index, found.score, boxes_of(rois, found), rles)
 
