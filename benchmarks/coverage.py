@@ -58,7 +58,9 @@ def main(folder: Path, datasets: int) -> None:
     truth = [np.nanmean(resample(row, columns, draw(rng, population, TRUTH_DATASETS)), axis=1) for row in rows]
     drawn = draw(rng, population, datasets).T
     contained = [contains_truth(rows, columns, dataset, truth, rng) for dataset in progress_bar(drawn, unit="dataset")]
-    table = pd.DataFrame(contained).astype(float).mean().rename("coverage").rename_axis(["row", "column"]).reset_index()
+    found = [(row, name, inside) for one in contained for (row, name), inside in one.items()]
+    table = pd.DataFrame(found, columns=["row", "column", "coverage"])
+    table = table.groupby(["row", "column"], sort=False)["coverage"].mean().reset_index()
     table = table.assign(datasets=datasets, resamples=BOOTSTRAP_SAMPLES, images=images)
     table = table.assign(command=f"python -m benchmarks.coverage data/{folder.name}", **provenance())
     table.to_csv(RESULTS, index=False)

@@ -53,6 +53,7 @@ RELIABILITY = ("damage",)
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat"]
 DEFAULT_ROWS = {"rhead-only, default recipe": "calibrated", "rhead-cat, default recipe": "cat"}
 """Rows of the README's table whose head is trained by the default recipe → mode."""
+SELECTION_COMMAND = "`python -m benchmarks.selection plain`"
 README_COLUMNS = [column for column in BINS if column != "bAP"]
 
 
@@ -72,10 +73,10 @@ def fill_documents(root: Path) -> None:
         "folding": partial(accuracy_table, columns=BINS),
         "live": live_table,
         "recipes": recipes_table,
-        "selection": selection_table,
         "coverage": coverage_table,
     }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
+    tables["selection"] = learned_fusion
     paper = {f"paper-{table}": partial(document_table, table) for table in PAPER}
     fill(root / "docs" / "results.md", {**accuracy, **tables, **paper})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
@@ -133,6 +134,12 @@ def derived_table(metrics: pd.DataFrame) -> str:
     """Formats the AP of stored and of computed logits."""
     table = accuracy_table(metrics.rename(columns={"logits": "row"}), BINS, decimals=2)
     return table + "\n\n" + provenance_line(metrics)
+
+
+def learned_fusion() -> str:
+    """Returns the table of learned fusion on test, or the command that makes it."""
+    file = RESULTS / "selection.csv"
+    return _from_csv(selection_table, file) if file.is_file() else f"Not measured yet: {SELECTION_COMMAND}."
 
 
 def speed_targets() -> str:
