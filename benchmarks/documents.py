@@ -53,7 +53,6 @@ RELIABILITY = ("damage",)
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat"]
 DEFAULT_ROWS = {"rhead-only, default recipe": "calibrated", "rhead-cat, default recipe": "cat"}
 """Rows of the README's table whose head is trained by the default recipe → mode."""
-SELECTION_COMMAND = "`python -m benchmarks.selection plain`"
 README_COLUMNS = [column for column in BINS if column != "bAP"]
 
 
@@ -73,10 +72,10 @@ def fill_documents(root: Path) -> None:
         "folding": partial(accuracy_table, columns=BINS),
         "live": live_table,
         "recipes": recipes_table,
-        "coverage": coverage_table,
     }
     tables = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in others.items()}
-    tables["selection"] = learned_fusion
+    tables["selection"] = partial(_if_measured, selection_table, "selection")
+    tables["coverage"] = partial(_if_measured, coverage_table, "coverage")
     paper = {f"paper-{table}": partial(document_table, table) for table in PAPER}
     fill(root / "docs" / "results.md", {**accuracy, **tables, **paper})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
@@ -136,15 +135,17 @@ def derived_table(metrics: pd.DataFrame) -> str:
     return table + "\n\n" + provenance_line(metrics)
 
 
-def learned_fusion() -> str:
-    """Returns the table of learned fusion on test, or the command that makes it."""
-    file = RESULTS / "selection.csv"
-    return _from_csv(selection_table, file) if file.is_file() else f"Not measured yet: {SELECTION_COMMAND}."
-
-
 def speed_targets() -> str:
     """Returns the table of how many targets each benchmark meets."""
     return targets_table({name: pd.read_csv(RESULTS / "speed" / f"{name}.csv") for name in SPEED})
+
+
+def _if_measured(table: Callable[[pd.DataFrame], str], name: str) -> str:
+    """Returns the table of the results of a command, or the sentence that there are none yet."""
+    file = RESULTS / f"{name}.csv"
+    if file.is_file():
+        return _from_csv(table, file)
+    return f"Not measured yet; `python -m benchmarks.{name} --help` describes the command."
 
 
 def _from_csv(table: Callable[[pd.DataFrame], str], file: Path) -> str:
