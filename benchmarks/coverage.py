@@ -62,7 +62,9 @@ def main(folder: Path, datasets: int) -> None:
     table = pd.DataFrame(found, columns=["row", "column", "coverage"])
     table = table.groupby(["row", "column"], sort=False)["coverage"].mean().reset_index()
     table = table.assign(datasets=datasets, resamples=BOOTSTRAP_SAMPLES, images=images)
-    table = table.assign(command=f"python -m benchmarks.coverage data/{folder.name}", **provenance())
+    table = table.assign(
+        command=f"python -m benchmarks.coverage data/{folder.name} --datasets {datasets}", **provenance()
+    )
     table.to_csv(RESULTS, index=False)
     print(coverage_table(table))
 
