@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.coverage import coverage_table
+from benchmarks.crossing.tables import evaluators_table
 from benchmarks.paper.figures import PAPER
 from benchmarks.paper.results import document_table
 from benchmarks.recipes import default_rows, recipes_table
@@ -78,6 +79,7 @@ def fill_documents(root: Path) -> None:
     tables["coverage"] = partial(_if_measured, coverage_table, "coverage")
     paper = {f"paper-{table}": partial(document_table, table) for table in PAPER}
     fill(root / "docs" / "results.md", {**accuracy, **tables, **paper})
+    fill(root / "docs" / "traps.md", {"crossing": partial(_from_csv, evaluators_table, RESULTS / "crossing.csv")})
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
     performance = {
         "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),

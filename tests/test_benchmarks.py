@@ -66,7 +66,7 @@ def test_numbers_are_formatted_for_people():
 
 def test_documents_have_the_tables_of_the_committed_results(tmp_path):
     (tmp_path / "docs").mkdir()
-    pages = ("README.md", "docs/results.md", "docs/performance.md", "docs/reliability.md")
+    pages = ("README.md", "docs/results.md", "docs/performance.md", "docs/reliability.md", "docs/traps.md")
     for page in pages:
         shutil.copy(documents.ROOT / page, tmp_path / page)
     documents.fill_documents(tmp_path)

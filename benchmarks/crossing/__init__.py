@@ -1,0 +1,1 @@
+"""The same detections through the field's evaluators."""
