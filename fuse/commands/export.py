@@ -165,8 +165,8 @@ def _program_code(scorer: Head | Posthoc | LearnedFusion, detector: Detector, pr
     return f"""\
 import torch
 from hashlib import sha256
-content = open({str(program)!r}, "rb").read()
-assert sha256(content).hexdigest() == {file_sha256(program)!r}, "damaged"
+from pathlib import Path
+assert sha256(Path({str(program)!r}).read_bytes()).hexdigest() == {file_sha256(program)!r}, "damaged"
 program = torch.export.load({str(program)!r}).module()
 {checks}
 scores = program({", ".join(shapes)})  # float32 {described_shape((outputs,))}, background last
