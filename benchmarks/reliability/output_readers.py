@@ -76,7 +76,7 @@ def _change_hdf5(content: h5py.File, name: str, rng: np.random.Generator) -> Non
         key = list(content.attrs)[int(rng.integers(len(content.attrs)))]
         header = content.attrs[key]
         text = header.decode() if isinstance(header, bytes) else str(header)
-        content.attrs[key] = mutate_bytes(text.encode(), rng).replace(b"\x00", b"0")
+        content.attrs[key] = mutate_bytes(text.encode(errors="surrogateescape"), rng).replace(b"\x00", b"0")
     elif kind == 2 and isinstance(node, h5py.Dataset):
         values = node[...]
         del content[name]

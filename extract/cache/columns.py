@@ -12,6 +12,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from extract.cache.checksums import chunk_checksums, create_block_checksums
 from extract.cache.format import COLUMNS, FILL, OPTIONAL, OWNER_COLUMN, CacheError, Column, naming_damage, row_bytes
 from extract.cache.shard_io import ShardedArray
+from extract.utils.errors import one_line
 
 # One pooled feature of 256 channels fills a chunk. Training reads half of an image's RoIs: from chunks of 16 rows it
 # would read two bytes for each byte it needs (four with the kernel's readahead), from chunks of one row hardly more
@@ -60,7 +61,7 @@ class StoredColumn:
                 _check_not_missing(values)
                 out[slice(None) if places is None else places] = values
         except (ValueError, OSError, RuntimeError) as error:
-            raise CacheError(f"{self.path}: damaged shard: {error}") from error
+            raise CacheError(f"{self.path}: damaged shard: {one_line(error)}") from error
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Returns rows, ascending and without repeats. Raises as `read` does."""

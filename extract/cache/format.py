@@ -60,10 +60,14 @@ class CacheError(ValueError):
 
 @contextmanager
 def naming_damage(url: str) -> Iterator[None]:
-    """Turns what Zarr raises within the block for damaged metadata into a CacheError that names the cache."""
+    """Turns what is raised within the block for damaged metadata into a CacheError that names the cache."""
     try:
         yield
-    except (CacheError, OSError, ImportError):
+    except CacheError as error:
+        if url in str(error):
+            raise
+        raise CacheError(f"{url}: {error}") from None
+    except (OSError, ImportError):
         raise
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error

@@ -14,6 +14,7 @@ from extract.cache.manifest import check_array
 from extract.data.class_map import ClassMap
 from extract.data.classes import check_classes
 from extract.rois import RoIs
+from extract.utils.errors import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ def read_array(group: zarr.Group, name: str, url: str) -> np.ndarray:
     except CacheError:
         raise
     except (ValueError, OSError, RuntimeError, TypeError, AttributeError) as error:
-        raise CacheError(f"{url}/{name}: damaged: {error}") from None
+        raise CacheError(f"{url}/{name}: damaged: {one_line(error)}") from None
 
 
 def write_classes(group: zarr.Group, classes: pd.DataFrame) -> None:
@@ -105,10 +106,13 @@ def write_images(group: zarr.Group, images: pd.DataFrame) -> None:
 
 
 def write_fc_layers(group: zarr.Group, stages: Sequence[Layers]) -> None:
-    """Stores each stage's fully connected layers."""
+    """Stores each stage's fully connected layers. Raises CacheError for shapes that are not those of layers."""
     for stage, layers in enumerate(stages):
         for depth, (weight, bias) in enumerate(layers):
             name = f"detector/stage_{stage}"
+            if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+                found = f"layer {depth} has weight {weight.shape} and bias {bias.shape}"
+                raise CacheError(f"{group.store_path}: {name}: {found}, expected (out, in) and (out,)")
             # Each layer's output is the next one's input: xarray wants one size of one name in a group.
             output, inputs = f"width_{depth + 1}", f"width_{depth}"
             write_array(group, f"{name}/weight_{depth}", weight.astype(np.float32), (output, inputs))

@@ -104,7 +104,7 @@ def calibrated(model: GeneralizedRCNN, folder: str | Path) -> CalibratedRCNN:
     check_sums(Path(folder))
     try:
         calibration = Calibration.from_config(msgspec.json.decode(path.read_bytes(), type=dict))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON object: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
