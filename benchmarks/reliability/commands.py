@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -77,6 +78,7 @@ def _write_inputs(folder: Path) -> None:
     write_tiny(folder / "fuse")
     for name, mode in (("a", "original"), ("b", "calibrated")):
         _fuse(folder / "fuse", folder / "fuse" / name, "--mode", mode)
+        shutil.copy(folder / "fuse" / name / "detections.json", folder / "fuse" / f"{name}.json")
     for module in ("calib.train", "extract.extraction", "extract.convert"):
         import_module(module)
 
@@ -165,7 +167,7 @@ def _sweep(folder: Path, *options: str) -> int:
 
 def _merge(folder: Path, *options: str) -> int:
     source = folder / SOURCE / "fuse"
-    files = [str(source / name / "detections.json") for name in ("a", "b")]
+    files = [str(source / name) for name in ("a.json", "b.json")]
     arguments = ["--annotations", str(source / "val.json"), "--cache", str(source / "val.zarr")]
     return fuse.__main__.main(["merge", *files, *arguments, "--out", str(folder / OUT), "--bootstrap", "0", *options])
 

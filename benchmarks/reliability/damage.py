@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append({"output": target.name, "change": kind, "trials": counts.total()})
             rows[-1] |= {verdict: counts[verdict] for verdict in VERDICTS}
     if options.save:
-        save("damage", rows)
+        save("damage", rows, ["output", "change"])
     return int(any(row[UNDETECTED] or row[UNCLEAR] for row in rows))
 
 

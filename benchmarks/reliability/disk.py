@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line per command; returns 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, default=20, help="sizes of the disk per command")
+    parser.add_argument("--only", default="", help="commands whose names have this")
     parser.add_argument("--save", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args(argv)
     rows = []
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         folder.chmod(0o755)  # so that others than root can read the inputs
         write_sources(folder / SOURCE)
-        for command in COMMANDS:
+        for command in (one for one in COMMANDS if options.only in one.name):
             outputs = run_undisturbed(command, folder)
             situations: list[tuple[str, list[Callable[[], None]]]] = [
                 ("full disk", [_limit(size) for size in _sizes(outputs.new / OUT, options.sizes)]),
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows.append({"command": command.name, "situation": situation})
                 rows[-1] |= {"runs": len(limits), "faults": len(faults)}
     if options.save:
-        save("disk", rows)
+        save("disk", rows, ["command", "situation"])
     return int(any(row["faults"] for row in rows))
 
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"reader": reader.name, "inputs": len(outcomes)})
         rows[-1] |= {verdict: counts[verdict] for verdict in VERDICTS}
     if options.save:
-        save("inputs", rows)
+        save("inputs", rows, ["reader"])
     return int(any(row[fault] for row in rows for fault in FAULTS))
 
 

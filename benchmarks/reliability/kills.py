@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, help="steps of each command to kill at, evenly spread; default: all")
     parser.add_argument("--random", type=int, default=200, help="kills at random times, over all commands")
+    parser.add_argument("--only", default="", help="commands whose names have this")
     parser.add_argument("--save", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args(argv)
     rng, rows = np.random.default_rng(0), []
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         write_sources(folder / SOURCE)
         for i, command in enumerate(COMMANDS):
+            if options.only not in command.name:
+                continue
             outputs = run_undisturbed(command, folder)
             at_random = len(range(i, options.random, len(COMMANDS)))
             times = rng.uniform(0, outputs.seconds, at_random)
@@ -71,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             row = {"command": command.name, "steps": outputs.steps, "kills_at_steps": len(kills) - at_random}
             rows.append({**row, "kills_at_random_times": at_random, "faults": len(faults)})
     if options.save:
-        save("kills", rows)
+        save("kills", rows, ["command"])
     return int(any(row["faults"] for row in rows))
 
 

@@ -13,10 +13,13 @@ from benchmarks.tables import PROVENANCE, markdown, provenance_line
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
 
 
-def save(name: str, rows: Sequence[Mapping[str, object]], folder: Path = RESULTS) -> None:
-    """Writes a CSV file, with machine, commit and date."""
+def save(name: str, rows: Sequence[Mapping[str, object]], keys: Sequence[str], folder: Path = RESULTS) -> None:
+    """Writes a CSV file, with machine, commit and date; rows replace those that have the same `keys`."""
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).assign(**provenance()).to_csv(folder / f"{name}.csv", index=False)
+    file, table = folder / f"{name}.csv", pd.DataFrame(rows).assign(**provenance())
+    if file.exists():
+        table = pd.concat([pd.read_csv(file), table]).drop_duplicates(list(keys), keep="last")
+    table.to_csv(file, index=False)
 
 
 def reliability_table(results: pd.DataFrame) -> str:
