@@ -90,7 +90,7 @@ bench: $(VENV)/frameworks
 # Each worker process has a thread and up to 2 GB.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
 
-# The figures of docs/reliability.md.
+# The figures of docs/reliability.md, in a few hours: commands are killed at each of their steps.
 reliability: $(VENV)/frameworks
 	for name in kills damage inputs disk; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.$$name --save || exit; done
 	$(BIN)/python -m benchmarks.documents

@@ -14,17 +14,23 @@ from PIL import Image as PILImage
 import calib
 from calib.head_io import load_info
 from calib.heads import Head, HeadInfo
+from extract import CacheError, write_cache
 from extract.data.annotations import read_annotations
 from extract.data.decoding import decode_image
 from extract.data.image_files import find_image
 from extract.data.images import read_image
 from extract.detectors.base import Image
+from extract.detectors.checkpoint_files import read_checkpoint
 from extract.detectors.common import check_resizable
 from extract.utils.files import replacing
+from fuse.commands.config import Config
+from fuse.commands.manifest import new_manifest
+from fuse.commands.predictions import PredictionLines
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
 from fuse.export.checksums import check_sums, check_when_loaded, file_sha256, tensors_sha256, write_sums
 from fuse.gallery import image_reader
+from tests.toy_cache import toy_cache
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -59,6 +65,9 @@ def small_head() -> Head:
         (annotation_file("annotations", bbox=[10**400, 0, 1, 1]), (read_annotations, load_annotations)),
         (annotation_file("annotations", segmentation={"size": 5, "counts": "0"}), (load_annotations,)),
         (annotation_file("annotations", segmentation=[[10**400, 1, 2, 3, 4, 5]]), (load_annotations,)),
+        (annotation_file("annotations", image_id="x" * 100_000), (read_annotations, load_annotations)),
+        (annotation_file("categories", name="a", id="x" * 100_000), (read_annotations, load_annotations)),
+        (annotation_file("categories", frequency="x" * 100_000), (read_annotations,)),
         (annotation_file("categories", name="\ud800"), (read_annotations, load_annotations)),
         (annotation_file("categories", extra=7).replace("7", DEEP, 1), (read_annotations, load_annotations)),
         (
@@ -124,6 +133,29 @@ def test_weights_of_another_head_are_refused(tmp_path):
     (tmp_path / "b" / "head.safetensors").rename(tmp_path / "a" / "head.safetensors")
     with pytest.raises(ValueError, match=r"a/head\.safetensors: damaged, or of another head"):
         calib.load_head(tmp_path / "a")
+
+
+def test_damaged_archives_and_text_are_refused_in_one_line(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"a": torch.ones(2)}, file)
+    file.write_bytes(file.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
+    with pytest.raises(ValueError, match=r"weights\.pth: damaged"):
+        read_checkpoint(file)
+    config = Config(cache="c", out=tmp_path, annotations=tmp_path / "val.json", mode="original")
+    (tmp_path / "run.json").write_bytes(b'{"mode": "\xff"}')
+    with pytest.raises(ValueError, match=r"run\.json: damaged"):
+        new_manifest(config)
+    (tmp_path / "predictions.partial.jsonl").write_bytes(b'{"mode": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"predictions\.partial\.jsonl: damaged"):
+        PredictionLines(tmp_path, {})
+
+
+def test_layers_of_other_shapes_are_named(tmp_path):
+    cache = toy_cache(tmp_path / "c.zarr", images=2)
+    layers = [[(weight.ravel(), bias) for weight, bias in cache.fc_layers()]]
+    options = {"split": "train", "level": "pooled", "stages": cache.stages, "fc_layers": layers}
+    with pytest.raises(CacheError, match=r"detector/stage_0: layer 0 has weight \(\d+,\) .* expected \(out, in\)"):
+        write_cache(tmp_path / "d.zarr", cache[:], cache.classes.reset_index(), **options)
 
 
 def test_changed_and_missing_files_of_an_export_are_named(tmp_path):

@@ -13,10 +13,10 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 @pytest.mark.parametrize(
     ("module", "options"),
     [
-        ("kills", ["--points", "2", "--random", "17"]),
+        ("kills", ["--points", "1", "--random", "5"]),
         ("damage", ["--trials", "60"]),
-        ("inputs", ["--inputs", "1500", "--seed", "100000"]),
-        ("disk", ["--sizes", "2"]),
+        ("inputs", ["--inputs", "800", "--seed", "100000"]),
+        ("disk", ["--sizes", "1", "--only=--overwrite"]),
     ],
 )
 def test_nothing_is_lost_and_nothing_gets_in(module, options):
