@@ -166,7 +166,7 @@ def _sweep(folder: Path, *options: str) -> int:
 
 
 def _merge(folder: Path, *options: str) -> int:
-    source = folder / SOURCE / "fuse"
+    source = (folder / SOURCE).resolve() / "fuse"  # run.json names the cache by its path
     files = [str(source / name) for name in ("a.json", "b.json")]
     arguments = ["--annotations", str(source / "val.json"), "--cache", str(source / "val.zarr")]
     return fuse.__main__.main(["merge", *files, *arguments, "--out", str(folder / OUT), "--bootstrap", "0", *options])

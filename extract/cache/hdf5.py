@@ -60,10 +60,14 @@ def export_hdf5(cache: RoICache, path: str | Path) -> None:
         if path.exists():
             raise FileExistsError(f"{path}: exists already; remove it or give another name")
         remove_partials(path.parent, of=path.name)
-        with replacing(path) as partial, h5py.File(partial, "w") as file:
-            _export_tables(cache, file)
-            for field, shape in cache.fields.items():
-                _export_column(cache, field, shape, file)
+        with replacing(path) as partial:
+            try:
+                with h5py.File(partial, "w") as file:
+                    _export_tables(cache, file)
+                    for field, shape in cache.fields.items():
+                        _export_column(cache, field, shape, file)
+            except RuntimeError as error:  # h5py's, of a full disk
+                raise OSError(f"{path}: cannot be written: {one_line(error)}") from None
 
 
 def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache:
