@@ -16,7 +16,6 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
         ("kills", ["--points", "1", "--random", "5"]),
         ("damage", ["--trials", "60"]),
         ("inputs", ["--inputs", "800", "--seed", "100000"]),
-        ("disk", ["--sizes", "1", "--only=--overwrite"]),
     ],
 )
 def test_nothing_is_lost_and_nothing_gets_in(module, options):
