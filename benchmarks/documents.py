@@ -50,7 +50,7 @@ SPEED = (
     "imports",
     "compilation",
 )
-RELIABILITY = ("damage",)
+RELIABILITY = ("kills", "damage", "inputs")
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat"]
 DEFAULT_ROWS = {"rhead-only, default recipe": "calibrated", "rhead-cat, default recipe": "cat"}
 """Rows of the README's table whose head is trained by the default recipe → mode."""
