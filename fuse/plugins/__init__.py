@@ -32,6 +32,8 @@ from fuse.scores import mask_empty_boxes
 
 WEIGHTS_FILE = "model.pth"
 """The checkpoint in the folder of an export."""
+MAX_STAGES = 100
+"""More than any box head has: a damaged config must not build layers for ever."""
 FILE_MODES = {"calibrated": "new"}
 """Modes → their names in exported configs, where these differ."""
 
@@ -172,6 +174,8 @@ class Calibration:
             config = msgspec.convert(dict(values), CalibrationConfig)
         except msgspec.ValidationError as error:
             raise ValueError(f"not the description of a calibration: {one_line(error)}") from None
+        if not 0 < config.stages <= MAX_STAGES:
+            raise ValueError(f"stages is {config.stages}, expected 1 to {MAX_STAGES}")
         modes = {file: mode for mode, file in FILE_MODES.items()}
         fusion = FusionConfig.from_options(
             mode=modes.get(config.mode, config.mode),
