@@ -19,7 +19,7 @@ from calib.head_io import INFO_FILE, load_head, save_head
 from calib.head_io import WEIGHTS_FILE as HEAD_FILE
 from calib.heads import Head
 from calib.scoring import Original
-from extract.utils.files import write_bytes
+from extract.utils.files import is_partial, write_bytes
 from fuse.learned import LearnedFusion
 
 LEARNED_FILE = "learned.json"
@@ -39,9 +39,9 @@ class _File(msgspec.Struct):
 
 
 def save_learned(fusion: LearnedFusion, path: str | Path) -> None:
-    """Writes the folder of a learned fusion of the detector's own scores and heads, in place of what is there.
+    """Writes the folder of a learned fusion of the detector's own scores and heads, in place of an older one there.
 
-    Raises ValueError for other scorers.
+    Raises ValueError for other scorers, or for a folder that has other files.
     """
     path = Path(path)
     original, *others = fusion.scorers
@@ -49,6 +49,9 @@ def save_learned(fusion: LearnedFusion, path: str | Path) -> None:
     if not isinstance(original, Original) or not heads or len(heads) < len(others):
         names = ", ".join(scorer.name for scorer in fusion.scorers)
         raise ValueError(f"scorers are {names}, expected the original scores and trained heads")
+    foreign = [one.name for one in (path.iterdir() if path.exists() else ()) if not _is_own(one)]
+    if foreign:
+        raise ValueError(f"{path}: has {min(foreign)}, which is no part of a learned fusion: give another folder")
     (path / LEARNED_FILE).unlink(missing_ok=True)  # first: the folder is complete as long as it is there
     shutil.rmtree(path, ignore_errors=True)
     for number, head in enumerate(heads, 1):
@@ -112,6 +115,11 @@ def _checked_weights(rows: Sequence[Sequence[float]], heads: Sequence[Head]) -> 
     if not all(math.isfinite(value) for row in rows for value in row):
         raise ValueError("weights are not all finite")
     return np.array(rows, np.float32)
+
+
+def _is_own(path: Path) -> bool:
+    """Returns whether a file or folder is of those that a learned fusion's folder has."""
+    return path.name == LEARNED_FILE or is_partial(path.name) or (path.name.isdigit() and path.is_dir())
 
 
 def _content_sha256(file: _File) -> str:

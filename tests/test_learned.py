@@ -101,6 +101,14 @@ def test_a_folder_gives_back_the_scorer(saved, tmp_path):
     assert len(load_calibrated(folder).heads) == 1 and not (folder / "2").exists(), "in place of what was there"
 
 
+def test_a_folder_with_other_files_is_left_alone(saved):
+    fusion, folder = saved
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="learned: has notes.txt, which is no part of a learned fusion"):
+        save_learned(fusion, folder)
+    assert (folder / "notes.txt").read_text() == "mine" and load_calibrated(folder).name == "learned"
+
+
 def change_weights(folder: Path) -> None:
     content = json.loads((folder / "learned.json").read_text())
     content["weights"][0][0] += 1
