@@ -85,11 +85,11 @@ class CacheWriter:
         expected = self._image_ids[block_slice(block)].tolist()
         got = [r.image_id for r in rois]
         if got != expected:
-            raise CacheError(f"{self.url}: block {block} holds images {expected}, got {got}")
+            raise CacheError(f"{self._final_url}: block {block} holds images {expected}, got {got}")
         counts = np.array([len(r) for r in rois], np.int32)
         if counts.sum() > self._rows_per_block:
             raise CacheError(
-                f"{self.url}: block {block} has {counts.sum()} RoIs, its capacity is {self._rows_per_block}"
+                f"{self._final_url}: block {block} has {counts.sum()} RoIs, its capacity is {self._rows_per_block}"
             )
         images = [self._to_stored(r) for r in rois]
         with ThreadPoolExecutor(1) as pool:
@@ -109,7 +109,7 @@ class CacheWriter:
         """Writes the manifest and opens the cache. Raises CacheError while blocks are pending."""
         counts, digests = self._group["progress"][:].T
         if (counts < 0).any():
-            raise CacheError(f"{self.url}: {(counts < 0).sum()} of {len(counts)} images are not written yet")
+            raise CacheError(f"{self._final_url}: {(counts < 0).sum()} of {len(counts)} images are not written yet")
         starts = np.empty(len(counts), np.int64)
         for block in range(num_blocks(len(counts))):
             inside = counts[block_slice(block)]
@@ -129,4 +129,4 @@ class CacheWriter:
                 check_derived(rois, self._layers)
             return {f: to_stored(rois, f, COLUMNS[f], column.row_shape) for f, column in self._columns.items()}
         except CacheError as error:
-            raise CacheError(f"{self.url}: image {rois.image_id}: {error}") from None
+            raise CacheError(f"{self._final_url}: image {rois.image_id}: {error}") from None
