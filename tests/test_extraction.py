@@ -349,13 +349,13 @@ def test_command_line(tiny, caches, tmp_path, capsys):
 
 
 def test_usage(capsys):
-    assert command("--help") == 0 and "Other commands: inspect, convert, verify" in capsys.readouterr().out
+    assert command("--help") == 0 and "Other commands: inspect, browse, convert, verify" in capsys.readouterr().out
     assert command("inspect", "--help") == 0
     capsys.readouterr()
     assert command("--no-such-flag", 1) == 2
     assert command("--split", "test") == 2
     assert command("inspekt") == 2
-    assert "no command 'inspekt'; it has inspect, convert, verify, recall, export, import" in capsys.readouterr().err
+    assert "no command 'inspekt'; it has inspect, browse, convert, verify, recall, export, import" in capsys.readouterr().err
 
 
 @pytest.mark.process

@@ -228,7 +228,7 @@ def test_a_resumed_run_of_drawn_classes_is_the_same(cascade, tmp_path, monkeypat
         return step == 3
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "_any_interrupted", interrupted)
+        patch.setattr(train, "any_interrupted", interrupted)
         calib.train_head(cascade, out=str(tmp_path / "parts"), **options)
     resumed = calib.train_head(cascade, out=str(tmp_path / "parts"), **options)
     for name, tensor in whole.state_dict().items():
