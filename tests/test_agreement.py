@@ -66,3 +66,15 @@ def test_extraction_refuses_a_detector_that_scores_otherwise(tiny, tmp_path, mon
     with pytest.raises(ValueError, match=r"detector .*: image \d+: .* scores a box .*, this library with 0\.\d+; such"):
         extract.run(config)
     assert not (tmp_path / "val.zarr").exists()
+
+
+def test_an_inference_that_fails_is_named(tiny, tmp_path, monkeypatch):
+    from extract.detectors.torchvision import TorchvisionDetector
+
+    def own_inference(self, image, score_threshold):
+        raise NotImplementedError("no such\noperator")
+
+    monkeypatch.setattr(TorchvisionDetector, "own_inference", own_inference)
+    with pytest.raises(ValueError, match=r"image \d+: the framework's own inference failed: no such operator"):
+        extract.run(tiny.config("val", tmp_path / "val.zarr", level="logits"))
+    assert not (tmp_path / "val.zarr").exists()

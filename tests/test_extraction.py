@@ -355,7 +355,8 @@ def test_usage(capsys):
     assert command("--no-such-flag", 1) == 2
     assert command("--split", "test") == 2
     assert command("inspekt") == 2
-    assert "no command 'inspekt'; it has inspect, browse, convert, verify, recall, export, import" in capsys.readouterr().err
+    expected = "no command 'inspekt'; it has inspect, browse, convert, verify, recall, export, import"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.process

@@ -11,6 +11,7 @@ import torch
 from extract.detectors.base import Detector, Image, ImageDetections
 from extract.detectors.class_map import MappedDetector
 from extract.rois import SCORES_WITH_OBJECTNESS, RoIs
+from extract.utils.errors import one_line
 
 CANDIDATES = 1000
 """Pairs of a RoI and an output that the framework's inference gets; NMS of all of them takes seconds."""
@@ -34,7 +35,7 @@ def check_inference(detector: Detector, image: Image) -> None:
 
     An adapter without `own_inference` is not compared.
 
-    Raises ValueError naming the detector, the image and the largest difference.
+    Raises ValueError naming the detector, the image and the largest difference, or why that inference failed.
     """
     adapter = detector.original if isinstance(detector, MappedDetector) else detector
     own_inference = getattr(adapter, "own_inference", None)
@@ -43,10 +44,14 @@ def check_inference(detector: Detector, image: Image) -> None:
     (rois,) = adapter.forward([image], "logits").rois
     scores = detector_scores(rois, adapter.description)
     threshold = _threshold(_candidates(rois.boxes, scores))
-    difference = score_difference(own_inference(image, threshold), rois.boxes, scores, TOLERANCE)
+    where = f"detector {adapter.description['name']}: image {image.image_id}"
+    try:
+        own = own_inference(image, threshold)
+    except Exception as error:  # a framework's code raises errors of any kind
+        raise ValueError(f"{where}: the framework's own inference failed: {one_line(error)}") from error
+    difference = score_difference(own, rois.boxes, scores, TOLERANCE)
     if difference:
-        name = adapter.description["name"]
-        raise ValueError(f"detector {name}: image {image.image_id}: {difference}; such a detector is not supported")
+        raise ValueError(f"{where}: {difference}; such a detector is not supported")
 
 
 def score_difference(own: ImageDetections, boxes: np.ndarray, scores: np.ndarray, tolerance: Tolerance) -> str:

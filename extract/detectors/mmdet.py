@@ -148,10 +148,11 @@ class MmdetDetector(DetectorSummary):
 
     @torch.no_grad()
     def own_inference(self, image: Image, score_threshold: float) -> ImageDetections:
-        """See `extract.detectors.base.Detector`."""
+        """See `extract.detectors.base.Detector`; with NMS of the config's IoU in place of any other kind."""
         heads, inputs = self.model.roi_head, self._preprocess([image])
         no_masks = {"mask_head": None} if self.model.with_mask else {}
-        with overridden(heads.test_cfg, score_thr=score_threshold), overridden(heads, **no_masks):
+        nms = {"type": "nms", "iou_threshold": self.description["nms_iou"]}
+        with overridden(heads.test_cfg, score_thr=score_threshold, nms=nms), overridden(heads, **no_masks):
             (result,) = self.model.predict(inputs["inputs"], inputs["data_samples"])
         return self.to_arrays(result)[0]
 
