@@ -49,7 +49,7 @@ def read_array(group: zarr.Group, name: str, url: str) -> np.ndarray:
         raise CacheError(f"{url}: has no {name}") from None
     except CacheError:
         raise
-    except (ValueError, OSError, RuntimeError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         raise CacheError(f"{url}/{name}: damaged: {one_line(error)}") from None
 
 
