@@ -20,6 +20,7 @@ from benchmarks.coverage import coverage_table
 from benchmarks.crossing.tables import evaluators_table
 from benchmarks.paper.figures import PAPER
 from benchmarks.paper.results import document_table
+from benchmarks.provenance import read_results
 from benchmarks.recipes import default_rows, recipes_table
 from benchmarks.reliability.results import reliability_table
 from benchmarks.selection import selection_table
@@ -50,7 +51,7 @@ SPEED = (
     "imports",
     "compilation",
 )
-RELIABILITY = ("kills", "damage", "inputs")
+RELIABILITY = ("kills", "damage", "inputs", "disk")
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat"]
 DEFAULT_ROWS = {"rhead-only, default recipe": "calibrated", "rhead-cat, default recipe": "cat"}
 """Rows of the README's table whose head is trained by the default recipe → mode."""
@@ -121,7 +122,7 @@ def readme_table() -> str:
 
 def readme_recipes() -> str:
     """Returns the plain detector's part of the table of recipes."""
-    results = pd.read_csv(RESULTS / "recipes.csv")
+    results = read_results(RESULTS / "recipes.csv")
     return recipes_table(results[results["detector"] == "plain"])
 
 
@@ -139,7 +140,7 @@ def derived_table(metrics: pd.DataFrame) -> str:
 
 def speed_targets() -> str:
     """Returns the table of how many targets each benchmark meets."""
-    return targets_table({name: pd.read_csv(RESULTS / "speed" / f"{name}.csv") for name in SPEED})
+    return targets_table({name: read_results(RESULTS / "speed" / f"{name}.csv") for name in SPEED})
 
 
 def _if_measured(table: Callable[[pd.DataFrame], str], name: str) -> str:
@@ -151,7 +152,7 @@ def _if_measured(table: Callable[[pd.DataFrame], str], name: str) -> str:
 
 
 def _from_csv(table: Callable[[pd.DataFrame], str], file: Path) -> str:
-    return table(pd.read_csv(file))
+    return table(read_results(file))
 
 
 if __name__ == "__main__":

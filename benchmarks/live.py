@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 
 from benchmarks.live_subjects import BUILDERS, make_head, spread_scores
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
 from benchmarks.speed.measure import merge_rows
 from fuse.live import CalibratedDetector
 
@@ -51,7 +51,7 @@ def main(config: Config) -> None:
     """Times all cases, prints the results and saves them. Rows of cases that are not run stay in the file."""
     rows = pd.DataFrame([row for framework in config.frameworks for row in time_framework(config, framework)])
     if RESULTS.is_file():
-        rows = merge_rows(pd.read_csv(RESULTS), rows, KEYS)
+        rows = merge_rows(read_results(RESULTS), rows, KEYS)
         rows = rows.sort_values("framework", key=lambda names: names.map(list(BUILDERS).index), kind="stable")
     rows.to_csv(RESULTS, index=False)
     print(rows.to_string(index=False))

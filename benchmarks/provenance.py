@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
+
 ROOT = Path(__file__).parents[1]
 MEASURED = ("benchmarks/results", "docs", "README.md")
 """What benchmarks write themselves: a change here leaves the commit clean."""
@@ -35,6 +37,11 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head}-dirty" if changes else head
+
+
+def read_results(file: Path, **text: type[str]) -> pd.DataFrame:
+    """Reads a CSV file of results; `commit`, and columns named as `text=str`, stay text: 142e604 is a number too."""
+    return pd.read_csv(file, dtype={"commit": str, **text})
 
 
 def _git(*arguments: str) -> str:

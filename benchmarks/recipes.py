@@ -29,7 +29,7 @@ from scipy.stats import t as student_t
 
 import calib
 from benchmarks.evaluate import evaluate_fusions
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
 from benchmarks.tables import markdown, provenance_line
 from calib.choice import CANDIDATES
 from calib.config import Config
@@ -137,7 +137,7 @@ def measured(detector: str) -> set[tuple[str, int]]:
     """Returns recipes and seeds of a detector with results."""
     if not RESULTS.exists():
         return set()
-    table = pd.read_csv(RESULTS).query("detector == @detector")
+    table = read_results(RESULTS).query("detector == @detector")
     return set(zip(table["recipe"], table["seed"], strict=True))
 
 
@@ -185,7 +185,7 @@ def _interval(differences: np.ndarray) -> str:
 
 def append(rows: pd.DataFrame) -> None:
     """Adds rows to the results."""
-    old = [pd.read_csv(RESULTS)] if RESULTS.exists() else []
+    old = [read_results(RESULTS)] if RESULTS.exists() else []
     pd.concat([*old, rows]).to_csv(RESULTS, index=False)
     print(rows.to_string())
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 import extract
 from benchmarks.paper.setups import ROOT, SEED, Setup, mini_lvis
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
 from benchmarks.tables import BINS, markdown, provenance_line
 from extract import RoICache
 from fuse.commands.select import LEARNED, ORIGINAL, SELECTION_FILE, select
@@ -50,7 +50,7 @@ def main(
         command += f" --methods {' '.join(methods)}" if methods else ""
         rows = rows.assign(command=command, **provenance())
         if RESULTS.is_file():
-            before = pd.read_csv(RESULTS)
+            before = read_results(RESULTS)
             kept = (before[KEYS] != [detector, iou_type]).any(axis=1)
             rows = pd.concat([before[kept], rows], ignore_index=True)
         rows.to_csv(RESULTS, index=False)

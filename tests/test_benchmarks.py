@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import coverage, documents, selection
+from benchmarks.provenance import read_results
 from benchmarks.recipes import recipes_table
 from benchmarks.speed.measure import Timing, result, save
 from benchmarks.tables import BINS, format_memory, format_ratio, format_target, format_time, speed_table
@@ -142,3 +143,9 @@ def test_learned_fusion_is_compared_with_each_row():
     ]
     assert lines[2].split("|")[-3].strip().startswith(f"{own.loc['b', 'gain_AP']:+.1f} [")
     assert "with all its training: d, masks, 31 s + 1,402 s." in selection.selection_table(table)
+
+
+def test_a_commit_that_looks_like_a_number_stays_text(tmp_path):
+    (tmp_path / "a.csv").write_text("row,commit\n1,142e604\n2,0012345\n")
+    table = read_results(tmp_path / "a.csv", row=str)
+    assert table["commit"].tolist() == ["142e604", "0012345"] and table["row"].tolist() == ["1", "2"]

@@ -21,7 +21,7 @@ import pandas as pd
 
 from benchmarks.crossing.evaluators import EVALUATORS, quiet
 from benchmarks.crossing.inputs import Inputs, make_inputs
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
 from benchmarks.speed.measure import merge_rows
 
 RESULTS = Path(__file__).parents[1] / "results" / "crossing.csv"
@@ -40,7 +40,7 @@ def main(names: Sequence[str]) -> None:
 def save(rows: pd.DataFrame) -> None:
     """Writes the rows of an evaluator; rows of others stay."""
     if RESULTS.is_file():
-        rows = merge_rows(pd.read_csv(RESULTS), rows, KEYS)
+        rows = merge_rows(read_results(RESULTS), rows, KEYS)
         rows = rows.sort_values("evaluator", key=lambda names: names.map(list(EVALUATORS).index), kind="stable")
     rows.to_csv(RESULTS, index=False)
 

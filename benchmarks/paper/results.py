@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmarks.paper.figures import BIN_COLUMNS, CLASS_COLUMNS, MODEL_COLUMNS, PAPER, TEST_COLUMNS, Figures
 from benchmarks.paper.setups import SEED
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
 from benchmarks.speed.measure import merge_rows
 from benchmarks.tables import PROVENANCE, markdown, provenance_line
 
@@ -48,7 +48,7 @@ def save(table: str, rows: pd.DataFrame, dataset: str, command: Sequence[str], f
     path = csv_file(table, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        before = pd.read_csv(path)
+        before = read_results(path)
         rows = merge_rows(before[before["dataset"] != dataset], rows, ["dataset", "row"])
     rows.to_csv(path, index=False)
     return path
@@ -62,7 +62,7 @@ def csv_file(table: str, folder: Path = RESULTS) -> Path:
 def document_table(table: str, folder: Path = RESULTS) -> str:
     """Formats a table: of each row the paper's figures, then those measured on each dataset."""
     path = csv_file(table, folder)
-    measured = pd.read_csv(path, dtype={"row": str}) if path.is_file() else pd.DataFrame(columns=["dataset", "row"])
+    measured = read_results(path, row=str) if path.is_file() else pd.DataFrame(columns=["dataset", "row"])
     columns = list(COLUMNS.get(table, BIN_COLUMNS))
     lines = []
     for row in dict.fromkeys([*PAPER[table], *measured["row"]]):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
 from benchmarks.tables import PROVENANCE, markdown, provenance_line
 
 RESULTS = Path(__file__).parents[1] / "results" / "reliability"
@@ -18,7 +18,7 @@ def save(name: str, rows: Sequence[Mapping[str, object]], keys: Sequence[str], f
     folder.mkdir(parents=True, exist_ok=True)
     file, table = folder / f"{name}.csv", pd.DataFrame(rows).assign(**provenance())
     if file.exists():
-        table = pd.concat([pd.read_csv(file), table]).drop_duplicates(list(keys), keep="last")
+        table = pd.concat([read_results(file), table]).drop_duplicates(list(keys), keep="last")
     table.to_csv(file, index=False)
 
 
