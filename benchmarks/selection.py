@@ -22,6 +22,7 @@ from typing import Any, Literal
 import pandas as pd
 
 import extract
+from benchmarks.paper.inputs import open_finished, prepare_framework
 from benchmarks.paper.setups import ROOT, SEED, Setup, mini_lvis
 from benchmarks.provenance import provenance, read_results
 from benchmarks.tables import BINS, markdown, provenance_line
@@ -98,15 +99,10 @@ def open_or_extract(
 ) -> tuple[RoICache, float | None]:
     """Returns a cache of level hidden, and the processor seconds of its extraction; None if it was there."""
     out = folder / f"{split}.zarr"
-    try:
-        return extract.open_cache(str(out)), None
-    except (FileNotFoundError, extract.CacheError):
-        pass
+    if (finished := open_finished(out)) is not None:
+        return finished, None
     files = setup.detectors[detector]
-    if files.detector == "mmdet":
-        from benchmarks import mmcv_ext  # imports torchvision, which other frameworks may do without
-
-        mmcv_ext.install()
+    prepare_framework(files)
     source = "test" if split == "test" else "train"
     options: dict[str, Any] = {"split": "val" if split == "test" else split}
     if train is None:

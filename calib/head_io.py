@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save
 from calib.heads import Head, HeadInfo
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER
 from extract.utils.errors import one_line
-from extract.utils.files import write_bytes
-from extract.utils.folders import can_be_replaced, partial_folder, put_in_place, remove_folder, settle
+from extract.utils.files import file_sha256, write_bytes
+from extract.utils.folders import can_be_replaced, put_in_place, settle, unused_partial
 from extract.utils.locks import one_writer
 
 FORMAT = "tailcal-head"
@@ -51,9 +51,7 @@ def save_head(head: Head, path: str | Path) -> None:
         if not ((path / INFO_FILE).exists() and can_be_replaced(path, own)):
             write_head(head, path)
             return
-        new = partial_folder(path)
-        if new.exists():
-            remove_folder(new)
+        new = unused_partial(path)
         shutil.copytree(path, new, ignore=shutil.ignore_patterns(WEIGHTS_FILE, INFO_FILE))
         write_head(head, new)
         put_in_place(new, path)
@@ -163,11 +161,8 @@ def _check_size(info: HeadInfo, file: Path) -> None:
 
 def _check_weights(raw: dict[str, Any], file: Path) -> None:
     """Raises ValueError if the file is not the one that `config.json` was written for."""
-    if WEIGHTS_SUM in raw:
-        with file.open("rb") as weights:
-            found = hashlib.file_digest(weights, "sha256").hexdigest()
-        if found != raw[WEIGHTS_SUM]:
-            raise ValueError(f"{file}: damaged, or of another head: its sha256 is not the {WEIGHTS_SUM} of {INFO_FILE}")
+    if WEIGHTS_SUM in raw and file_sha256(file) != raw[WEIGHTS_SUM]:
+        raise ValueError(f"{file}: damaged, or of another head: its sha256 is not the {WEIGHTS_SUM} of {INFO_FILE}")
 
 
 def _info_sha256(info: dict[str, Any]) -> str:

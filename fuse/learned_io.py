@@ -19,7 +19,7 @@ from calib.head_io import INFO_FILE, load_head, save_head
 from calib.head_io import WEIGHTS_FILE as HEAD_FILE
 from calib.heads import Head
 from calib.scoring import Original
-from extract.utils.files import is_partial, write_bytes
+from extract.utils.files import file_sha256, is_partial, write_bytes
 from fuse.learned import LearnedFusion
 
 LEARNED_FILE = "learned.json"
@@ -56,7 +56,7 @@ def save_learned(fusion: LearnedFusion, path: str | Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     for number, head in enumerate(heads, 1):
         save_head(head, path / str(number))
-    sums = [_sha256(path / str(number) / INFO_FILE) for number in range(1, len(heads) + 1)]
+    sums = [file_sha256(path / str(number) / INFO_FILE) for number in range(1, len(heads) + 1)]
     file = _File(FORMAT, VERSION, original.average, original.activation, sums, fusion.weights.tolist())
     file.sha256 = _content_sha256(file)
     write_bytes(path / LEARNED_FILE, msgspec.json.encode(file) + b"\n")
@@ -81,7 +81,7 @@ def load_learned(path: str | Path) -> LearnedFusion:
     folders = [path / str(number) for number in range(1, len(content.heads) + 1)]
     heads = [load_head(folder) for folder in folders]
     for folder, expected in zip(folders, content.heads, strict=True):
-        if _sha256(folder / INFO_FILE) != expected:
+        if file_sha256(folder / INFO_FILE) != expected:
             raise ValueError(f"{folder}: is another head than the one that {file} was written with")
     try:
         original = Original.from_description({"stage_average": content.average, "activation": content.activation})
@@ -127,7 +127,3 @@ def _content_sha256(file: _File) -> str:
     fields = msgspec.to_builtins(file)
     del fields["sha256"]
     return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -22,13 +22,14 @@ from extract.data.images import read_image
 from extract.detectors.base import Image
 from extract.detectors.checkpoint_files import read_checkpoint
 from extract.detectors.common import check_resizable
-from extract.utils.files import replacing
+from extract.detectors.weights import tensors_sha256
+from extract.utils.files import file_sha256, replacing
 from fuse.commands.config import Config
 from fuse.commands.manifest import new_manifest
 from fuse.commands.predictions import PredictionLines
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
-from fuse.export.checksums import check_sums, check_when_loaded, file_sha256, tensors_sha256, write_sums
+from fuse.export.checksums import check_sums, check_when_loaded, write_sums
 from fuse.gallery import image_reader
 from tests.toy_cache import toy_cache
 

@@ -62,10 +62,10 @@ def check_inputs(
     setup.check(splits=("train", split))
     heads = list(heads)
     for detector in detectors:
-        caches = [_open_finished(_cache_path(setup, detector, split, view)) for view in views]
+        caches = [open_finished(_cache_path(setup, detector, split, view)) for view in views]
         trained = all((options.folder(setup, detector) / WEIGHTS_FILE).is_file() for options in heads)
         extracts = any(cache is None or "masks" not in cache.fields for cache in caches)
-        if extracts or (not trained and _open_finished(_cache_path(setup, detector, "train")) is None):
+        if extracts or (not trained and open_finished(_cache_path(setup, detector, "train")) is None):
             setup.check([detector], ("train", split))
 
 
@@ -82,11 +82,11 @@ def open_or_extract(
         proposals: per image; with another number than the setup's, the cache has logits alone.
     """
     url = _cache_path(setup, detector, split, view, proposals)
-    if (finished := _open_finished(url)) is not None:
+    if (finished := open_finished(url)) is not None:
         return finished
     setup.check([detector], ("train",) if split == "train" else ("train", split))
     files = setup.detectors[detector]
-    _prepare_framework(files)
+    prepare_framework(files)
     view = view or View()
     options: dict[str, Any] = {"flip": 1.0} if view.flip else {}
     if proposals is not None:
@@ -156,7 +156,7 @@ def detect(
 def load(setup: Setup, detector: str, size: tuple[int, int] | None = None) -> Detector:
     """Loads a detector, with another size of its input images if it is given."""
     files = setup.detectors[detector]
-    _prepare_framework(files)
+    prepare_framework(files)
     return load_detector(extract.DetectorSpec(**files.fields(size)))
 
 
@@ -171,7 +171,7 @@ def _cache_path(
     return setup.caches / detector / f"{'_'.join(parts)}.zarr"
 
 
-def _prepare_framework(files: DetectorFiles) -> None:
+def prepare_framework(files: DetectorFiles) -> None:
     """Replaces the compiled part of mmcv for mmdetection, if it is not installed."""
     if files.detector == "mmdet":
         from benchmarks import mmcv_ext  # imports torchvision, which other frameworks may do without
@@ -179,7 +179,7 @@ def _prepare_framework(files: DetectorFiles) -> None:
         mmcv_ext.install()
 
 
-def _open_finished(url: Path) -> RoICache | None:
+def open_finished(url: Path) -> RoICache | None:
     """Opens a finished cache; None if there is none, or one that `extract.run` resumes or refuses."""
     try:
         return extract.open_cache(str(url))

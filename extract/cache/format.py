@@ -69,7 +69,7 @@ def naming_damage(url: str) -> Iterator[None]:
         raise CacheError(f"{url}: {error}") from None
     except (OSError, ImportError):
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, ArithmeticError) as error:
         raise CacheError(f"{url}: its metadata are damaged: {one_line(error)}") from error
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from extract.detectors.checkpoint_files import read_checkpoint
 from extract.detectors.state_dicts import FoundState, find_state_dict
 from extract.utils.errors import listed, one_line
+from extract.utils.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +77,8 @@ def load_weights(model: nn.Module, path: Path, convert_names: ConvertNames | Non
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     _log_left_out(path, found, left_out)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     meta = checkpoint.get("meta")
-    identity = {"weights_sha256": sha256, "tensors_sha256": hash_tensors(model)}
+    identity = {"weights_sha256": file_sha256(path), "tensors_sha256": hash_tensors(model)}
     return LoadedWeights(identity, meta if isinstance(meta, Mapping) else {})
 
 
@@ -88,11 +87,15 @@ def hash_tensors(model: nn.Module) -> str:
 
     Tensors that inference does not use, such as batch counters, do not count.
     """
+    return tensors_sha256({name: tensor for name, tensor in model.state_dict().items() if _is_needed(name, tensor)})
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Returns the sha256 of a state_dict: names in order, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if _is_needed(name, tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

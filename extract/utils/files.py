@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import uuid
@@ -64,6 +65,12 @@ def flush_tree(folder: str | os.PathLike[str], skip: Collection[str] = ()) -> No
         for name in files:
             flush(os.path.join(parent, name))
         flush(parent)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Returns the sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_partial(name: str) -> bool:

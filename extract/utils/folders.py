@@ -24,6 +24,14 @@ def partial_folder(path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
+def unused_partial(path: Path) -> Path:
+    """Returns `partial_folder`, after what a killed process has left there is deleted."""
+    new = partial_folder(path)
+    if new.exists():
+        remove_folder(new)
+    return new
+
+
 def can_be_renamed(path: Path) -> bool:
     """Returns whether a folder, which need not exist, may get another name: no mount, and not in a read-only folder."""
     return not (os.path.ismount(path) or (path.parent.is_dir() and not os.access(path.parent, os.W_OK)))

@@ -23,12 +23,13 @@ from calib.scoring import with_stage_average
 from extract.detectors import import_adapter, load_detector
 from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
+from extract.detectors.weights import tensors_sha256
 from extract.rois import SCORES_WITH_OBJECTNESS
-from extract.utils.files import replacing, write_bytes
+from extract.utils.files import file_sha256, replacing, write_bytes
 from extract.utils.locks import one_writer
 from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier, warn_of_tail
-from fuse.export.checksums import file_sha256, tensors_sha256, write_sums
+from fuse.export.checksums import write_sums
 from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
 from fuse.export.own_order import OwnOrderScores

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from extract.utils.files import remove_partials
-from extract.utils.folders import can_be_replaced, partial_folder, put_in_place, remove_folder, settle
+from extract.utils.folders import can_be_replaced, put_in_place, settle, unused_partial
 from extract.utils.locks import one_writer
 from fuse.commands.config import DETECTIONS_FILE
 from fuse.commands.manifest import MANIFEST_FILE
@@ -50,9 +50,7 @@ def new_results(out: Path) -> Iterator[Path]:
             (path / name).unlink(missing_ok=True)
         yield path
         return
-    new = partial_folder(path)
-    if new.exists():
-        remove_folder(new)
+    new = unused_partial(path)
     new.mkdir(parents=True)
     try:
         yield new

@@ -54,9 +54,7 @@ class Matches(NamedTuple):
     def by_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (N,) int64 positions by class, best first, equal scores by image; and (K+1,) where classes start."""
         num_classes = len(self.gt.category_ids)
-        classes = self.cells % num_classes
-        order = best_first(classes, self.scores)
-        return order, np.searchsorted(classes[order], np.arange(num_classes + 1))
+        return order_by_class(self.cells % num_classes, self.scores, num_classes)
 
 
 def lvis_matches(
@@ -177,6 +175,15 @@ def _outcomes(
 def _outside(areas: np.ndarray, ranges: np.ndarray) -> np.ndarray:
     """Returns (A, N) bool: whether areas (N,) are outside of ranges (A, 2)."""
     return (areas < ranges[:, :1]) | (areas > ranges[:, 1:])
+
+
+def order_by_class(classes: np.ndarray, scores: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (N,) int64 positions by class, best first, equal scores in their order; and (K+1,) where classes start.
+
+    `classes` (N,) int64 are below `num_classes`, K; `scores` (N,) float.
+    """
+    order = best_first(classes, scores)
+    return order, np.searchsorted(classes[order], np.arange(num_classes + 1))
 
 
 def ranks_in_cells(cells: np.ndarray) -> np.ndarray:

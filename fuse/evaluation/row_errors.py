@@ -11,7 +11,7 @@ import pandas as pd
 
 from extract.data.bins import bin_index, bin_names
 from fuse.evaluation.accumulate import RECALL_THRESHOLDS
-from fuse.evaluation.native import Matches
+from fuse.evaluation.native import Matches, order_by_class
 from fuse.evaluation.outcomes import Outcomes, object_outcomes
 from fuse.evaluation.overlaps import ground_truth_of, overlaps_of_boxes, overlaps_of_masks
 from fuse.ops.error_kernels import CLS, LOC, error_types
@@ -129,8 +129,7 @@ def _ap50(classes: np.ndarray, scores: np.ndarray, outcomes: np.ndarray, counts:
         counts: (V, K) int64, objects that count.
     """
     variants, num_classes = counts.shape
-    order = np.lexsort((-scores, classes))
-    starts = np.searchsorted(classes[order], np.arange(num_classes + 1))
+    order, starts = order_by_class(classes, scores, num_classes)
     precision = np.zeros((1, len(RECALL_THRESHOLDS), num_classes, variants))
     recall, points = np.zeros((1, num_classes, variants, 1)), np.empty((2, len(order)))
     ranks, caps = np.zeros(len(order), np.int64), np.ones(1, np.int64)

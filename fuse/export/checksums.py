@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from extract.utils.files import write_bytes
+from extract.detectors.weights import tensors_sha256
+from extract.utils.files import file_sha256, write_bytes
 
 SUMS_FILE = "SHA256SUMS"
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sums(folder: Path, sums: Mapping[str, str]) -> None:
@@ -42,15 +35,6 @@ def check_sums(folder: Path) -> None:
         if file_sha256(folder / name) != sha256:
             text = f"damaged, or changed since the export: its sha256 is not that in {SUMS_FILE}"
             raise ValueError(f"{folder / name}: {text}; remove its line there if you have changed it")
-
-
-def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """Returns the sha256 of a state_dict: names in order, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def check_when_loaded(model: nn.Module, sha256: str) -> None:

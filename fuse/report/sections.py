@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image as PILImage
 
 from extract.data.bins import bin_names
+from fuse.detections import best_first
 from fuse.drawing import class_colours, draw_detections
 from fuse.evaluation.outcomes import Outcomes
 from fuse.evaluation.row_comparison import SUFFIXES
@@ -138,7 +139,7 @@ def class_details(inputs: ReportInputs) -> list[dict[str, Any]]:
 def _best_of_classes(inputs: ReportInputs, outcomes: Outcomes) -> Iterator[list[tuple[Any, float, str]]]:
     """Yields the best detections of each class: image id, score, and what is there."""
     names = inputs.classes["name"].tolist()
-    order = np.lexsort((-outcomes.detections.scores, outcomes.found_labels))
+    order = best_first(outcomes.found_labels, outcomes.detections.scores)
     starts = np.searchsorted(outcomes.found_labels[order], np.arange(len(names) + 1))
     for label, (first, last) in enumerate(pairwise(starts.tolist())):
         listed, found = order[first : min(last, first + MAX_DETECTIONS)], []
