@@ -17,7 +17,8 @@ import calib
 import extract
 from benchmarks.evaluate import evaluate_fusions
 from calib.heads import Head
-from calib.scoring import Level, Original, Scorer, stage_scores
+from calib.scoring import Level, Original, Scorer
+from extract.class_scores import stage_scores
 from extract.rois import RoIs
 from fuse.config import FusionConfig
 from fuse.defaults import TAIL

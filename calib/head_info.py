@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calib.classifiers import ClassifierKind
-from calib.scoring import Activation, Average, Level
+from calib.scoring import Level
+from extract.class_scores import Activation, Average
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from calib.classifiers import ClassifierKind
 from calib.config import HEAD_TYPES, HeadType
 from calib.heads import Head, HeadInfo, hidden_input, linear_layers
 from calib.hidden_input import HiddenInput
-from calib.scoring import Level, check_average, instance_counts_of
+from calib.scoring import Level, instance_counts_of
 from extract.cache.format import layers_above
+from extract.class_scores import check_average
 from extract.data.class_map import MIN_LOGIT
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
 

@@ -18,8 +18,9 @@ from torch import nn
 from calib.classifiers import ClassifierKind, build_classifier
 from calib.head_info import HeadInfo, describe_head
 from calib.hidden_input import HiddenInput
-from calib.scoring import Level, check_average, instance_counts_of, stage_scores
+from calib.scoring import Level, instance_counts_of
 from extract.cache.format import Projection
+from extract.class_scores import check_average, stage_scores
 from extract.data.class_map import ClassMap
 from extract.detectors.class_map import map_detector
 from extract.detectors.identity import check_same_detector

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from calib.heads import Head
-from calib.scoring import instance_counts_of, stage_scores
+from calib.scoring import instance_counts_of
+from extract.class_scores import stage_scores
 from extract.data.bins import bin_index, bin_names
 from extract.objects import object_rois
 

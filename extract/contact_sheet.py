@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from extract.cache.reader import RoICache
+from extract.class_scores import detector_scores
 from extract.command_configs import RowKind
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.image_files import find_image
@@ -126,12 +127,7 @@ def _tiles(cache: RoICache, row: RoIRow, by: RowKind) -> list[Tile]:
 
 def _own_classes(cache: RoICache, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the foreground class of highest score by the detector's own classifier, and the score: (n,) each."""
-    logits = cache.take("logits", rois).astype(np.float64).mean(axis=1)
-    if cache.detector.get("activation", "softmax") == "softmax":
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores /= scores.sum(axis=1, keepdims=True)
-    else:
-        scores = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+    scores = detector_scores(cache.take("logits", rois), cache.take("objectness", rois), cache.detector)
     own = scores[:, :-1].argmax(axis=1)
     return own, scores[np.arange(len(own)), own]
 

@@ -14,7 +14,7 @@ from tyro.conf import Suppress
 
 from calib.posthoc.norcal import Factor as NorCalFactor
 from calib.posthoc.norcal import Variant as NorCalVariant
-from calib.scoring import Average
+from extract.class_scores import Average
 from extract.data.bins import edges
 from extract.data.classes import CountColumn
 from fuse.defaults import BOOTSTRAP_SAMPLES, CAT_THRESHOLD, ENGINE, MAX_DETECTIONS, SCORE_THRESHOLD, TAIL

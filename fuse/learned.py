@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from calib.heads import Head
-from calib.scoring import Level, Scorer, sigmoid
+from calib.scoring import Level, Scorer
 from extract.cache.format import Projection
+from extract.class_scores import sigmoid
 from extract.data.class_map import ClassMap
 from extract.rois import RoIs
 from extract.utils.summarized import Summarized

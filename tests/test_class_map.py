@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from calib.scoring import stage_scores
+from extract.class_scores import stage_scores
 from extract.data.class_map import MIN_LOGIT, ClassMap
 
 MAP = ClassMap(outputs=(3, -1, 0, 4), num_outputs=6)

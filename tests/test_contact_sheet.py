@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 import extract
 from extract.__main__ import main
-from extract.contact_sheet import GAP, LINE, MARGIN, PROPOSAL, TILE, Tile, _cut
+from extract.contact_sheet import GAP, LINE, MARGIN, PROPOSAL, TILE, Tile, _cut, _tiles
 from extract.objects import object_rois
 from extract.roi_rows import choose_rows
 from tests.fuse_fixtures import CLASSES, SIZE, K, annotations, rois
@@ -112,6 +112,27 @@ def test_the_sheet_cuts_the_objects_out_and_names_the_detectors_class(cache, fol
         redness.append(below[..., 0] - below[..., 1])
     assert redness[0].max() > 60 and redness[0].min() > -30, "the detector calls ants by other names, in red"
     assert redness[1].max() < 30 and redness[1].min() < -60, "and names dogs, in green"
+
+
+@pytest.mark.parametrize(("average", "name"), [("scores", "ant"), ("logits", "bee")])
+def test_stages_are_averaged_as_the_detector_does(tmp_path, average, name):
+    """Two stages of three prefer the ant, the other one is sure of the bee."""
+    (one,) = rois(annotations(1), stages=3)
+    logits = np.full_like(one.logits, -20)
+    logits[:, :, 0], logits[:, 0, 0], logits[:, 0, 1], logits[:, 1:, 1] = 2, 0, 12, 0
+    detector = {"stage_average": average, "activation": "softmax"}
+    made = extract.write_cache(
+        tmp_path / "val.zarr",
+        [replace(one, logits=logits)],
+        CLASSES,
+        split="val",
+        level="embedding",
+        stages=(0.5, 0.6, 0.7),
+        detector=detector,
+    )
+    (row, *_), _ = choose_rows(made, "class", ("ant",), 1, 1)
+    (tile,) = _tiles(made, row, "class")
+    assert tile.own.startswith(f"{name} 0.")
 
 
 def test_command(cache, folder, tmp_path, capsys):

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 import fuse
 from calib.head_io import load_head
-from calib.scoring import Original, softmax
+from calib.scoring import Original
+from extract.class_scores import softmax
 from extract.utils import prefetch
 from fuse import FusionConfig, accumulator, inference
 from fuse.accumulator import DetectionAccumulator

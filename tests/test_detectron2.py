@@ -22,11 +22,12 @@ import extract
 import fuse.__main__
 from calib.scoring import Original
 from extract.__main__ import COMMANDS
+from extract.class_scores import detector_scores
 from extract.config import DetectorSpec
 from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector, registered_dataset
-from extract.detectors.agreement import check_inference, detector_scores
+from extract.detectors.agreement import check_inference
 from extract.detectors.base import Detector, Image, OwnThresholds, thresholds_of
 from extract.matching import GroundTruth, match
 from extract.utils.cli import run as run_command
@@ -606,7 +607,8 @@ def test_objectness_is_a_probability_whatever_the_proposals_have(detectors):
         )
         own = Original.from_description(detectors(kind).description)
         np.testing.assert_allclose(own.scores(rois), expected)
-        np.testing.assert_allclose(detector_scores(rois, detectors(kind).description), expected, atol=1e-6)
+        scores = detector_scores(rois.logits, rois.objectness, detectors(kind).description)
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 def test_a_predictor_with_its_own_inference_is_said_to_be_replaced(references, monkeypatch, caplog):

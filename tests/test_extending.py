@@ -23,7 +23,7 @@ import fuse
 import fuse.export.module
 import fuse.scores
 from calib.heads import linear_layers
-from calib.scoring import softmax
+from extract.class_scores import softmax
 from extract.detectors import FRAMEWORKS
 from extract.verify import worst_logit_error
 from fuse.commands.config import Config

@@ -15,8 +15,8 @@ import torch
 import calib
 from calib.config import HEAD_TYPES
 from calib.head_types import RECIPES, build_head
-from calib.scoring import stage_scores
 from extract.cache.format import LEVELS
+from extract.class_scores import stage_scores
 from extract.uses import trainable_head_types
 from tests.toy_cache import CLASSES, HIDDEN, forward, toy_cache, toy_classes
 

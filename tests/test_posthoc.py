@@ -10,7 +10,7 @@ from calib.config import HEAD_TYPES, SAMPLINGS
 from calib.losses import LOSSES
 from calib.posthoc.base import training_counts
 from calib.posthoc.logn import logit_moments
-from calib.scoring import stage_scores
+from extract.class_scores import stage_scores
 from tests.toy_cache import CLASSES, toy_cache, toy_classes
 
 

@@ -13,8 +13,9 @@ from calib import load_head, posthoc, save_head
 from calib.posthoc.fitting import fit_temperature, labelled_logits
 from calib.posthoc.fracal import box_counting_dimensions, dimensions
 from calib.posthoc.platt import fit_platt
-from calib.scoring import Original, softmax
+from calib.scoring import Original
 from extract import write_cache
+from extract.class_scores import softmax
 from fuse.config import FusionConfig
 from fuse.export.module import CalibratedScores
 from fuse.plugins import Calibration

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from calib.scoring import scores_with_objectness, stage_scores
+from extract.class_scores import scores_with_objectness, stage_scores
 from fuse.export.module import CalibratedScores
 from fuse.export.program import INPUTS_FILE, save_program
 from fuse.scores import SCORE_MODES, fuse_scores

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from calib.scoring import Original, WithObjectness, for_detector, scores_with_objectness, softmax, stage_scores
+from calib.scoring import Original, WithObjectness, for_detector
+from extract.class_scores import detector_scores, scores_with_objectness, softmax, stage_scores
 from tests.toy_cache import toy_cache
 
 
@@ -54,6 +55,16 @@ def test_one_stage_needs_no_average():
 def test_no_rois_give_no_scores():
     assert stage_scores(np.zeros((0, 2, 5), np.float16), "scores").shape == (0, 5)
     assert stage_scores(np.zeros((0, 2, 5), np.float16), "logits").shape == (0, 5)
+
+
+@pytest.mark.parametrize("average", ["scores", "logits"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "exp"])
+@pytest.mark.parametrize("with_objectness", [False, True])
+def test_a_detectors_scores_are_those_of_the_original_scorer(tmp_path, average, activation, with_objectness):
+    (rois,) = toy_cache(tmp_path / "c.zarr", "logits", stages=(0.5, 0.6), images=1)
+    detector = {"stage_average": average, "activation": activation, "scores_with_objectness": with_objectness}
+    expected = Original.from_description(detector).scores(rois)
+    np.testing.assert_array_equal(detector_scores(rois.logits, rois.objectness, detector), expected)
 
 
 def test_bad_input_is_named():

@@ -47,7 +47,7 @@ def print_times() -> None:
     from time import process_time
 
     from benchmarks.speed.inputs import SIZE, disc_masks, logits, proposals
-    from calib.scoring import softmax
+    from extract.class_scores import softmax
     from fuse.ops.masks import encode_masks
     from fuse.ops.nms import class_nms
 

@@ -26,8 +26,8 @@ from benchmarks.speed import inputs
 from benchmarks.speed.evaluation import make_annotations, make_detections
 from benchmarks.speed.measure import RESULTS, seconds
 from benchmarks.speed.nms import standard_path
-from calib.scoring import softmax
 from extract import RoICache, open_cache, write_cache
+from extract.class_scores import softmax
 from fuse import class_nms, detect, evaluate
 
 DOCS = Path(__file__).parents[2] / "docs"

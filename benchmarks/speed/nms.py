@@ -19,7 +19,7 @@ import torchvision
 
 from benchmarks.speed import inputs
 from benchmarks.speed.measure import Result, compare, result, save
-from calib.scoring import softmax
+from extract.class_scores import softmax
 from fuse.ops.nms import class_nms
 from fuse.scores import fuse_scores, tail_classes
 from tests.equivalents import EQUIVALENTS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from calib.scoring import Activation
+from extract.class_scores import Activation
 
 if TYPE_CHECKING:
     import pandas as pd

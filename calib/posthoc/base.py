@@ -11,17 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self, get_args
 
 import numpy as np
 
-from calib.scoring import (
-    Level,
-    Original,
-    activate,
-    check_average,
-    instance_counts_of,
-    sigmoid,
-    stage_mean,
-    stage_scores,
-    to_float32,
-)
+from calib.scoring import Level, Original, instance_counts_of
+from extract.class_scores import activate, check_average, sigmoid, stage_mean, stage_scores, to_float32
 from extract.data.class_map import ClassMap
 from extract.data.classes import CountColumn
 from extract.rois import RoIs

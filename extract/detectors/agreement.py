@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
+from extract.class_scores import detector_scores
 from extract.detectors.base import Detector, Image, ImageDetections
 from extract.detectors.class_map import MappedDetector
-from extract.rois import SCORES_WITH_OBJECTNESS, RoIs
 from extract.utils.errors import one_line
 
 CANDIDATES = 1000
@@ -42,7 +40,7 @@ def check_inference(detector: Detector, image: Image) -> None:
     if own_inference is None:
         return
     (rois,) = adapter.forward([image], "logits").rois
-    scores = detector_scores(rois, adapter.description)
+    scores = detector_scores(rois.logits, rois.objectness, adapter.description)
     threshold = _threshold(_candidates(rois.boxes, scores))
     where = f"detector {adapter.description['name']}: image {image.image_id}"
     try:
@@ -87,17 +85,6 @@ def score_difference(own: ImageDetections, boxes: np.ndarray, scores: np.ndarray
                 f"this library with {score:.4g}"
             )
     return text
-
-
-def detector_scores(rois: RoIs, description: Mapping[str, Any]) -> np.ndarray:
-    """Returns (R, N+1) float32 scores of a detector's own classifier; the same as of `calib.scoring.Original`."""
-    logits = torch.from_numpy(rois.logits).float()
-    if description["stage_average"] == "logits":
-        logits = logits.mean(1, keepdim=True)
-    scores = (logits.softmax(-1) if description["activation"] == "softmax" else logits.sigmoid()).mean(1)
-    if description.get(SCORES_WITH_OBJECTNESS):
-        scores = (scores * torch.from_numpy(rois.objectness)[:, None]).sqrt()
-    return scores.numpy()
 
 
 def _candidates(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from calib.classifiers import ClassifierKind
 from calib.heads import Head
 from calib.posthoc import Posthoc
-from calib.scoring import Activation, Average
+from extract.class_scores import Activation, Average
 from fuse.export.module import CalibratedScores
 from fuse.learned import MAX_OBJECTNESS, SMALLEST, LearnedFusion
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from calib.classifiers import ClassifierKind
 from calib.heads import Head, build_mlp
 from calib.posthoc import Posthoc
-from calib.scoring import check_activation, check_average
+from extract.class_scores import check_activation, check_average
 from extract.rois import RoIs
 from fuse.defaults import CAT_THRESHOLD
 from fuse.learned import LearnedFusion
@@ -69,7 +69,7 @@ class CalibratedScores(nn.Module):
             original_average, calibrated_average: what is averaged over the stages.
             classifier, groups, head_activation: of a head, `classifier`, `groups` and `activation` of its `HeadInfo`.
             gated: whether the method has a second factor, `calib.posthoc.Posthoc.gate`.
-            with_objectness: whether scores are `calib.scoring.scores_with_objectness` of the class scores.
+            with_objectness: whether scores are `extract.class_scores.scores_with_objectness` of the class scores.
 
         Raises ValueError for an unknown mode, activation or average.
         """
@@ -148,7 +148,7 @@ class CalibratedScores(nn.Module):
         return features, logits, *objectness
 
     def _weighted(self, scores: Tensor, objectness: Tensor | None) -> Tensor:
-        """Computes `calib.scoring.scores_with_objectness` on tensors, where it applies."""
+        """Computes `extract.class_scores.scores_with_objectness` on tensors, where it applies."""
         if not self.with_objectness:
             return scores
         assert objectness is not None, "the module is made with_objectness"
@@ -188,7 +188,7 @@ class CalibratedScores(nn.Module):
 
 
 def _scores(logits: Tensor, average: str, activation: str) -> Tensor:
-    """Computes `calib.scoring.stage_scores` on tensors."""
+    """Computes `extract.class_scores.stage_scores` on tensors."""
     if average == "scores":
         return _activate(logits, activation).mean(1)
     return _activate(logits.mean(1), activation)

@@ -15,7 +15,8 @@ import msgspec
 from calib.classifiers import ClassifierKind
 from calib.heads import Head
 from calib.posthoc import Posthoc
-from calib.scoring import Activation, Average, Level, Original
+from calib.scoring import Level, Original
+from extract.class_scores import Activation, Average
 from extract.data.class_map import ClassMap
 from extract.detectors.base import Detector, ForwardOutput, ImageDetections
 from extract.detectors.class_map import map_detector
@@ -98,7 +99,7 @@ class Calibration:
         learned: whether it is a learned fusion, whose first head the attributes describe.
         further_heads: the others of a learned fusion.
         tensors_sha256: of the checkpoint, see `fuse.export.checksums`; empty in older exports.
-        with_objectness: whether scores are `calib.scoring.scores_with_objectness` of the class scores.
+        with_objectness: whether scores are `extract.class_scores.scores_with_objectness` of the class scores.
     """
 
     widths: tuple[int, ...]
