@@ -33,6 +33,7 @@ FRAMEWORK_MODULES = {
     "test_precision.py",
     "test_predict.py",
     "test_readers.py",
+    "test_scale.py",
     "test_torchvision.py",
     "test_trained.py",
     "test_weights.py",

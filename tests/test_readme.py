@@ -13,6 +13,7 @@ import tyro
 import calib.__main__
 import extract.__main__
 import fuse.__main__
+from extract.data.annotations import read_annotations
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,3 +105,5 @@ def test_python_of_the_guide(files, tiny, tmp_path, monkeypatch):
     for block in PYTHON.findall((ROOT / "docs" / "guide.md").read_text()):
         exec(block.replace("steps=2000", "steps=2"), namespace)
     assert Path("stock.pth").is_file() and "boxes" in namespace["outputs"]
+    editable = read_annotations(Path("editable.json"))
+    assert sorted(editable.boxes[:, 0]) == pytest.approx(sorted(namespace["detections"].boxes[:, 0]), abs=1e-3)

@@ -1,12 +1,13 @@
 """The same detections through the field's evaluators: who agrees with whom.
 
-    pip install faster-coco-eval torchmetrics                        # those that are not installed are left out
-    python -m benchmarks.crossing
+    pip install faster-coco-eval torchmetrics supervision tidecv seaborn appdirs netcal
+    python -m benchmarks.crossing                                    # those that are not installed are left out
     python -m benchmarks.crossing torchmetrics                       # one evaluator alone
 
 The detections are the original detector's on Mini-LVIS val, from `data/plain/val.zarr`. They are evaluated as federated
-and as exhaustive data, as masks and as boxes, with a cap of 300 and of 100, on the first `IMAGES` images: some
-evaluators take a minute for them. Writes `benchmarks/results/crossing.csv`; rows of others that are not installed stay.
+and as exhaustive data, as masks and as boxes, with a cap of 300 and of 100. Some evaluators take minutes for each.
+Writes average precision to `benchmarks/results/crossing.csv` and the calibration error to `crossing_calibration.csv`;
+rows of others that are not installed stay.
 """
 
 from __future__ import annotations
@@ -15,54 +16,59 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.crossing.evaluators import EVALUATORS, quiet
 from benchmarks.crossing.inputs import Inputs, make_inputs
+from benchmarks.crossing.registry import MEASURES, Measure, quiet
 from benchmarks.provenance import provenance, read_results
 from benchmarks.speed.measure import merge_rows
 
-RESULTS = Path(__file__).parents[1] / "results" / "crossing.csv"
-IMAGES = 150
 KEYS = ["evaluator", "data", "iou_type", "cap"]
 
 
 def main(names: Sequence[str]) -> None:
     """Runs the evaluators, by default all that are installed, on every input."""
-    every = make_inputs(images=IMAGES)
-    for name in names or EVALUATORS:
-        if rows := evaluate(name, every):
-            save(pd.DataFrame(rows))
+    known = [name for measure in MEASURES for name in measure.evaluators]
+    if unknown := set(names) - set(known):
+        raise SystemExit(f"unknown evaluators {sorted(unknown)}, expected some of {known}")
+    every = make_inputs()
+    for measure in MEASURES:
+        for name in measure.evaluators:
+            if (name in names or not names) and (rows := evaluate(measure, name, every)):
+                save(measure, pd.DataFrame(rows))
 
 
-def save(rows: pd.DataFrame) -> None:
+def save(measure: Measure, rows: pd.DataFrame) -> None:
     """Writes the rows of an evaluator; rows of others stay."""
-    if RESULTS.is_file():
-        rows = merge_rows(read_results(RESULTS), rows, KEYS)
-        rows = rows.sort_values("evaluator", key=lambda names: names.map(list(EVALUATORS).index), kind="stable")
-    rows.to_csv(RESULTS, index=False)
+    if measure.file.is_file():
+        rows = merge_rows(read_results(measure.file), rows, KEYS)
+        order = list(measure.evaluators)
+        rows = rows.sort_values("evaluator", key=lambda names: names.map(order.index), kind="stable")
+    rows.to_csv(measure.file, index=False)
 
 
-def evaluate(name: str, every: list[Inputs]) -> list[dict[str, str | float]]:
+def evaluate(measure: Measure, name: str, every: list[Inputs]) -> list[dict[str, str | float]]:
     """Returns one evaluator's row for each input; none if its package is not installed."""
-    package, function = EVALUATORS[name]
+    evaluator = measure.evaluators[name]
     try:
-        number = version(package)
+        number = version(evaluator.package)
     except PackageNotFoundError:
-        print(f"{name}: {package} is not installed")
+        print(f"{name}: {evaluator.package} is not installed")
         return []
-    rows = []
+    rows: list[dict[str, str | float]] = []
+    known: dict[tuple[str, int, bool], tuple[float, float]] = {}
     for inputs in every:
-        started = time.process_time()
-        with quiet():
-            ap = function(inputs)
-        seconds = round(time.process_time() - started, 1)
+        key = inputs.iou_type, inputs.cap, inputs.federated and evaluator.federated
+        if key not in known:
+            started = time.process_time()
+            with quiet():
+                figure = evaluator.function(inputs)
+            known[key] = round(figure, 4), round(time.process_time() - started, 1)
         case = name, "federated" if inputs.federated else "exhaustive", inputs.iou_type, inputs.cap
-        values = {"version": number, "AP": round(ap, 4), "seconds": seconds}
+        values = {"version": number, measure.column: known[key][0], "seconds": known[key][1]}
         rows.append(dict(zip(KEYS, case, strict=True)) | values | provenance())
-        print(*case, f"{ap:.4f} {seconds} s", flush=True)
+        print(*case, *known[key], flush=True)
     return rows
 
 

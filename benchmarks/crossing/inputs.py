@@ -58,14 +58,43 @@ class Inputs:
             "categories": [{**category, **fields} for category in self.content["categories"]],
         }
 
-    def records(self, detections: Detections | None = None) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, Any]]:
         """Returns results with the mask or the box, not both: given both, areas of masks are those of boxes."""
-        found = detections or self.detections
-        shapes = found.rles if self.iou_type == "segm" else found.xywh.tolist()
+        found = self.detections
         name = "segmentation" if self.iou_type == "segm" else "bbox"
-        columns = found.image_ids.tolist(), found.category_ids.tolist(), found.scores.tolist(), shapes
+        columns = found.image_ids.tolist(), found.category_ids.tolist(), found.scores.tolist(), self.shapes()
         keys = "image_id", "category_id", "score", name
         return [dict(zip(keys, record, strict=True)) for record in zip(*columns, strict=True)]
+
+    def shapes(self) -> list[Any]:
+        """Returns the mask, as a run-length encoding, or the xywh box of each detection."""
+        return list(self.detections.rles) if self.iou_type == "segm" else self.detections.xywh.tolist()
+
+    def gt_shapes(self) -> dict[int, list[tuple[int, Any]]]:
+        """Returns the class, and the mask or xywh box, of each image's objects."""
+        annotations = self.content["annotations"]
+        every = self._gt_rles() if self.iou_type == "segm" else [a["bbox"] for a in annotations]
+        shapes: dict[int, list[tuple[int, Any]]] = {image["id"]: [] for image in self.content["images"]}
+        for annotation, shape in zip(annotations, every, strict=True):
+            shapes[annotation["image_id"]].append((annotation["category_id"], shape))
+        return shapes
+
+    def gt_boxes(self) -> dict[int, np.ndarray]:
+        """Returns the boxes (G, 4) float64 xyxy of each image's objects, in the order of `gt_shapes`."""
+        boxes: dict[int, list[list[float]]] = {image["id"]: [] for image in self.content["images"]}
+        for annotation in self.content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            boxes[annotation["image_id"]].append([x, y, x + w, y + h])
+        return {image_id: np.array(every, np.float64).reshape(-1, 4) for image_id, every in boxes.items()}
+
+    def _gt_rles(self) -> list[dict]:
+        """Returns the masks of all annotations as run-length encodings."""
+        from pycocotools.coco import COCO
+
+        gt = COCO()
+        gt.dataset = self.content
+        gt.createIndex()
+        return [gt.annToRLE(annotation) for annotation in self.content["annotations"]]
 
     def positions(self) -> dict[int, np.ndarray]:
         """Returns the positions of each image's detections, best first; equal scores in the order of the results."""

@@ -1,0 +1,181 @@
+"""Detections of this library, read by tools that show and edit them: which of them each reads to the same numbers.
+
+    pip install fiftyone supervision datumaro               # those that are not installed are left out
+    python -m benchmarks.crossing.tools
+
+Writes the detections of the first `IMAGES` images of Mini-LVIS val as docs/guide.md says: as results, which FiftyOne
+reads, and as a COCO file whose annotations they are, which supervision and CVAT read; CVAT's importer of COCO files is
+datumaro's. Writes `benchmarks/results/crossing_tools.csv`: how many detections have the same image, class, box to
+`PIXELS`, score and mask.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from hotcoco import mask as rle
+
+from benchmarks.crossing.inputs import ANNOTATIONS, Inputs, make_inputs
+from benchmarks.crossing.registry import RESULTS, quiet
+from benchmarks.provenance import provenance, read_results
+from benchmarks.speed.measure import merge_rows
+
+FILE = RESULTS / "crossing_tools.csv"
+IMAGES, DETECTIONS = 5, 200
+PIXELS = 0.01
+RESULTS_FILE, DATASET_FILE = "results.json", "annotations/instances_val.json"
+
+
+class Read(NamedTuple):
+    """One detection as a tool has it: file name, class, xyxy box (4,), score or None, (H, W) bool mask or None."""
+
+    image: str
+    label: str
+    box: np.ndarray
+    score: float | None
+    mask: np.ndarray | None
+
+
+def main() -> None:
+    """Runs every tool that is installed, and saves its row."""
+    inputs = first_detections(make_inputs(images=IMAGES)[0])
+    expected = list(read_own(inputs))
+    rows = []
+    for package, read in TOOLS.items():
+        try:
+            number = version(package)
+        except PackageNotFoundError:
+            print(f"{package} is not installed")
+            continue
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            write_files(Path(folder), inputs)
+            found = list(read(Path(folder), inputs))
+        rows.append({"tool": package, "version": number, **compare(found, expected)})
+    table = pd.DataFrame(rows).assign(**provenance())
+    if FILE.is_file():
+        table = merge_rows(read_results(FILE), table, ["tool"])
+    table.to_csv(FILE, index=False)
+    print(table.to_string(index=False))
+
+
+def first_detections(inputs: Inputs) -> Inputs:
+    """Returns the inputs with the first `DETECTIONS` detections."""
+    return replace(inputs, detections=inputs.detections.take(slice(DETECTIONS)))
+
+
+def write_files(folder: Path, inputs: Inputs) -> None:
+    """Writes both files as docs/guide.md says."""
+    inputs.detections.to_json(folder / RESULTS_FILE)
+    content = json.loads(ANNOTATIONS.read_text())
+    kept = {image["id"] for image in inputs.content["images"]}
+    content["images"] = [image for image in content["images"] if image["id"] in kept]
+    results = json.loads((folder / RESULTS_FILE).read_text())
+    content["annotations"] = [
+        {**result, "id": i, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for i, result in enumerate(results, 1)
+    ]
+    (folder / DATASET_FILE).parent.mkdir()
+    (folder / DATASET_FILE).write_text(json.dumps(content))
+
+
+def compare(found: list[Read], expected: list[Read]) -> dict[str, int]:
+    """Counts the expected detections that a tool has, and those whose score and mask it has too."""
+    boxes = scores = masks = 0
+    for one in expected:
+        same = [
+            other
+            for other in found
+            if (other.image, other.label) == (one.image, one.label) and np.abs(other.box - one.box).max() <= PIXELS
+        ]
+        boxes += bool(same)
+        scores += any(other.score is not None and abs(other.score - one.score) < 1e-6 for other in same)  # type: ignore[operator]
+        masks += any(other.mask is not None and np.array_equal(other.mask, one.mask) for other in same)
+    counts = {"detections": len(expected), "read": len(found), "boxes": boxes, "scores": scores, "masks": masks}
+    return counts
+
+
+def read_own(inputs: Inputs) -> Iterator[Read]:
+    """Yields the detections as they are."""
+    names, labels = names_of(inputs)
+    found, shapes = inputs.detections, inputs.detections.rles
+    assert shapes is not None
+    for i in range(len(found)):
+        mask = rle.decode({**shapes[i], "counts": shapes[i]["counts"].encode()}).astype(bool)
+        score = float(found.scores[i])
+        yield Read(names[found.image_ids[i]], labels[found.category_ids[i]], found.boxes[i], score, mask)
+
+
+def names_of(inputs: Inputs) -> tuple[dict[int, str], dict[int, str]]:
+    """Returns the images' file names and the classes' names by id."""
+    content = inputs.content
+    return tuple({one["id"]: one[key] for one in content[table]} for table, key in NAMES)  # type: ignore[return-value]
+
+
+NAMES = (("images", "file_name"), ("categories", "name"))
+
+
+def supervision(folder: Path, inputs: Inputs) -> Iterator[Read]:
+    """supervision's `DetectionDataset.from_coco`."""
+    import supervision as sv
+
+    images = str(ANNOTATIONS.parent / "val")
+    dataset = sv.DetectionDataset.from_coco(images, str(folder / DATASET_FILE), force_masks=True)
+    for path, found in dataset.annotations.items():
+        for i in range(len(found)):
+            score = None if found.confidence is None else float(found.confidence[i])
+            mask = None if found.mask is None else np.asarray(found.mask[i], bool)
+            yield Read(Path(path).name, dataset.classes[found.class_id[i]], found.xyxy[i], score, mask)
+
+
+def datumaro(folder: Path, inputs: Inputs) -> Iterator[Read]:
+    """datumaro's importer of COCO instances."""
+    import datumaro as dm
+
+    dataset = dm.Dataset.import_from(str(folder), "coco_instances")
+    labels = dataset.categories()[dm.AnnotationType.label]
+    for item in dataset:
+        for one in item.annotations:
+            x, y, w, h = one.get_bbox()
+            score = one.attributes.get("score")
+            mask = one.image.astype(bool) if one.type == dm.AnnotationType.mask else None
+            box = np.array([x, y, x + w, y + h])
+            yield Read(f"{item.id}{Path(item.media.path).suffix}", labels[one.label].name, box, score, mask)
+
+
+def fiftyone(folder: Path, inputs: Inputs) -> Iterator[Read]:
+    """FiftyOne's reader of results, which `add_coco_labels` uses; a dataset of it needs its database."""
+    from fiftyone.utils.coco import load_coco_detection_annotations
+
+    _, labels = names_of(inputs)
+    images = {image["id"]: image for image in inputs.content["images"]}
+    *_, found = load_coco_detection_annotations(str(folder / RESULTS_FILE))
+    for image_id, objects in found.items():
+        size = images[image_id]["width"], images[image_id]["height"]
+        for one in objects:
+            label: Any = one.to_detection(size, labels, load_segmentation=True)
+            x, y, w, h = np.array(label.bounding_box) * [*size, *size]
+            mask = np.zeros(size[::-1], bool)
+            if label.mask is not None:
+                left, top = round(x), round(y)
+                height, width = label.mask.shape
+                mask[top : top + height, left : left + width] = label.mask
+            box = np.array([x, y, x + w, y + h])
+            yield Read(images[image_id]["file_name"], label.label, box, label.confidence, mask)
+
+
+TOOLS: dict[str, Callable[[Path, Inputs], Iterator[Read]]] = {
+    "fiftyone": fiftyone,
+    "supervision": supervision,
+    "datumaro": datumaro,
+}
+
+if __name__ == "__main__":
+    main()

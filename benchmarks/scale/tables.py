@@ -1,0 +1,30 @@
+"""The Markdown table of the pipeline at the size of LVIS v1."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from benchmarks.tables import format_memory, format_time, markdown, provenance_line
+
+
+def scale_table(results: pd.DataFrame) -> str:
+    """Formats what each step took, and what it wrote."""
+    rows = [
+        [
+            r["step"],
+            f"{r['images']:,.0f}",
+            format_time(r["seconds"]),
+            format_time(r["cpu_seconds"]),
+            format_memory(r["memory"]),
+            f"{r['files']:,.0f}",
+            format_memory(r["bytes"]),
+            "" if pd.isna(r["estimated_bytes"]) else _estimate(r["estimated_seconds"], r["estimated_bytes"]),
+        ]
+        for r in results.to_dict("records")
+    ]
+    header = ["step", "images", "time", "processor time", "peak memory", "files", "size on disk", "estimated"]
+    return markdown(header, rows) + "\n\n" + provenance_line(results)
+
+
+def _estimate(seconds: float, count: float) -> str:
+    return f"{format_time(seconds)}, {format_memory(count)}"

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# torchmetrics 1.9.0: MeanAveragePrecision loses a recall threshold wherever recall is a round number such as 1/10.
+# Guess: its defaults are COCO's, so that one of ten objects found has the AP of pycocotools 2.0.11, 11/101.
+# Behaviour: the thresholds are float32 numbers, and 0.1 in float32 is above 1/10: 10/101. With rec_thresholds given as
+#   numpy.linspace(0, 1, 101) it is 11/101. Classes of few objects, whose recalls are round, lose most.
+# Seen: pycocotools 0.108911, torchmetrics 0.099010, with thresholds in float64 0.108911
+set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --no-compile torchmetrics==1.9.0 torch==2.13.0 pycocotools==2.0.11 numpy==2.4.6
+"$work/venv/bin/python" - <<'EOF'
+import contextlib
+import io
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchmetrics.detection import MeanAveragePrecision
+
+boxes = [[50 * i, 10, 40, 40] for i in range(10)]
+
+
+def official() -> float:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": 1, "width": 600, "height": 100}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 1600, "iscrowd": 0}
+                            for i, box in enumerate(boxes, 1)],
+        }
+        coco.createIndex()
+        found = [{"image_id": 1, "category_id": 1, "bbox": boxes[0], "score": 0.9}]
+        evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+        evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+def torchmetrics(**options) -> float:
+    metric = MeanAveragePrecision(box_format="xywh", **options)
+    one, every = torch.tensor(boxes[:1], dtype=torch.float64), torch.tensor(boxes, dtype=torch.float64)
+    metric.update([{"boxes": one, "labels": torch.ones(1, dtype=torch.long), "scores": torch.tensor([0.9])}],
+                  [{"boxes": every, "labels": torch.ones(10, dtype=torch.long)}])
+    return float(metric.compute()["map"])
+
+
+values = [official(), torchmetrics(), torchmetrics(rec_thresholds=np.linspace(0, 1, 101).tolist())]
+print("pycocotools %.6f, torchmetrics %.6f, with thresholds in float64 %.6f" % tuple(values))
+assert np.allclose(values, [11 / 101, 10 / 101, 11 / 101], atol=1e-6)
+EOF
