@@ -51,8 +51,8 @@ def test_differences_between_a_framework_and_the_library_are_counted():
     assert difference(own, ImageDetections(boxes[:0], np.zeros(0, int), np.zeros(0, np.float32))) == (0, 0)
 
 
-def test_tables_of_readers_and_inference():
-    from benchmarks.crossing.tables import inference_table, readers_table
+def test_tables_of_readers_inference_and_tools():
+    from benchmarks.crossing.tables import inference_table, readers_table, tools_table
 
     where = {"machine": "2 CPUs", "commit": "abc", "date": "2026-11-29"}
     reader = {"reader": "zarr", "language": "Python", "version": "3.1.6", "arrays": 2, "equal": 2, "others": np.nan}
@@ -61,3 +61,7 @@ def test_tables_of_readers_and_inference():
     row |= {"found": 3999, "score_difference": 2e-6, "own_AP": 20.123, "AP": 20.124}
     table = inference_table(pd.DataFrame([{**row, "path": path, **where} for path in ("live", "cached")]))
     assert "| 0.0001 | 3,999 of 4,000, 2e-06 | 3,999 of 4,000, 2e-06 | 20.12 | 20.12 | 20.12 |" in table
+    tool = {"tool": "datumaro", "version": "1.13.12", "detections": 200, "read": 200, "boxes": 200, "scores": 200}
+    assert "| datumaro (1.13.12) | 200 | 200 | 200 | 51 |" in tools_table(
+        pd.DataFrame([{**tool, "masks": 51, **where}])
+    )

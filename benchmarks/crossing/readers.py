@@ -173,7 +173,8 @@ def read_tensorstore(url: str, paths: list[str]) -> Sums:
 
     def read(path: str) -> np.ndarray:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{url}/{path}/"}}
-        return np.asarray(tensorstore.open(spec, read=True).result()[:ROWS].read().result())
+        array = tensorstore.open(spec, read=True).result()
+        return np.asarray(array[: min(ROWS, array.shape[0])].read().result())
 
     return attempt(read, paths)
 

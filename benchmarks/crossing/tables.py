@@ -46,6 +46,13 @@ def readers_table(results: pd.DataFrame) -> str:
     return markdown(header, rows) + "\n\n" + provenance_line(results)
 
 
+def tools_table(results: pd.DataFrame) -> str:
+    """Formats of how many detections each tool has the box, the score and the mask."""
+    columns = ["detections", "boxes", "scores", "masks"]
+    rows = [[f"{r['tool']} ({r['version']})", *(f"{r[name]}" for name in columns)] for r in results.to_dict("records")]
+    return markdown(["tool", *columns], rows) + "\n\n" + provenance_line(results)
+
+
 def _by_input(results: pd.DataFrame, column: str, title: str, decimals: int) -> str:
     """Formats a figure of every evaluator, one column for each of the inputs."""
     inputs = list(results[["data", "iou_type", "cap"]].drop_duplicates().itertuples(index=False, name=None))

@@ -31,6 +31,7 @@ from benchmarks.speed.measure import merge_rows
 FILE = RESULTS / "crossing_tools.csv"
 IMAGES, DETECTIONS = 5, 200
 PIXELS = 0.01
+IMAGE_FOLDER = ANNOTATIONS.parent / "val"
 RESULTS_FILE, DATASET_FILE = "results.json", "annotations/instances_val.json"
 
 
@@ -83,6 +84,7 @@ def write_files(folder: Path, inputs: Inputs) -> None:
         for i, result in enumerate(results, 1)
     ]
     (folder / DATASET_FILE).parent.mkdir()
+    (folder / "images").symlink_to(IMAGE_FOLDER.resolve())  # datumaro wants it beside the annotations
     (folder / DATASET_FILE).write_text(json.dumps(content))
 
 
@@ -98,8 +100,7 @@ def compare(found: list[Read], expected: list[Read]) -> dict[str, int]:
         boxes += bool(same)
         scores += any(other.score is not None and abs(other.score - one.score) < 1e-6 for other in same)  # type: ignore[operator]
         masks += any(other.mask is not None and np.array_equal(other.mask, one.mask) for other in same)
-    counts = {"detections": len(expected), "read": len(found), "boxes": boxes, "scores": scores, "masks": masks}
-    return counts
+    return {"detections": len(expected), "read": len(found), "boxes": boxes, "scores": scores, "masks": masks}
 
 
 def read_own(inputs: Inputs) -> Iterator[Read]:
@@ -126,8 +127,7 @@ def supervision(folder: Path, inputs: Inputs) -> Iterator[Read]:
     """supervision's `DetectionDataset.from_coco`."""
     import supervision as sv
 
-    images = str(ANNOTATIONS.parent / "val")
-    dataset = sv.DetectionDataset.from_coco(images, str(folder / DATASET_FILE), force_masks=True)
+    dataset = sv.DetectionDataset.from_coco(str(IMAGE_FOLDER), str(folder / DATASET_FILE), force_masks=True)
     for path, found in dataset.annotations.items():
         for i in range(len(found)):
             score = None if found.confidence is None else float(found.confidence[i])
@@ -136,39 +136,36 @@ def supervision(folder: Path, inputs: Inputs) -> Iterator[Read]:
 
 
 def datumaro(folder: Path, inputs: Inputs) -> Iterator[Read]:
-    """datumaro's importer of COCO instances."""
+    """datumaro's importer of COCO instances, which makes a box and a mask of each, of one group."""
     import datumaro as dm
 
     dataset = dm.Dataset.import_from(str(folder), "coco_instances")
     labels = dataset.categories()[dm.AnnotationType.label]
     for item in dataset:
+        masks = {one.group: one.image.astype(bool) for one in item.annotations if one.type == dm.AnnotationType.mask}
         for one in item.annotations:
+            if one.type != dm.AnnotationType.bbox:
+                continue
             x, y, w, h = one.get_bbox()
-            score = one.attributes.get("score")
-            mask = one.image.astype(bool) if one.type == dm.AnnotationType.mask else None
-            box = np.array([x, y, x + w, y + h])
-            yield Read(f"{item.id}{Path(item.media.path).suffix}", labels[one.label].name, box, score, mask)
+            name, box = f"{item.id}{Path(item.media.path).suffix}", np.array([x, y, x + w, y + h])
+            yield Read(name, labels[one.label].name, box, one.attributes.get("score"), masks.get(one.group))
 
 
 def fiftyone(folder: Path, inputs: Inputs) -> Iterator[Read]:
-    """FiftyOne's reader of results, which `add_coco_labels` uses; a dataset of it needs its database."""
-    from fiftyone.utils.coco import load_coco_detection_annotations
+    """FiftyOne's objects, which `add_coco_labels` makes of results; a dataset of it needs its database."""
+    from fiftyone.utils.coco import COCOObject
 
     _, labels = names_of(inputs)
     images = {image["id"]: image for image in inputs.content["images"]}
-    *_, found = load_coco_detection_annotations(str(folder / RESULTS_FILE))
-    for image_id, objects in found.items():
-        size = images[image_id]["width"], images[image_id]["height"]
-        for one in objects:
-            label: Any = one.to_detection(size, labels, load_segmentation=True)
-            x, y, w, h = np.array(label.bounding_box) * [*size, *size]
-            mask = np.zeros(size[::-1], bool)
-            if label.mask is not None:
-                left, top = round(x), round(y)
-                height, width = label.mask.shape
-                mask[top : top + height, left : left + width] = label.mask
-            box = np.array([x, y, x + w, y + h])
-            yield Read(images[image_id]["file_name"], label.label, box, label.confidence, mask)
+    for record in json.loads((folder / RESULTS_FILE).read_text()):
+        image = images[record["image_id"]]
+        size = np.array([image["width"], image["height"]])
+        one: Any = COCOObject.from_anno_dict(record).to_detection(tuple(size), labels, load_segmentation=True)
+        corner, edges = np.array(one.bounding_box[:2]) * size, np.array(one.bounding_box[2:]) * size
+        mask = np.zeros(size[::-1], bool)
+        left, top = np.round(corner).astype(int)
+        mask[top : top + len(one.mask), left : left + one.mask.shape[1]] = one.mask
+        yield Read(image["file_name"], one.label, np.concatenate([corner, corner + edges]), one.confidence, mask)
 
 
 TOOLS: dict[str, Callable[[Path, Inputs], Iterator[Read]]] = {
