@@ -84,7 +84,7 @@ notebooks: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.notebooks
 
 # The tables and plots of docs/performance.md. Run nothing else meanwhile.
-BENCHMARKS = nms detection training hidden streaming storage extraction precision painting evaluation sweep reading imports compilation growth cost
+BENCHMARKS = nms detection training hidden streaming storage extraction precision painting evaluation sweep reading imports compilation growth cost demo
 bench: $(VENV)/frameworks
 	test -e $(FOLDER)/test.json || $(BIN)/python -m benchmarks.minilvis.make --out $(FOLDER)
 	test -e data/plain/head || $(MAKE) demo DETECTOR=plain

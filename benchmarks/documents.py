@@ -50,6 +50,7 @@ SPEED = (
     "sweep",
     "imports",
     "compilation",
+    "demo",
 )
 RELIABILITY = ("kills", "damage", "inputs", "disk")
 README_ROWS = ["original@0.0", "rhead-only", "rhead-cat"]

@@ -89,6 +89,7 @@ def test_exotic_json_is_refused_in_one_line(tmp_path, text, readers):
         assert len(str(error.value)) < 500 + len(str(file))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("widths", [[8, -4, 4], [8, 0, 4], [8, 2**30, 4], [8, 2**40, 4], [8, 10**30, 4]])
 def test_impossible_widths_of_a_head_need_no_memory(tmp_path, widths):
     calib.save_head(small_head(), tmp_path)
@@ -99,6 +100,7 @@ def test_impossible_widths_of_a_head_need_no_memory(tmp_path, widths):
         calib.load_head(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("file", ["head.safetensors", "config.json"])
 def test_every_changed_byte_of_a_head_is_found(tmp_path, file):
     """A byte that is no data, such as a space of the JSON, may change; then the head is the same."""

@@ -65,6 +65,7 @@ def test_numbers_are_formatted_for_people():
     assert format_target(float("nan"), float("nan")) == "" and format_memory(float("nan")) == ""
 
 
+@pytest.mark.long
 def test_documents_have_the_tables_of_the_committed_results(tmp_path):
     (tmp_path / "docs").mkdir()
     pages = ("README.md", "docs/results.md", "docs/performance.md", "docs/reliability.md", "docs/traps.md")
@@ -104,6 +105,7 @@ def test_document_without_a_block_is_named(tmp_path):
         documents.fill(page, {"nms": lambda: ""})
 
 
+@pytest.mark.long
 def test_intervals_contain_their_own_values_and_no_distant_ones():
     content = annotations(images=12, seed=3)
     dataset, rows = load_annotations(content), [make_detections(content, jitter, 0) for jitter in (0.12, 0.06)]
@@ -124,6 +126,7 @@ def test_coverage_is_shown_in_percent():
     assert table.splitlines()[2] == "| b | 95% | 95% | 95% | 95% | 95% |" and "| a |" in table
 
 
+@pytest.mark.long
 def test_learned_fusion_is_compared_with_each_row():
     content = annotations(images=12, seed=3)
     rows = {"original": 0.2, "a": 0.1, "b": 0.04, "learned": 0.03}

@@ -348,6 +348,7 @@ def test_xarray_opens_it(tmp_path):
     np.testing.assert_array_equal(rois["label"].values, np.concatenate([r.labels for r in images]))
 
 
+@pytest.mark.long
 def test_xarray_opens_the_whole_tree(tmp_path):
     import xarray
 
@@ -586,6 +587,7 @@ def test_every_field_has_a_column():
     assert arrays == set(COLUMNS)
 
 
+@pytest.mark.long
 def test_commands_that_write_a_cache_name_the_next_one(tmp_path, caplog):
     caplog.set_level("INFO")
     cache = toy_cache(tmp_path / "train.zarr", images=3)

@@ -121,6 +121,7 @@ def test_without_an_image_to_hold_out_the_first_layer_is_frozen(tmp_path, caplog
     assert "head type 3fc_ft is taken: no training image can be held out to choose by" in caplog.text
 
 
+@pytest.mark.long
 def test_the_papers_head_is_the_default_on_pooled_features(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", images=3)
     default, explicit = (calib.train_head(cache, steps=3, **options) for options in ({}, {"head_type": "3fc_ft"}))

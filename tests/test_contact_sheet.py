@@ -135,6 +135,7 @@ def test_stages_are_averaged_as_the_detector_does(tmp_path, average, name):
     assert tile.own.startswith(f"{name} 0.")
 
 
+@pytest.mark.long
 def test_command(cache, folder, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     arguments = ["browse", cache.url, "--annotations", str(folder / "val.json"), "--images", str(folder / "images")]

@@ -86,6 +86,7 @@ def test_fields_of_many_rois(caches):
     assert own_accuracy(hidden).total == own_accuracy(pooled).total == 9
 
 
+@pytest.mark.long
 def test_detections_are_those_of_stored_logits(caches):
     hidden, pooled = (fuse.detect(cache, mode="original", masks=False) for cache in caches)
     assert len(hidden.scores) == len(pooled.scores)
@@ -104,6 +105,7 @@ def test_a_cache_of_a_tenth_of_the_size():
     assert bytes_of(256, 7, 7, logits=True) > 8 * bytes_of(1024 + 256, logits=False)
 
 
+@pytest.mark.long
 def test_logits_that_the_layers_do_not_give_are_stored(caches, tmp_path, caplog):
     caplog.set_level(logging.INFO, "extract")
     hidden, _ = caches
@@ -121,6 +123,7 @@ def test_logits_that_the_layers_do_not_give_are_stored(caches, tmp_path, caplog)
     assert "logits" in rewrite(hidden, tmp_path / "e.zarr", fc_layers=other).fields, "layers of another detector"
 
 
+@pytest.mark.long
 def test_outputs_that_are_no_class(caches, tmp_path, caplog):
     caplog.set_level(logging.INFO, "extract")
     hidden, _ = caches
@@ -131,6 +134,7 @@ def test_outputs_that_are_no_class(caches, tmp_path, caplog):
     assert "logits" not in rewrite(hidden, tmp_path / "sigmoid.zarr", detector=sigmoid).fields
 
 
+@pytest.mark.long
 def test_classes_that_the_detector_lacks(caches, tmp_path):
     hidden, _ = caches
     layers = [list(hidden.fc_layers(stage)) for stage in range(3)]
@@ -149,6 +153,7 @@ def test_classes_that_the_detector_lacks(caches, tmp_path):
         rewrite(hidden, tmp_path / "d.zarr", rois, detector=detector, fc_layers=layers)
 
 
+@pytest.mark.long
 def test_caches_that_store_logits_work_as_before(caches, tmp_path, monkeypatch):
     hidden, _ = caches
     with monkeypatch.context() as patch:
@@ -164,6 +169,7 @@ def test_caches_that_store_logits_work_as_before(caches, tmp_path, monkeypatch):
     assert "logits" not in again.fields and again.fingerprint == hidden.fingerprint
 
 
+@pytest.mark.long
 def test_images_without_rois(caches, tmp_path):
     hidden, _ = caches
     names = ("proposals", "boxes", "logits", "objectness", "features", "labels", "ious", "gt_ids", "is_gt")

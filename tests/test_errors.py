@@ -40,6 +40,7 @@ def few(content) -> Detections:
     return found.take(np.random.default_rng(5).random(len(found)) < 0.35)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("protocol", ["federated", "exhaustive"])
 @pytest.mark.parametrize("kind", ["many", "few"])

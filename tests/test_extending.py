@@ -58,6 +58,7 @@ def test_every_block_is_used():
     assert PAGE.count("```python") == len(BLOCKS)
 
 
+@pytest.mark.long
 def test_method(tmp_path, monkeypatch):
     module = add("calib/posthoc/sharpened.py", {"__name__": "calib.posthoc.sharpened"})
     monkeypatch.setitem(calib.posthoc.METHODS, "sharpened", None)

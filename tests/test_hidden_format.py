@@ -41,6 +41,7 @@ def test_without_directions(tmp_path):
     assert cache.projections == [] and cache.num_directions == 0 and cache.fields["features"] == (1, HIDDEN)
 
 
+@pytest.mark.long
 def test_hdf5_keeps_the_directions(cache, tmp_path):
     export_hdf5(cache, tmp_path / "c.h5")
     again = import_hdf5(tmp_path / "c.h5", str(tmp_path / "again.zarr"))
@@ -50,6 +51,7 @@ def test_hdf5_keeps_the_directions(cache, tmp_path):
         np.testing.assert_array_equal(own.center, other.center)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "message"),
     {

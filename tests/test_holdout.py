@@ -55,6 +55,7 @@ def test_the_draw_of_an_image_depends_on_its_id_alone():
     ]
 
 
+@pytest.mark.long
 def test_a_cache_without_some_images_is_the_cache_of_the_others(tmp_path):
     cache = toy_cache(tmp_path / "train.zarr", images=20)
     gone = cache.images["image_id"].to_numpy()[[0, 3, 17]]
@@ -83,6 +84,7 @@ def test_a_cache_without_some_images_is_the_cache_of_the_others(tmp_path):
     assert twice.fingerprint == part.fingerprint
 
 
+@pytest.mark.long
 def test_a_head_is_not_trained_on_held_out_images(tmp_path):
     cache = toy_cache(tmp_path / "train.zarr", images=12)
     held_out = write_cache(tmp_path / "holdout.zarr", [cache[2], cache[5]], toy_classes(), split="val", level="pooled")

@@ -149,6 +149,7 @@ def test_swapped_layers_are_found(good, copied):
         open_cache(str(copied)).fc_layers()
 
 
+@pytest.mark.long
 def test_only_the_damaged_part_is_made_again(good, copied, capsys):
     before = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
     shards(copied, "feature")[1].unlink()

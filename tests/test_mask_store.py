@@ -147,6 +147,7 @@ def test_bitmaps_are_encoded_as_by_coco(masks):
     assert encode_bitmaps(masks) == [{**one, "counts": one["counts"].decode()} for one in expected]
 
 
+@pytest.mark.long
 def test_bitmaps_of_an_image_and_of_other_kinds():
     y, x = np.mgrid[:240, :320]
     disc, full, empty = (y - 120) ** 2 + (x - 100) ** 2 < 9000, y >= 0, y < 0

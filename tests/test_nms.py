@@ -147,6 +147,7 @@ def test_equals_the_references_on_the_decision_boundary(reference, arrays, iou, 
     assert_same(found, REFERENCE[reference](boxes, scores, iou, threshold, limit))
 
 
+@pytest.mark.long
 def test_a_cap_gives_the_beginning_of_the_uncapped_result():
     boxes, scores = detector_like(rois=200, classes=300)
     everything = class_nms(boxes, quantised(scores, 500), max_detections=None)

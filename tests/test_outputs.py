@@ -109,6 +109,7 @@ def test_names_of_partial_outputs_are_refused(tmp_path):
         partial_folder(tmp_path / "out.partial")
 
 
+@pytest.mark.long
 def test_overwriting_keeps_the_old_cache_until_the_new_one_is_whole(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", images=20)
     before, images = cache.fingerprint, [cache[i] for i in range(20)]
@@ -145,6 +146,7 @@ def test_the_first_instant_of_a_killed_creation_is_no_obstacle(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.zarr", "c.zarr"]
 
 
+@pytest.mark.long
 def test_files_of_killed_writers_are_removed_from_a_finished_cache(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", images=4)
     table = cache.images.drop(columns="roi_count")
@@ -181,6 +183,7 @@ def test_results_beside_other_files_leave_these_alone(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "run.json"]
 
 
+@pytest.mark.long
 def test_a_head_is_replaced_as_a_whole(tmp_path, monkeypatch):
     cache = toy_cache(tmp_path / "c.zarr", images=4)
     old, new = (build_head(cache, "linear", 8, seed, {}) for seed in (0, 1))
@@ -212,6 +215,7 @@ def assert_same_weights(one, other):
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
+@pytest.mark.long
 def test_a_training_killed_between_weights_and_description_resumes(tmp_path):
     cache, out = toy_cache(tmp_path / "c.zarr", images=6), tmp_path / "out"
     options = {"head_type": "linear", "steps": 3, "classes_per_step": 4, "device": "cpu"}

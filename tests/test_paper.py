@@ -87,6 +87,7 @@ def test_classes_per_bin_count_those_of_val(data, tmp_path):
     assert table["all"].to_dict() == {"train": 4, "train-on-val": 3}  # one class has no training instance
 
 
+@pytest.mark.long
 def test_score_tables_are_those_of_the_sweep(setup, capsys):
     table = scores.score_table(setup, "6").set_index("row")
     assert list(table.index) == list(PAPER["6"])
@@ -109,6 +110,7 @@ def test_rows_of_detectors_that_a_dataset_lacks_are_named(setup, capsys):
     assert scores.available(setup, [scores.Row("x", "htc_best")])[0].detector == "htc"
 
 
+@pytest.mark.long
 def test_ensembles_merge_detectors_and_views(setup):
     for name in setup.ensemble:
         flipped = setup.caches / name / "val_flip.zarr"

@@ -150,6 +150,7 @@ def test_errors_of_an_unknown_iou_type(content):
         fuse.plots.errors(table, iou_type="segm")
 
 
+@pytest.mark.long
 def test_a_pair_has_titles_and_a_colour_per_class():
     pixels = np.zeros((100, 120, 3), np.uint8)
     boxes = np.float32([[10, 10, 50, 50], [60, 40, 110, 90]])

@@ -78,6 +78,7 @@ def test_sigmoid_given_scale_and_half_floats():
     np.testing.assert_allclose(made(features, logits), expected(made, features.float(), logits.float()), atol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", SCORE_MODES)
 def test_scores_with_objectness(mode, tmp_path):
     made = module(mode, cat_threshold=0.2, with_objectness=True)

@@ -147,6 +147,7 @@ def test_protocol_and_cap_can_be_set(tmp_path, capsys, no_report):
     assert "engine is 'lvis', expected 'native' or 'hotcoco' or 'pycocotools'" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_folders_from_before_the_protocol_was_an_option_are_continued(tmp_path, no_report):
     command = [*CACHE, "--iou-types", "bbox", "--annotations", "lvis.json", "--out", str(tmp_path)]
     assert main(command) == 0

@@ -213,6 +213,7 @@ def test_no_detections_score_0(engine):
     assert (result["AP"] == 0).all() and result["AP[1000,-)"].isna().all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["native", "hotcoco", "pycocotools"])
 def test_input_is_left_as_it_was(content, classes, detections, engine, capsys):
     before, masks = copy.deepcopy(content), copy.deepcopy(detections.rles)

@@ -42,6 +42,7 @@ def check(shown: Summarized, *phrases: str) -> None:
         assert html.escape(phrase) in shown._repr_html_()
 
 
+@pytest.mark.long
 def test_heads(head, tmp_path):
     check(head, "linear, 108 parameters", "5, of 3 to 4,000 training instances", "embedding 8", "8 → 6 (linear)")
     check(head, "softmax, scores averaged over 2 stages")

@@ -202,6 +202,7 @@ def test_wrong_arguments_are_refused(content, rows, options, message):
         fuse.compare(content, rows, CLASSES, iou_type="bbox", samples=2).differences_from("x")
 
 
+@pytest.mark.long
 def test_hotcoco_compares_alike(content, rows):
     """hotcoco 1.3 counts an image that it draws several times once, so its intervals are narrower."""
     dataset = load_annotations(as_coco(annotations(images=60, seed=5)))

@@ -74,6 +74,7 @@ def test_bad_input_is_named():
         stage_scores(np.zeros((2, 3)))
 
 
+@pytest.mark.long
 def test_original_scores_the_cached_logits(tmp_path):
     cache = toy_cache(tmp_path / "c.zarr", "logits", stages=(0.5, 0.6), images=2)
     rois = cache[0]

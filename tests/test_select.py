@@ -85,6 +85,7 @@ def test_select_tries_chooses_records_and_compares(files, tmp_path, capsys):
     assert "was made with other options: engine" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

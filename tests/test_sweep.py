@@ -179,6 +179,7 @@ def refused(command, tmp_path, capsys):
     return lines[0]
 
 
+@pytest.mark.long
 def test_a_head_of_another_detector_is_refused(files, tmp_path, capsys):
     _, annotation_file, cache, _ = files
     other = tiny_cache(tmp_path / "other.zarr", annotations(), detector="another")
@@ -222,6 +223,7 @@ def test_missing_files_are_named(arguments, flag, tmp_path, capsys):
     assert "nowhere" in refused(command, tmp_path, capsys)
 
 
+@pytest.mark.long
 def test_a_train_cache_is_refused(files, tmp_path, capsys):
     cache = tiny_cache(tmp_path / "train.zarr", annotations(), split="train")
     command = ["--annotations", str(files[1]), "--cache", cache.url, "--mode", "original"]

@@ -172,6 +172,7 @@ def test_available_memory_is_what_machine_and_container_have_left(tmp_path):
     assert available_memory(meminfo, cgroup, tmp_path / "none") == 7000 * 1024
 
 
+@pytest.mark.long
 def test_metrics_and_finished_folder(cache, tmp_path):
     out = tmp_path / "head"
     head = calib.train_head(str(cache.url), out=str(out), **OPTIONS)
@@ -263,6 +264,7 @@ def test_a_killed_or_interrupted_process_resumes_exactly(cache, tmp_path, long_r
     assert steps == sorted(set(steps)) and steps[-1] == LONG["steps"]
 
 
+@pytest.mark.long
 def test_commands_exit_codes_and_messages(cache, tmp_path, capsys, monkeypatch):
     out = tmp_path / "head"
     command = ["--cache", cache.url, "--out", str(out), "--head-type", "2fc_rand", "--hidden", "8", "--steps", "5"]
