@@ -11,7 +11,16 @@ from calib.posthoc.fitting import labelled_logits, one_hot
 from calib.scoring import Original
 
 if TYPE_CHECKING:
+    import torch
+
     from extract import RoICache
+
+MAX_STEPS = 50
+"""Of Newton's method, which needs about ten; more only where the loss has no minimum."""
+TOLERANCE = 1e-9
+"""Decrease of the mean negative log-likelihood, below which it stops."""
+MIN_STEP, MIN_RIDGE = 1e-6, 1e-6
+"""Shortest step of the line search, and the least that is added to second derivatives."""
 
 
 class Platt(Posthoc):
@@ -48,7 +57,7 @@ class Platt(Posthoc):
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray, penalty: float, activation: str) -> Affine:
-    """Returns the scale (K+1,) and shift (K+1,) float32 of `Platt` by L-BFGS.
+    """Returns the scale (K+1,) and shift (K+1,) float32 of `Platt` by Newton's method: the loss is convex.
 
     Args:
         logits: (n, K+1) float32, background last.
@@ -59,27 +68,49 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray, penalty: float, activation
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-    # Float64, in which L-BFGS reaches the minimum of a sum of thousands of terms.
     z, targets = torch.from_numpy(logits).double(), torch.from_numpy(labels)
-    present = one_hot(targets, z.shape[1]).double() if activation == "sigmoid" else None
+    present, softmax = one_hot(targets, z.shape[1]).double(), activation == "softmax"
     fitted = torch.bincount(targets, minlength=z.shape[1]) > 0
     start = torch.stack([torch.ones_like(z[0]), torch.zeros_like(z[0])])
-    parameters = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([parameters], max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        own_scale, own_shift = torch.where(fitted, parameters, start)
-        adjusted = z * own_scale + own_shift
-        if present is None:
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        adjusted = z * values[0] + values[1]
+        if softmax:
             likelihood = cross_entropy(adjusted, targets, reduction="sum")
         else:
             likelihood = binary_cross_entropy_with_logits(adjusted, present, reduction="sum")
-        # The mean over RoIs, of which L-BFGS's tolerances are independent of their number.
-        value = (likelihood + penalty / 2 * (parameters - start).square().sum()) / len(z)
-        value.backward()
-        return value
+        return likelihood + penalty / 2 * (values - start).square().sum()
 
-    optimizer.step(loss)
-    scale, shift = parameters.detach().float().numpy()
+    values, value = start.clone(), loss(start)
+    for _ in range(MAX_STEPS):
+        adjusted = z * values[0] + values[1]
+        scores = adjusted.softmax(1) if softmax else adjusted.sigmoid()
+        errors = scores - present
+        slope = torch.stack([(errors * z).sum(0), errors.sum(0)]) + penalty * (values - start)
+        direction = torch.zeros_like(values)
+        curvature = _curvature(z[:, fitted], scores[:, fitted], softmax)
+        curvature.diagonal().add_(max(penalty, MIN_RIDGE))  # the loss is flat along a shift of all logits
+        direction[:, fitted] = torch.linalg.solve(curvature, slope[:, fitted].flatten()).view(2, -1)
+        decrease = (slope * direction).sum()
+        if decrease < TOLERANCE * len(z):
+            break
+        step = 1.0
+        while step > MIN_STEP and loss(values - step * direction) > value - step * decrease / 4:
+            step /= 2
+        values = values - step * direction
+        value = loss(values)
+    scale, shift = values.float().numpy()
     return Affine(scale, shift)
+
+
+def _curvature(z: torch.Tensor, scores: torch.Tensor, softmax: bool) -> torch.Tensor:
+    """Returns the second derivatives (2C, 2C) of the likelihood, scales before shifts, for logits and scores (n, C)."""
+    import torch
+
+    weights = scores if softmax else scores * (1 - scores)
+    of_scales, of_both, of_shifts = ((weights * z**power).sum(0).diag() for power in (2, 1, 0))
+    if softmax:  # a score falls where another rises
+        weighted = scores * z
+        of_scales, of_both = of_scales - weighted.T @ weighted, of_both - weighted.T @ scores
+        of_shifts = of_shifts - scores.T @ scores
+    return torch.cat([torch.cat([of_scales, of_both], 1), torch.cat([of_both.T, of_shifts], 1)])
