@@ -29,6 +29,8 @@ from calib.sampler import BiLevelSampler
 from calib.train_state import TrainState
 from calib.train_step import add_losses, train_step
 from extract.holdout import HELD_OUT_SHARE, spare_last_images
+from extract.utils.distributed import is_main_process
+from extract.utils.progress import FIRST_LINE, progress_bar
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -141,7 +143,8 @@ def _held_out_record(
     state = TrainState.load_or_init(head.to(device), loss.to(device), config, device)
     stages, tally = len(cache.stages), Tally(features.device)
     with closing(batches(training, features, stages, range(config.steps))) as loader:
-        for batch in loader:
+        name, shown = f"try {config.head_type}", is_main_process()
+        for batch in progress_bar(loader, total=config.steps, desc=name, unit="step", shown=shown, delay=FIRST_LINE):
             train_step(state, batch, config, tally)
     tally = Tally(features.device)
     with torch.no_grad(), closing(batches(held_out, features, stages, range(HELD_OUT_STEPS))) as loader:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from extract.utils.distributed import any_process, local_world_size, rank, world_size
+from extract.utils.distributed import any_process, is_main_process, local_world_size, rank, world_size
 from extract.utils.memory import available_memory
+from extract.utils.progress import FIRST_LINE, progress_bar
 
 if TYPE_CHECKING:
     from extract import RoICache
@@ -116,7 +117,9 @@ class Features:
     def _load(self, own: np.ndarray, place: torch.device, rows_at_once: int) -> torch.Tensor:
         """Returns the features as a matrix with one row per RoI and stage: index_select is fast on two axes only."""
         matrix = torch.empty((len(own), self._num_stages, self._width), dtype=torch.float16, device=place)
-        for first in range(0, len(own), rows_at_once):
+        blocks = range(0, len(own), rows_at_once)
+        shown = is_main_process()
+        for first in progress_bar(blocks, desc="read features", unit="block", shown=shown, delay=FIRST_LINE):
             part = slice(first, first + rows_at_once)
             read = torch.from_numpy(self._cache.take("features", own[part]))
             matrix[part] = read.view(-1, self._num_stages, self._width)

@@ -16,7 +16,7 @@ from extract.cache.reader import RoICache
 from extract.command_configs import BrowseConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from extract.contact_sheet import contact_sheet
 from extract.detectors import catalog_dataset
-from extract.uses import next_command
+from extract.uses import command_for
 from extract.utils.files import write_bytes
 from extract.verify import LogitCheck
 
@@ -35,6 +35,7 @@ def inspect(config: InspectConfig) -> None:
     print(table.reindex(list("rcf")).dropna().astype(int).to_string())
     if cache.class_map:
         print(_outputs_table(cache).to_string())
+    log.info("next: %s", command_for(cache))
 
 
 def browse(config: BrowseConfig) -> None:
@@ -72,6 +73,7 @@ def verify(config: VerifyConfig) -> None:
         checked = "logits are computed from the features"
     print(f"{cache.url}: {len(cache):,} images, {int(cache.offsets[-1]):,} RoIs intact, {checked}")
     print(describe_accuracy(cache))
+    log.info("next: %s", command_for(cache))
 
 
 def _outputs_table(cache: RoICache) -> pd.DataFrame:
@@ -93,4 +95,4 @@ def import_file(config: ImportConfig) -> None:
     """Writes a cache from an HDF5 file."""
     cache = import_hdf5(config.file, config.cache, config.overwrite)
     print(cache)
-    log.info("next: %s", next_command(cache.split, cache.url))
+    log.info("next: %s", command_for(cache))

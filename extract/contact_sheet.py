@@ -17,6 +17,7 @@ from PIL import ImageDraw, ImageFont
 from extract.cache.reader import RoICache
 from extract.class_scores import detector_scores
 from extract.command_configs import RowKind
+from extract.crops import crop_around
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.image_files import find_image
 from extract.data.images import SizedReader
@@ -26,8 +27,6 @@ from extract.utils.progress import progress_bar
 
 TILE, GAP, MARGIN = 112, 8, 10
 """Edge of a tile, and spaces, in pixels."""
-CONTEXT = 1.6
-"""Edge of what a tile shows, as a multiple of the longer edge of its boxes."""
 FONT_SIZE, LINE = 11, 14
 MIN_WIDTH = 400
 """Of a sheet, so that its title and legend fit above the first row."""
@@ -150,22 +149,10 @@ def _cut_all(
     for position, path in progress_bar(paths.items(), desc="browse", unit="image", total=len(paths)):
         height, width = sizes[position]
         image = PILImage.fromarray(np.asarray(read(path, (height, width))))
-        cuts |= {i: _cut(image, tile) for i, tile in enumerate(tiles) if tile.image == position}
+        for i, tile in enumerate(tiles):
+            if tile.image == position:
+                cuts[i] = crop_around(image, np.stack([tile.box, tile.proposal]), TILE, (BOX, PROPOSAL))
     return [cuts[i] for i in range(len(tiles))]
-
-
-def _cut(image: PILImage.Image, tile: Tile) -> PILImage.Image:
-    """Returns the square of an image around a tile's boxes, enlarged to the tile, with the boxes drawn."""
-    corners = np.stack([tile.proposal, tile.box]).astype(np.float64)
-    low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
-    edge = max(16.0, CONTEXT * float((high - low).max()))
-    left, top = np.round((low + high - edge) / 2).astype(int).tolist()
-    size = round(edge)
-    cut = image.crop((left, top, left + size, top + size)).resize((TILE, TILE))  # black outside of the image
-    draw, scale = ImageDraw.Draw(cut), TILE / size
-    for box, colour in ((tile.box, BOX), (tile.proposal, PROPOSAL)):
-        draw.rectangle(((box - [left, top] * 2) * scale).tolist(), outline=colour, width=2)
-    return cut
 
 
 def _draw(

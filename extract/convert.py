@@ -25,7 +25,7 @@ from extract.hidden import Layer, check_layers, hidden_layer, hidden_layers
 from extract.preparation import find_existing
 from extract.projection import fit_projections, projection_sha256, projections_of, sample_images, sample_rois
 from extract.rois import POOLED_AFTER_CONVOLUTIONS, RoIs
-from extract.uses import next_command
+from extract.uses import command_for
 from extract.utils.devices import resolve_device
 from extract.utils.distributed import world_size
 from extract.utils.locks import one_writer
@@ -181,4 +181,4 @@ def command(config: ConvertConfig) -> None:
     """Converts and prints what the new cache holds."""
     cache = run(config)
     print(cache)
-    log.info("next: %s", next_command(cache.split, cache.url))
+    log.info("next: %s", command_for(cache))

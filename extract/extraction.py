@@ -121,7 +121,7 @@ def command(config: Config) -> None:
         raise
     if cache and is_main_process():
         print(cache)
-        log.info("next: %s", next_command(config.split, config.out, str(config.annotations)))
+        log.info("next: %s", next_command(config.split, config.level, config.out, str(config.annotations)))
 
 
 def _resume(config: Config, job: Job) -> tuple[CacheWriter | None, list[int] | None]:

@@ -17,6 +17,7 @@ from extract.cache.opening import open_cache
 from extract.config import Config
 from extract.detectors.identity import check_same_detector
 from extract.hidden import hidden_layers
+from extract.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from extract.extractor import Extractor
@@ -57,7 +58,8 @@ def fit_on_images(extractor: Extractor, config: Config) -> tuple[list[Projection
     template: list[RoIs] = []
 
     def samples() -> Iterator[np.ndarray]:
-        for output in sample.forward_blocks(range(sample.num_blocks)):
+        outputs = sample.forward_blocks(range(sample.num_blocks))
+        for output in progress_bar(outputs, total=sample.num_blocks, desc="fit directions", unit="block"):
             for rois in sample.finish_block(output):
                 template[:] = [rois]
                 rows = sample_rois(rois.image_id, len(rois), len(sample.positions), config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,10 @@ from extract.data.annotations import Annotations, read_annotations
 from extract.data.bins import BINS, bin_index, bin_names, edges
 from extract.data.subset import with_classes
 from extract.detectors import catalog_dataset
+from extract.uses import command_for
+from extract.utils.progress import FIRST_LINE, progress_bar
 
+log = logging.getLogger(__name__)
 LIMITS = (100, 300, 1000)
 """Numbers of proposals per image at which recall is computed."""
 
@@ -29,6 +33,7 @@ def report(config: RecallConfig) -> None:
     if empty:
         print(f"Bins without objects are left out: {', '.join(empty)}.")
     print(table.drop(index=empty).to_string(float_format=lambda value: f"{value:.1f}"))
+    log.info("next: %s", command_for(cache, str(config.annotations)))
 
 
 def proposal_recall(
@@ -68,7 +73,8 @@ def proposal_recall(
     proposals = _coco_results(cache, position, max(limits))
     index = bin_index(cache.classes["instance_count"], bins)[annotations.labels[objects]]
     groups = {name: objects[index == i] for i, name in enumerate(bin_names(bins))} | {"all": objects}
-    rows = {name: _recall(annotations, position, group, proposals, limits) for name, group in groups.items()}
+    shown = progress_bar(groups.items(), total=len(groups), desc="recall", unit="bin", delay=FIRST_LINE)
+    rows = {name: _recall(annotations, position, group, proposals, limits) for name, group in shown}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["objects", *(f"AR@{n}" for n in limits)])
 
 

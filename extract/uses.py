@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from extract.detectors.base import OwnThresholds
 from extract.rois import POOLED_AFTER_CONVOLUTIONS
+
+if TYPE_CHECKING:
+    from extract.cache.reader import RoICache
 
 NEW_LAYERS = ("2fc_rand", "3fc_rand")
 """Head types of `calib.train` that need nothing but pooled features."""
@@ -67,10 +70,18 @@ def describe_heads(level: str, has_fc_layers: bool, detector: Mapping[str, Any],
     return f"feature level pooled{where} trains --head-type {types}"
 
 
-def next_command(split: str, url: str, annotations: str = "val.json") -> str:
-    """Returns the command that takes a cache that has been written."""
-    if split == "train":
-        return f"python -m calib.train --cache {url} --out head"
+def next_command(split: str, level: str, url: str, annotations: str = "val.json") -> str:
+    """Returns the command that takes a cache that has been written; … stands for what only the user knows."""
     if split == "holdout":
         return f"python -m fuse select --holdout {url} --cache val.zarr --train train.zarr …"
-    return f"python -m fuse --cache {url} --head head --annotations {annotations} --out runs/cat"
+    if split != "train":
+        return f"python -m fuse --cache {url} --head head --annotations {annotations} --out runs/cat"
+    if level == "logits":
+        return f"python -m fuse --cache val.zarr --method logn --fit-cache {url} --annotations val.json --out runs/logn"
+    return f"python -m calib.train --cache {url} --out head"
+
+
+def command_for(cache: RoICache, annotations: str = "val.json") -> str:
+    """Returns `next_command` for a cache."""
+    split = cache.provenance.get("config", {}).get("split", cache.split)
+    return next_command(split, cache.level, cache.url, annotations)

@@ -23,6 +23,7 @@ from extract.data.images import batches_of_one_size, unflip_rois
 from extract.detectors.base import Detector, ForwardOutput, Image, ImageDetections, reader_of
 from extract.detectors.class_map import map_detector
 from extract.hidden import Forward, forward_at_level
+from extract.utils.progress import FIRST_LINE, progress_bar
 from extract.utils.summarized import Summarized
 from fuse.config import FusionConfig
 from fuse.fusion import Fusion
@@ -130,9 +131,13 @@ class CalibratedDetector(Summarized):
         reader = reader_of(self.detector)
         loaded = [load_image(i, image, reader) for i, image in enumerate(every)]
         results: list[Any] = [None] * len(loaded)
-        for batch in batches_of_one_size([image.pixels.shape[:2] for image in loaded], self.batch_size):
-            for i, result in zip(batch, self._detect([loaded[i] for i in batch]), strict=True):
-                results[i] = result
+        batches = list(batches_of_one_size([image.pixels.shape[:2] for image in loaded], self.batch_size))
+        shown = len(batches) > 1
+        with progress_bar(total=len(loaded), desc="detect", unit="image", shown=shown, delay=FIRST_LINE) as bar:
+            for batch in batches:
+                for i, result in zip(batch, self._detect([loaded[i] for i in batch]), strict=True):
+                    results[i] = result
+                bar.update(len(batch))
         return results
 
     def summary(self) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ from PIL import Image as PILImage
 
 import extract
 from extract.__main__ import main
-from extract.contact_sheet import GAP, LINE, MARGIN, PROPOSAL, TILE, Tile, _cut, _tiles
+from extract.contact_sheet import GAP, LINE, MARGIN, PROPOSAL, TILE, _tiles
+from extract.crops import crop_around
 from extract.objects import object_rois
 from extract.roi_rows import choose_rows
 from tests.fuse_fixtures import CLASSES, SIZE, K, annotations, rois
@@ -82,12 +83,12 @@ def test_rows(cache):
             choose_rows(cache, *options)
 
 
-def test_a_tile_shows_the_box_in_its_middle():
-    """The centre of a tile is that of the box, also at the edge of the image, beyond which it is black."""
+def test_a_crop_shows_the_box_in_its_middle():
+    """The centre of a crop is that of the box, also at the edge of the image, beyond which it is black."""
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[:20, :20] = (0, 255, 0)
     box = np.float32([0, 0, 20, 20])
-    cut = np.asarray(_cut(PILImage.fromarray(pixels), Tile(0, box, box, "", "", True)))
+    cut = np.asarray(crop_around(PILImage.fromarray(pixels), box[None], TILE, [PROPOSAL]))
     assert cut.shape == (TILE, TILE, 3)
     assert tuple(cut[TILE // 2, TILE // 2]) == (0, 255, 0) and tuple(cut[2, 2]) == (0, 0, 0)
     blue = np.argwhere((cut == tuple(bytes.fromhex(PROPOSAL[1:]))).all(axis=2))

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image as PILImage
 
 from extract.data.bins import BINS
 from fuse.detections import Detections
+from fuse.drawing import COLOURS
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.errors import error_table
 from fuse.evaluation.metrics import evaluate_rows
+from fuse.report import class_details as class_details_module
+from fuse.report import gallery, thumbnails
+from fuse.report.class_details import best_of_classes, class_details
 from fuse.report.inputs import ReportInputs
 from fuse.report.page import write_report
-from fuse.report.sections import class_details, comparison_table, confused_classes, error_shares
+from fuse.report.sections import comparison_table, confused_classes, error_shares
+from fuse.report.thumbnails import EDGE, make_thumbnails
 from tests.fuse_fixtures import CLASSES, annotations
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & $x_1$ " + "very_long_name_without_spaces" * 3
@@ -46,7 +55,8 @@ def make_inputs(**changes) -> ReportInputs:
     summary["AP_within_noise"] = [np.nan, True]
     values = {
         "bins": BINS, "baseline": "original", "candidate": "cat", "scope": "On 6 images.", "dataset": dataset,
-        "classes": classes, "detections": rows, "read_image": lambda _: np.full((48, 64, 3), 90, np.uint8),
+        "classes": classes, "detections": rows, "errors": error_table(dataset, rows, classes),
+        "read_image": lambda _: np.full((48, 64, 3), 90, np.uint8),
         "weight_norms": {"original": np.arange(5.0), "cat": np.ones(5)},
     }  # fmt: skip
     return ReportInputs(summary, tables.per_class, **(values | changes))
@@ -69,7 +79,7 @@ def test_the_page_is_whole_small_and_the_same_again(inputs, report, tmp_path):
     html = report.read_text()
     assert report.stat().st_size < 300_000
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)|url\((?!#)|@import""", html), "nothing from outside"
-    assert html.count("<svg") == 5 and html.count("data:image/webp") >= 4
+    assert html.count("<svg") == 6 and html.count("data:image/webp") >= 4
     write_report(tmp_path / "again.html", inputs)
     assert (tmp_path / "again.html").read_text() == html
 
@@ -86,23 +96,18 @@ def test_names_are_text(report):
 def test_without_images_and_weights_it_says_so(tmp_path):
     write_report(tmp_path / "report.html", make_inputs(read_image=None, weight_norms={}, tail=0))
     html = (tmp_path / "report.html").read_text()
-    assert "<code>--images</code>" in html and "the weights of the two classifiers are not known" in html
-    assert "No object of a tail class is annotated" in html and html.count("<svg") == 3
+    assert html.count("<code>--images</code>") == 2 and "the weights of the two classifiers are not known" in html
+    assert "No object of a tail class is annotated" in html and html.count("<svg") == 4
 
 
 @pytest.mark.long
-def test_errors_before_and_after(tmp_path, inputs):
-    errors = error_table(inputs.dataset, inputs.detections, inputs.classes)
-    found = make_inputs(errors=errors)
-    write_report(tmp_path / "report.html", found)
-    html = (tmp_path / "report.html").read_text()
-    assert html.count("<svg") == 6 and "points of AP50 lost" in html and "<code>--errors</code>" not in html
-    shares = {one["name"]: one["cells"] for one in error_shares(found, "bbox")}
+def test_errors_before_and_after(report, inputs):
+    assert "points of AP50 lost" in report.read_text()
+    shares = {one["name"]: one["cells"] for one in error_shares(inputs, "bbox")}
     assert list(shares) == ["(0,10)", "[10,100)", "[100,1000)", "[1000,-)", "all"]
-    before, after = (errors.loc["bbox", row]["confused(0,10)"] for row in found.rows)
+    before, after = (inputs.errors.loc["bbox", row]["confused(0,10)"] for row in inputs.rows)
     assert shares["(0,10)"][0] == (f"{before:.1f} → {after:.1f}", after, "", False) and before > after
     assert [cell.text for cell in shares["all"][:3]] == ["–"] * 3 and "→" in shares["all"][3].text
-    assert "<code>--errors</code>" in Path(write(tmp_path / "none.html", inputs)).read_text()
 
 
 def write(path: Path, inputs: ReportInputs) -> Path:
@@ -176,9 +181,56 @@ def test_tables(inputs):
     assert not rows[0][1][columns.index("AP")].within_noise
     ant = next(one for one in confused_classes(inputs) if one["name"] == HOSTILE)
     assert ant["figures"][2:4] == [0, ant["figures"][1]] and ant["taken_for"] == [f"dog ×{ant['figures'][1]}", ""]
-    details = class_details(inputs)
-    assert details[0]["found"][0] == [] and details[0]["found"][1][0][2] == "right"
-    assert {there for _, _, there in details[3]["found"][0]} >= {f"is {HOSTILE}"}
+    best = best_of_classes(inputs)
+    details = class_details(inputs, best, make_thumbnails(inputs, best))
+    assert details[0]["found"][0] == [] and details[0]["found"][1][0][2:] == ("right", 0), "the first thumbnail"
+    assert {there for _, _, there, _ in details[3]["found"][0]} >= {f"is {HOSTILE}"}
+
+
+def test_thumbnails_show_the_detections(inputs):
+    best = best_of_classes(inputs)
+    made = make_thumbnails(inputs, best)
+    shown = [made.positions[row] for row in inputs.rows]
+    assert shown[0] == shown[1], "both rows have the same boxes, of other classes"
+    assert len(set(shown[0].values())) == len(made.urls) == len(inputs.detections["cat"])
+    image = np.asarray(PILImage.open(io.BytesIO(base64.b64decode(made.urls[0].partition(",")[2]))), int)
+    assert image.shape == (EDGE, EDGE, 3)
+    outline = (np.abs(image - tuple(bytes.fromhex(COLOURS[0][1:]))) < 60).all(axis=2)
+    rows, columns = np.nonzero(outline)
+    middle = (EDGE - 1) / 2
+    assert abs(rows.mean() - middle) < 3 and abs(columns.mean() - middle) < 3 and not outline[30:42, 30:42].any()
+    assert make_thumbnails(make_inputs(read_image=None), best) == ([], {"original": {}, "cat": {}})
+
+
+def test_thumbnails_take_no_more_place_than_they_may(inputs, monkeypatch):
+    best = best_of_classes(inputs)
+    every = make_thumbnails(inputs, best).urls
+    monkeypatch.setattr(thumbnails, "MAX_BYTES", len(every[0]) + len(every[1]))
+    assert make_thumbnails(inputs, best).urls == every[:2]
+    monkeypatch.setattr(thumbnails, "MAX_THUMBNAILS", 1)
+    made = make_thumbnails(inputs, best)
+    assert made.urls == every[:1]
+    (ant,) = made.positions["cat"]
+    assert inputs.outcomes["cat"].found_labels[ant] == 0
+    far = replace(inputs.detections["cat"], boxes=inputs.detections["cat"].boxes + np.float32(1e9))
+    make_thumbnails(make_inputs(detections={"original": far, "cat": far}), best)
+
+
+def test_a_large_gallery_has_smaller_images(inputs, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), np.uint8)
+    found = make_inputs(read_image=lambda _: noise)
+
+    def size() -> int:
+        return sum(len(url) for images in gallery.gallery(found).values() for image in images for url in image.drawn)
+
+    large = size()
+    monkeypatch.setattr(gallery, "MAX_BYTES", large // 2)
+    assert 0 < size() <= large // 2
+
+
+def test_of_many_classes_fewer_detections_are_listed(inputs, monkeypatch):
+    monkeypatch.setattr(class_details_module, "MAX_LISTED", 10)
+    assert max(map(len, best_of_classes(inputs)["cat"])) == 2
 
 
 def chromium() -> str | None:
@@ -246,6 +298,8 @@ def test_pointing_names_a_class_and_clicking_shows_its_detections(page):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     assert page.locator("#details h3").inner_text() == HOSTILE
     assert page.locator("#details li").first.inner_text().endswith("right")
+    widths = page.locator("#details li img").evaluate_all("images => images.map(one => one.naturalWidth)")
+    assert widths and set(widths) == {72}, "its detections, cut out of their images"
     page.mouse.move(1, 1)
     assert not tip.is_visible()
     page.locator("#class").fill("dog")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from extract.utils.progress import FIRST_LINE, progress_bar
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,7 +46,8 @@ def embeddings(cache: RoICache, head: Head, stage: int, rows: np.ndarray) -> Ite
     import torch
 
     below = torch.nn.Sequential(*list(head.stages[stage].children())[:-1])
-    for start in range(0, len(rows), ROWS_AT_ONCE):
+    blocks = range(0, len(rows), ROWS_AT_ONCE)
+    for start in progress_bar(blocks, desc="fit", unit="block", delay=FIRST_LINE):
         features = cache.take("features", rows[start : start + ROWS_AT_ONCE])[:, stage]
         with torch.no_grad():
             yield below(torch.from_numpy(features).flatten(1).float())

@@ -32,6 +32,7 @@ from extract.cache.writer import CacheWriter, resume_cache
 from extract.data.classes import check_classes
 from extract.rois import RoIs
 from extract.utils.locks import one_writer
+from extract.utils.progress import FIRST_LINE, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +85,7 @@ def write_cache(
         # Beside `url` in any case: this cannot be resumed, and nobody shall find half of it there.
         writer = create_cache(url, rois[0], header, classes, images, capacity, fc_layers, True, projections)
         try:
-            for block in writer.pending():
+            for block in progress_bar(writer.pending(), desc="write", unit="block", delay=FIRST_LINE):
                 writer.write_block(block, [rois[i] for i in range(len(rois))[block_slice(block)]])
             return writer.finish()
         except BaseException:

@@ -22,6 +22,7 @@ from fuse.commands.inputs import (
 )
 from fuse.commands.manifest import new_manifest
 from fuse.commands.masks import painted_masks
+from fuse.commands.next_steps import after_detection
 from fuse.commands.outputs import (
     Comparison,
     ReportSource,
@@ -98,7 +99,7 @@ def _detect_and_report(
     tables = evaluate_all(config, annotations, detections, cache.classes, comparison.baseline)
     source = ReportSource(annotations, cache.classes, detections, read_image, weight_norms(cache, calibrated))
     saved = detections[comparison.candidate] if save else None
-    write_results(config, manifest, tables, scope, comparison, source, saved)
+    write_results(config, manifest, tables, scope, comparison, source, after_detection(config, cache), saved)
 
 
 def _fusions(config: CacheConfig, cache: RoICache, calibrated: Scorer | None, make_rows: MakeRows) -> dict[str, Fusion]:

@@ -29,6 +29,7 @@ from extract.utils.files import file_sha256, replacing, write_bytes
 from extract.utils.locks import one_writer
 from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier, warn_of_tail
+from fuse.commands.next_steps import after_export
 from fuse.export.checksums import write_sums
 from fuse.export.classes import OutputClasses, output_classes
 from fuse.export.folding import folded_classifiers
@@ -55,6 +56,8 @@ def export(config: ExportConfig) -> None:
     """
     with ExitStack() as lock:
         _export(config, lock)
+    _LOG.info("%s has the class of each label", config.out / CLASSES_FILE)
+    _LOG.info("next: %s", after_export(config))
 
 
 def _export(config: ExportConfig, lock: ExitStack) -> None:
@@ -76,7 +79,6 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
             )
         export_folded(detector, scorer, weights, None if config.mode == "calibrated" else tail_mask)
         _LOG.info("%s loads with the detector's own config", weights)
-        _log_next(config)
         return
     if isinstance(scorer, Head | LearnedFusion):
         with_stage_average(scorer, config.stage_average)  # raises for learned fusion
@@ -104,14 +106,6 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
     print(plugin.loading_code(config, config.out, str(detector.device)))
     print(f"{program} is the classifier and the fusion alone, and needs torch only:\n")
     print(_program_code(scorer, detector, program))
-    _log_next(config)
-
-
-def _log_next(config: ExportConfig) -> None:
-    """Logs what names the labels, and the command that shows what the detector finds."""
-    _LOG.info("%s has the class of each label", config.out / CLASSES_FILE)
-    source = f"--head {config.head}" if config.head else f"--method {config.method} --fit-cache {config.fit_cache}"
-    _LOG.info("next: python -m fuse predict --detector %s %s --save-images --images …", config.detector, source)
 
 
 def export_folded(

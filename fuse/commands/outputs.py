@@ -17,7 +17,7 @@ from fuse.commands.manifest import MANIFEST_FILE
 from fuse.commands.results_config import MergeConfig, ResultsConfig
 from fuse.commands.select_config import SelectConfig
 from fuse.config import EvaluationConfig
-from fuse.defaults import TAIL
+from fuse.defaults import ENGINE, TAIL
 from fuse.detections import Detections
 from fuse.evaluation.compare import compare_rows
 from fuse.evaluation.dataset import EvaluationDataset
@@ -44,7 +44,7 @@ class ReportSource(NamedTuple):
         dataset: the ground truth.
         classes: the class table.
         detections: of all rows.
-        read_image: for the gallery; None leaves it out.
+        read_image: for the gallery and the thumbnails of detections; None leaves them out.
         weight_norms: of the baseline's and the candidate's classifier; None where they are not known.
     """
 
@@ -74,6 +74,7 @@ def write_results(
     scope: str,
     comparison: Comparison,
     source: ReportSource,
+    next_command: str,
     saved: Detections | None = None,
 ) -> None:
     """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
@@ -85,6 +86,7 @@ def write_results(
         scope: which images are evaluated.
         comparison: the rows that the report compares.
         source: what the report shows besides the tables.
+        next_command: what follows, for the last line.
         saved: the detections to keep, if any.
     """
     text = describe_results(config, tables, scope)
@@ -101,21 +103,7 @@ def write_results(
     print(text)
     files = [METRICS_FILE, PER_CLASS_FILE, *([DETECTIONS_FILE] if saved is not None else [])]
     _LOG.info("%s has %s%s", config.out, ", ".join(files), f"; look at {REPORT_FILE}" if has_report else "")
-    _LOG.info("next: %s", _next_command(config))
-
-
-def _next_command(config: CacheConfig | MergeConfig | SelectConfig) -> str:
-    """Returns the command that follows: the pictures of a classifier, or more about merged results."""
-    if isinstance(config, MergeConfig):
-        counts = "cache" if config.cache is not None else "train_annotations"
-        files = f"{config.out / DETECTIONS_FILE} --annotations {config.annotations}"
-        return f"python -m fuse evaluate {files} --{counts.replace('_', '-')} {getattr(config, counts)} --errors"
-    if isinstance(config, SelectConfig):
-        return "the command below, which detects with the best row"
-    if config.method is not None:
-        fitted = config.fit_cache or config.cache
-        return f"python -m fuse predict --method {config.method} --fit-cache {fitted} --save-images --images …"
-    return f"python -m fuse predict --head {config.head or 'head'} --save-images --images …"
+    _LOG.info("next: %s", next_command)
 
 
 def write_unevaluated(
@@ -152,9 +140,25 @@ def _write_report(
     norms = dict(zip(comparison, source.weight_norms, strict=True)) if source.weight_norms else {}
     options: dict[str, Any] = source._asdict() | {"detections": rows, "weight_norms": norms}
     options |= {"tail": getattr(config, "tail", TAIL), "bins": config.bin_edges, "scope": scope}
-    options["errors"] = tables.errors
+    options["errors"] = _errors(config, tables, comparison, source)
     write_report(file, tables.metrics, tables.per_class, **comparison._asdict(), **options)
     return True
+
+
+def _errors(
+    config: CacheConfig | MergeConfig | SelectConfig,
+    tables: RowComparison,
+    comparison: Comparison,
+    source: ReportSource,
+) -> pd.DataFrame:
+    """Returns the table of `fuse.error_table` of the rows that the report compares, at least."""
+    if tables.errors is not None:
+        return tables.errors
+    rows = {row: source.detections[row] for row in comparison}
+    options = config.row_options | {"engine": ENGINE}  # errors are of native matches in any case
+    found = compare_rows(source.dataset, rows, source.classes, samples=0, errors=True, progress=True, **options)
+    assert found.errors is not None, "they were asked for"
+    return found.errors
 
 
 def describe_results(config: EvaluationConfig, tables: RowComparison, scope: str) -> str:

@@ -27,14 +27,14 @@ from fuse.commands.datasets import find_dataset
 from fuse.commands.image_files import ImageFile, find_images, match_annotations
 from fuse.commands.inputs import LiveClassifier, load_live_classifier, warn_of_tail
 from fuse.commands.manifest import files_fingerprint, options_as_text
-from fuse.commands.predictions import LINES_FILE, PredictionLines
+from fuse.commands.next_steps import after_prediction
+from fuse.commands.predictions import LINES_FILE, PREDICTIONS_FILE, PredictionLines
 from fuse.drawing import draw_pair
 from fuse.learned_io import files_of
 from fuse.live import CalibratedDetector
 from fuse.ops.masks import encode_bitmaps
 
 _LOG = logging.getLogger(__name__)
-PREDICTIONS_FILE = "predictions.json"
 READERS = 2
 """Threads that read the next images."""
 RUNTIME_OPTIONS = ("images", "device")
@@ -88,9 +88,7 @@ def _predict(
     print(f"{config.out / PREDICTIONS_FILE}: {count:,} detections in {len(images):,} images")
     if config.save_images:
         _LOG.info("%s has the drawings, a PNG per image", config.out)
-    if config.annotations is not None:
-        rest = f"{config.out / PREDICTIONS_FILE} --annotations {config.annotations}"
-        _LOG.info("next: python -m fuse evaluate %s --train-annotations train.json", rest)
+    _LOG.info("next: %s", after_prediction(config))
 
 
 def _predict_pending(images: Sequence[ImageFile], lines: PredictionLines, process: Process, read: SizedReader) -> None:

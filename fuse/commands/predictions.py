@@ -13,7 +13,7 @@ from extract.utils.errors import one_line
 from extract.utils.files import replacing, write_bytes
 from extract.utils.identity import refuse_changes
 
-LINES_FILE = "predictions.partial.jsonl"
+PREDICTIONS_FILE, LINES_FILE = "predictions.json", "predictions.partial.jsonl"
 
 
 class _Line(msgspec.Struct):

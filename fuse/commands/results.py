@@ -22,6 +22,7 @@ from fuse.commands.inputs import (
 )
 from fuse.commands.manifest import files_fingerprint, new_manifest
 from fuse.commands.masks import PaintedMasks, masks_of_results
+from fuse.commands.next_steps import after_evaluation, after_merge
 from fuse.commands.outputs import (
     Comparison,
     ReportSource,
@@ -66,8 +67,7 @@ def evaluate_file(config: EvaluateConfig) -> None:
     print(describe_results(config, tables, _scope(annotations, detections)))
     if tables.errors is not None:
         print(f"\n{errors_text(tables.errors)}")
-    else:
-        _LOG.info("next: the same command with --errors, which says where the errors are")
+    _LOG.info("next: %s", after_evaluation(config))
 
 
 def merge_files(config: MergeConfig) -> None:
@@ -114,7 +114,7 @@ def _merge_files(config: MergeConfig, lock: ExitStack) -> None:
     tables = evaluate_all(config, annotations, rows, classes)
     comparison = Comparison(next(iter(results)), MERGED)
     source = ReportSource(annotations, classes, rows, read_image)
-    write_results(config, manifest, tables, scope, comparison, source, rows[MERGED])
+    write_results(config, manifest, tables, scope, comparison, source, after_merge(config), rows[MERGED])
 
 
 def _merged(results: dict[str, Detections], painted: PaintedMasks | None, **options: Any) -> dict[str, Detections]:

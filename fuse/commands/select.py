@@ -87,7 +87,8 @@ def _select(config: SelectConfig, lock: ExitStack) -> RowComparison:
     record = _record(inputs, selection, learned)
     write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(record)))
     comparison = Comparison("original", selection.chosen[selection.winner].name)
-    write_results(config, manifest, tables, inputs.scope, comparison, source)
+    follows = "the command below, which detects with the best row"
+    write_results(config, manifest, tables, inputs.scope, comparison, source, follows)
     if learned:
         options = {"mode": "calibrated", "head": config.out / LEARNED_FOLDER}
         print(f"\nThe row learned is fitted to these images as well\n{_command(config, options)}")

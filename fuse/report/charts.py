@@ -95,9 +95,7 @@ def own_scores(inputs: ReportInputs) -> str:
 
 
 def errors(inputs: ReportInputs, iou_type: str) -> str:
-    """Returns what each type of error costs, of the rows that are compared; "" without a table of errors."""
-    if inputs.errors is None:
-        return ""
+    """Returns what each type of error costs, of the rows that are compared."""
     table = inputs.errors.loc[[(iou_type, row) for row in inputs.rows]]
     return _svg(lambda figure: draw_errors(table, ax=figure.add_subplot()))
 

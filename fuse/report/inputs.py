@@ -30,10 +30,10 @@ class ReportInputs:
         dataset: the ground truth.
         classes: the class table.
         detections: of the two rows that are compared.
+        errors: of `fuse.error_table`, with both rows that are compared.
         tail: classes with fewer training instances are tail classes.
-        read_image: for the gallery; None leaves it out.
+        read_image: for the gallery and the thumbnails of detections; None leaves them out.
         weight_norms: (K,) norms of the classifier's weights, by row; empty where they are not known.
-        errors: of `fuse.error_table`, with both rows that are compared; None leaves it out.
     """
 
     summary: pd.DataFrame
@@ -45,10 +45,10 @@ class ReportInputs:
     dataset: EvaluationDataset
     classes: pd.DataFrame
     detections: Mapping[str, Detections]
+    errors: pd.DataFrame
     tail: float = TAIL
     read_image: ReadImage | None = None
     weight_norms: Mapping[str, np.ndarray] = field(default_factory=dict)
-    errors: pd.DataFrame | None = None
 
     @property
     def rows(self) -> tuple[str, str]:

@@ -66,7 +66,15 @@ function showClass(index) {
     element("h4", `Best detections of ${row}`, part);
     if (!one.found[side].length) element("p", "None.", part);
     const list = element("ol", "", part);
-    for (const [image, score, there] of one.found[side]) element("li", `${score.toFixed(3)} in image ${image}: ${there}`, list);
+    for (const [image, score, there, thumbnail] of one.found[side]) {
+      const item = element("li", "", list);
+      if (thumbnail !== null) {
+        const shown = element("img", "", item);
+        shown.src = data.thumbnails[thumbnail];
+        shown.alt = "";
+      }
+      element("span", `${score.toFixed(3)} in image ${image}: ${there}`, item);
+    }
   });
   document.getElementById("class").value = one.name;
 }

@@ -2,7 +2,7 @@
 
 Charts are SVG that matplotlib draws; sorting, hovering and themes are a hundred lines of JavaScript in `page.js`. The
 charts of a dataset of LVIS's size are then a few hundred kilobytes. Plotly's bundle alone has 3 to 4 MB, of the 5 MB
-that a page may have, which the images of the gallery need.
+that a page may have; the gallery and the thumbnails need these, and have a bound each.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from markupsafe import Markup
 
 from extract.utils.files import write_bytes
 from fuse.evaluation.intervals import iou_title
-from fuse.report import charts, sections
+from fuse.report import charts, class_details, sections
+from fuse.report.gallery import gallery
 from fuse.report.inputs import ReportInputs
+from fuse.report.thumbnails import make_thumbnails
 
 FOLDER = Path(__file__).parent
 
@@ -26,6 +28,9 @@ def write_report(path: str | os.PathLike, inputs: ReportInputs) -> None:
     """Writes a report that needs no other file and no network."""
     loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    best = class_details.best_of_classes(inputs)
+    thumbnails = make_thumbnails(inputs, best)
+    details = class_details.class_details(inputs, best, thumbnails)
     html = environment.get_template("page.html.jinja").render(
         inputs=inputs,
         iou_sections=[_iou_section(inputs, iou_type) for iou_type in inputs.summary.index.unique("iou_type")],
@@ -33,8 +38,8 @@ def write_report(path: str | os.PathLike, inputs: ReportInputs) -> None:
         confused=sections.confused_classes(inputs),
         own_scores=Markup(charts.own_scores(inputs)),
         weight_norms=Markup(charts.weight_norms(inputs)),
-        gallery=sections.gallery(inputs),
-        data=_json({"rows": inputs.rows, "classes": sections.class_details(inputs)}),
+        gallery=gallery(inputs),
+        data=_json({"rows": inputs.rows, "classes": details, "thumbnails": thumbnails.urls}),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
     )

@@ -20,6 +20,7 @@ import numpy as np
 from calib.scoring import Original, Scorer, instance_counts_of
 from extract.cache.reader import RoICache
 from extract.data.bins import BINS, bin_index
+from extract.utils.progress import FIRST_LINE, progress_bar
 from fuse.evaluation.dataset import EvaluationDataset
 from fuse.evaluation.ground_truth import GroundTruth, contains
 from fuse.learned import LearnedFusion, log_scores, logit
@@ -59,7 +60,7 @@ def fit_learned(
     scorers = [replace(one, with_objectness=False) if isinstance(one, Original) else one for one in scorers]
     known, partial = _annotated(cache, annotations, protocol)
     parts, inputs = [], []
-    for position in range(len(cache)):
+    for position in progress_bar(range(len(cache)), desc="fit learned", unit="image", delay=FIRST_LINE):
         rois = cache.image_at(position, {"features"})
         scores = [scorer.scores(rois)[:, :-1] for scorer in scorers]
         pairs = _decided_pairs(rois.labels[:, -1], np.maximum.reduce(scores), known[position], partial[position])
