@@ -29,6 +29,7 @@ def report(config: RecallConfig) -> None:
     dataset = catalog_dataset(config.annotations, str(cache.provenance.get("config", {}).get("detector", "")))
     annotations = read_annotations(dataset[0] if dataset else config.annotations, strict=config.strict)
     table = proposal_recall(cache, annotations, bins=edges(config.bins))
+    print("Average recall (AR@N) of the first N proposals over IoU 0.50 to 0.95, in percent, by training instances.")
     empty = table.index[table["objects"] == 0].tolist()
     if empty:
         print(f"Bins without objects are left out: {', '.join(empty)}.")

@@ -44,6 +44,10 @@ class MaskedDetections(NamedTuple):
     detections: ImageDetections
     masks: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        masks = "no masks" if self.masks is None else "masks of {:,} x {:,} pixels".format(*self.masks.shape[1:])
+        return f"MaskedDetections({self.detections!r}, {masks})"
+
     def take(self, index: np.ndarray | slice) -> MaskedDetections:
         """Returns the detections at `index` (integers, a bool mask or a slice)."""
         masks = None if self.masks is None else self.masks[index]

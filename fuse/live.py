@@ -26,6 +26,7 @@ from extract.hidden import Forward, forward_at_level
 from extract.utils.progress import FIRST_LINE, progress_bar
 from extract.utils.summarized import Summarized
 from fuse.config import FusionConfig
+from fuse.drawing import MaskedDetections
 from fuse.fusion import Fusion
 from fuse.learned import LearnedFusion
 from fuse.learned_io import load_calibrated
@@ -154,9 +155,12 @@ class CalibratedDetector(Summarized):
             ("device", f"{self.detector.device}, {self.batch_size} image(s) per forward pass"),
         ]
 
-    def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[tuple[ImageDetections, np.ndarray | None]]:
-        """Detects as a call does, but returns arrays; masks are (D, H, W) bool, None where the detector has none."""
-        return [self.detector.to_arrays(result) for result in self(images)]
+    def predict(self, images: ImageLike | Iterable[ImageLike]) -> list[MaskedDetections]:
+        """Detects as a call does, but returns pairs of arrays: (detections, masks).
+
+        Masks are (D, H, W) bool, None where the detector has none.
+        """
+        return [MaskedDetections(*self.detector.to_arrays(result)) for result in self(images)]
 
     def _detect(self, images: list[Image]) -> list[Any]:
         outputs, found = zip(*(self._detect_view(images, *view) for view in self._views), strict=True)

@@ -34,6 +34,7 @@ from PIL import Image
 import calib
 import extract
 import fuse
+from extract.data.annotations import read_annotations
 
 # %% [markdown]
 # ## The detector
@@ -48,6 +49,16 @@ spec = {
 }
 detector = extract.load_detector(extract.DetectorSpec(**spec))
 detector
+
+# %% [markdown]
+# An image, and what the detector finds in it:
+
+# %%
+pixels = np.asarray(Image.open(sorted((DATA / "test").glob("*.png"))[0]).convert("RGB"))
+original = fuse.CalibratedDetector(detector, mode="original")
+(before,) = original.predict(pixels)
+names = read_annotations(DATA / "train.json").classes["name"].tolist()
+Image.fromarray(fuse.draw_detections(pixels, *before, names, max_drawn=8))
 
 # %% [markdown]
 # ## The cache
@@ -137,14 +148,12 @@ ax = fuse.plots.confusions(DATA / "val.json", rows, val.classes)
 ax = fuse.plots.gallery(DATA / "val.json", rows, val.classes, DATA / "val")
 
 # %% [markdown]
-# The same head in the live detector, on an image of the test set; only what changed is drawn.
+# The same head in the live detector, on the image that we began with; only what changed is drawn.
 
 # %%
-original, calibrated = (fuse.CalibratedDetector(detector, head, mode=mode) for mode in ("original", "cat"))
-file = sorted((DATA / "test").glob("*.png"))[0]
-pixels = np.asarray(Image.open(file).convert("RGB"))
-found = [one.predict(pixels)[0] for one in (original, calibrated)]
-fuse.draw_pair(pixels, *found, head.class_names, changed_only=True)
+calibrated = fuse.CalibratedDetector(detector, head, mode="cat")
+(after,) = calibrated.predict(pixels)
+fuse.draw_pair(pixels, before, after, names, changed_only=True)
 
 # %%
 calibrated

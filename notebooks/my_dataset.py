@@ -142,7 +142,7 @@ ax = fuse.plots.errors(fuse.error_table(VAL, shown, val.classes))
 rows["cat"].to_json(RUN / "detections.json")
 calibrated = fuse.CalibratedDetector(detector, head, mode="cat", tail=TAIL)
 (found,) = calibrated.predict(sorted(VAL_IMAGES.iterdir())[0])
-found[0].labels[:5], found[0].scores[:5]
+found
 
 # %%
 ax = fuse.plots.gallery(VAL, shown, val.classes, VAL_IMAGES, tail=TAIL)

@@ -16,6 +16,7 @@ from fuse.commands import next_steps
 from fuse.commands.config import Config, ExportConfig, PredictConfig
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from tests.fuse_fixtures import write_tiny
+from tests.toy_cache import toy_cache
 
 HEAD, VAL = Path("my head"), Path("val.json")
 OPTIONS = ("num_classes=12",)
@@ -87,8 +88,10 @@ def test_commands_that_look_at_a_cache_name_what_takes_it(tmp_path, caplog, monk
     caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path)
-    for command in ("inspect val.zarr", "verify val.zarr", "recall val.zarr --annotations val.json"):
+    toy_cache(tmp_path / "toy.zarr", split="val", images=3)
+    for command in ("inspect val.zarr", "verify toy.zarr", "recall val.zarr --annotations val.json"):
         caplog.clear()
         assert extract_main(command.split()) == 0
+        name = command.split()[1]
         last = caplog.records[-1].getMessage()
-        assert last == "next: python -m fuse --cache val.zarr --head head --annotations val.json --out runs/cat"
+        assert last == f"next: python -m fuse --cache {name} --head head --annotations val.json --out runs/cat"

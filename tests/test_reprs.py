@@ -10,7 +10,9 @@ import pytest
 import calib
 import fuse
 from calib.head_types import build_head
+from extract.detectors.base import ImageDetections
 from extract.utils.summarized import Summarized
+from fuse.drawing import MaskedDetections
 from fuse.selection.learned import LearnedFusion
 from tests.fuse_fixtures import annotations, tiny_cache, tiny_head
 from tests.toy_cache import toy_cache
@@ -63,6 +65,20 @@ def test_scorers_and_fusions(cache, head):
     check(fusion, "300 detections per image, scores above 0", "at IoU 0.5")
     original = fuse.Fusion.for_cache(cache, fuse.FusionConfig(mode="original", max_detections=-1))
     check(original, "none", "all detections per image")
+
+
+def test_detections_of_an_image():
+    boxes, labels = np.zeros((3, 4), np.float32), np.array([1, 1, 0])
+    found = ImageDetections(boxes, labels, np.float32([0.9, 0.5, 0.25]))
+    assert repr(found) == "ImageDetections(3 of 2 classes, scores 0.900 to 0.250)"
+    assert repr(found._replace(boxes=boxes[:0], labels=labels[:0], scores=boxes[:0, 0])).startswith(
+        "ImageDetections(0 of 0"
+    )
+    assert (
+        repr(MaskedDetections(found, np.zeros((3, 40, 60), bool)))
+        == f"MaskedDetections({found}, masks of 40 x 60 pixels)"
+    )
+    assert repr(MaskedDetections(found)).endswith(", no masks)")
 
 
 def test_sampler(tmp_path):

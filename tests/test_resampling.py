@@ -153,6 +153,7 @@ def test_without_resamples_there_are_no_intervals(content, rows):
 
 def test_a_comparison_shows_its_tables(comparison):
     text = repr(comparison)
+    assert text.startswith("Figures in points (0-100).") and "Box AP, in points" in comparison._repr_html_()
     assert "Box AP of bad and differences from it, with 95% intervals over images (1,000 resamples)" in text
     assert text.count("~") >= 12 and comparison._repr_html_().count("<table") == 4
     metrics = comparison.metrics

@@ -48,6 +48,10 @@ class ImageDetections(NamedTuple):
     labels: np.ndarray
     scores: np.ndarray
 
+    def __repr__(self) -> str:
+        scores = f", scores {self.scores.max():.3f} to {self.scores.min():.3f}" if len(self.scores) else ""
+        return f"ImageDetections({len(self.scores):,} of {len(np.unique(self.labels)):,} classes{scores})"
+
 
 class OwnClasses(NamedTuple):
     """The classes of a detector as its framework or its files name them.

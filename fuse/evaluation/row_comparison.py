@@ -10,6 +10,7 @@ import pandas as pd
 from fuse.defaults import CONFIDENCE
 from fuse.evaluation.intervals import MARK, cells, iou_title, marked
 
+UNIT = "in points (0-100)"
 SUFFIXES = ("_low", "_high", "_difference", "_difference_low", "_difference_high", "_within_noise")
 """Of the columns that `RowComparison.metrics` adds to each column of AP."""
 
@@ -147,9 +148,9 @@ class RowComparison:
         return "\n".join(lines[1:])
 
     def __repr__(self) -> str:
-        return self.text()
+        return f"Figures {UNIT}.\n\n{self.text()}"
 
     def _repr_html_(self) -> str:
-        summaries = {iou_title(t): self.marked_summary(t) for t in self.summary.index.unique("iou_type")}
+        summaries = {f"{iou_title(t)}, {UNIT}": self.marked_summary(t) for t in self.summary.index.unique("iou_type")}
         tables = summaries | self.interval_tables()
         return "".join(f"<h4>{title}</h4>{table.to_html()}" for title, table in tables.items())
