@@ -62,7 +62,7 @@ def per_bin(
     intervals: Mapping[str, pd.DataFrame] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Plots the mean AP of each bin of training instances as bars, a bar per row, with 95 % intervals.
+    """Plots the mean AP of each bin of training instances as bars, a bar per row, with 95% intervals.
 
     >>> ax = fuse.plots.per_bin(tables)
     >>> [text.get_text().split(chr(10))[0] for text in ax.get_xticklabels()]

@@ -21,8 +21,8 @@ BAR_WIDTH = 0.8
 """Of all bars of a group together; groups are 1 apart."""
 WIDTH = 8
 """Of a new figure in inches."""
-LEGEND_WIDTH = 72
-"""Characters in a line of a legend."""
+LEGEND_CHARACTERS = 9
+"""In a line of a legend, for each inch of the figure's width."""
 
 
 def axes_or_new(ax: Axes | None, height: float = 4) -> Axes:
@@ -45,7 +45,8 @@ def finish(ax: Axes) -> Axes:
     handles, labels = ax.get_legend_handles_labels()
     if labels:
         short = [shortened(label, MAX_NAME) for label in labels]
-        columns = min(len(labels), max(1, LEGEND_WIDTH // max(map(len, short))))
+        most = LEGEND_CHARACTERS * ax.figure.get_figwidth() // max(map(len, short))
+        columns = min(len(labels), max(1, int(most)))
         where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": columns}
         ax.legend(handles, short, frameon=False, fontsize="small", columnspacing=1, handlelength=1.4, **where)
     return ax

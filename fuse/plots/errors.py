@@ -27,7 +27,7 @@ def errors(table: pd.DataFrame, *, iou_type: str | None = None, ax: Axes | None 
 
     >>> table = fuse.error_table(annotations, rows, classes)
     >>> [text.get_text() for text in fuse.plots.errors(table).get_xticklabels()][:2]
-    ['Cls\\nwrong class', 'Loc\\nmisplaced']
+    ['Cls\\nwrong\\nclass', 'Loc\\nmisplaced']
 
     Args:
         table: of `fuse.error_table`.
@@ -43,6 +43,7 @@ def errors(table: pd.DataFrame, *, iou_type: str | None = None, ax: Axes | None 
     shown = table.loc[iou_type][list(ERROR_TYPES)]
     for i, (name, values) in enumerate(shown.iterrows()):
         draw_bars(ax, values.to_numpy(float), str(name), i, len(shown))
-    ax.set_xticks(range(len(ERROR_TYPES)), [f"{name}\n{text}" for name, text in ERROR_TYPES.items()])
+    names = [f"{name}\n{text}".replace(" ", "\n") for name, text in ERROR_TYPES.items()]
+    ax.set_xticks(range(len(names)), names, fontsize="small")
     ax.set(ylabel="points of AP50 lost")
     return finish(ax)

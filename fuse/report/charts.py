@@ -31,6 +31,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
+SIZE = 5.4, 3.5
+"""Of a chart in inches: on a screen of 400 pixels it is not reduced by much, so that its text is legible."""
 SCORE_BINS = 20
 MAX_CLASSES = 12
 """Classes in the chart of confusions."""
@@ -75,7 +77,7 @@ def confusions(inputs: ReportInputs) -> str:
         ax = figure.add_subplot()
         draw_confusions(inputs.outcomes, inputs.classes, tail=inputs.tail, max_classes=MAX_CLASSES, ax=ax)
 
-    return _svg(draw, (6.6, 6.2))
+    return _svg(draw, (SIZE[0], 5.6))
 
 
 def own_scores(inputs: ReportInputs) -> str:
@@ -91,7 +93,7 @@ def own_scores(inputs: ReportInputs) -> str:
             ax.set_title(f"{bin_names(inputs.bins)[i]} training instances", fontsize="medium", loc="left")
         all_axes[-1].set_xlabel("score of the object's own class")
 
-    return _svg(draw, (6.6, 1 + 1.6 * len(kept)))
+    return _svg(draw, (SIZE[0], 1 + 1.5 * len(kept)))
 
 
 def errors(inputs: ReportInputs, iou_type: str) -> str:
@@ -128,7 +130,7 @@ def _draw_histograms(ax: Axes, inputs: ReportInputs, chosen: np.ndarray) -> None
     ax.legend(frameon=False, fontsize="small")
 
 
-def _svg(draw: Callable[[Figure], object], size: tuple[float, float] = (6.6, 3.9)) -> str:
+def _svg(draw: Callable[[Figure], object], size: tuple[float, float] = SIZE) -> str:
     """Returns what `draw` draws as SVG for a page: without XML declaration and names of groups, which would repeat."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 from extract.utils.files import write_bytes
+from extract.utils.progress import FIRST_LINE, progress_bar
 from fuse.evaluation.intervals import iou_title
 from fuse.report import charts, class_details, sections
 from fuse.report.gallery import gallery
@@ -28,18 +30,19 @@ def write_report(path: str | os.PathLike, inputs: ReportInputs) -> None:
     """Writes a report that needs no other file and no network."""
     loader = jinja2.FileSystemLoader(FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    best = class_details.best_of_classes(inputs)
-    thumbnails = make_thumbnails(inputs, best)
-    details = class_details.class_details(inputs, best, thumbnails)
+    parts: dict[str, Callable[[], object]] = {
+        "iou_sections": lambda: [_iou_section(inputs, name) for name in inputs.summary.index.unique("iou_type")],
+        "confusions": lambda: Markup(charts.confusions(inputs)),
+        "confused": lambda: sections.confused_classes(inputs),
+        "own_scores": lambda: Markup(charts.own_scores(inputs)),
+        "weight_norms": lambda: Markup(charts.weight_norms(inputs)),
+        "gallery": lambda: gallery(inputs),
+        "data": lambda: _class_data(inputs),
+    }
+    shown = progress_bar(parts.items(), total=len(parts), desc="report", unit="part", delay=FIRST_LINE)
     html = environment.get_template("page.html.jinja").render(
+        {name: make() for name, make in shown},
         inputs=inputs,
-        iou_sections=[_iou_section(inputs, iou_type) for iou_type in inputs.summary.index.unique("iou_type")],
-        confusions=Markup(charts.confusions(inputs)),
-        confused=sections.confused_classes(inputs),
-        own_scores=Markup(charts.own_scores(inputs)),
-        weight_norms=Markup(charts.weight_norms(inputs)),
-        gallery=gallery(inputs),
-        data=_json({"rows": inputs.rows, "classes": details, "thumbnails": thumbnails.urls}),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
     )
@@ -67,6 +70,14 @@ def _iou_section(inputs: ReportInputs, iou_type: str) -> dict[str, object]:
         "error_titles": list(sections.ERROR_COLUMNS.values()),
         "error_shares": sections.error_shares(inputs, iou_type),
     }
+
+
+def _class_data(inputs: ReportInputs) -> Markup:
+    """Returns what the script reads: the rows, what a click on each class shows, and its thumbnails."""
+    best = class_details.best_of_classes(inputs)
+    thumbnails = make_thumbnails(inputs, best)
+    details = class_details.class_details(inputs, best, thumbnails)
+    return _json({"rows": inputs.rows, "classes": details, "thumbnails": thumbnails.urls})
 
 
 def _json(value: object) -> Markup:
