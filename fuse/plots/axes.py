@@ -45,7 +45,7 @@ def finish(ax: Axes) -> Axes:
     handles, labels = ax.get_legend_handles_labels()
     if labels:
         short = [shortened(label, MAX_NAME) for label in labels]
-        most = LEGEND_CHARACTERS * ax.figure.get_figwidth() // max(map(len, short))
+        most = LEGEND_CHARACTERS * ax.figure.bbox.width / ax.figure.dpi // max(map(len, short))
         columns = min(len(labels), max(1, int(most)))
         where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": columns}
         ax.legend(handles, short, frameon=False, fontsize="small", columnspacing=1, handlelength=1.4, **where)
