@@ -96,7 +96,8 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4
 
 # The figures of docs/reliability.md, in a few hours: commands are killed at each of their steps.
 reliability: $(VENV)/frameworks
-	for name in kills damage inputs disk; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.$$name --save || exit; done
+	test -e data/plain/head || $(MAKE) demo RECIPE=paper
+	for name in kills damage inputs disk memory; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.$$name --save || exit; done
 	$(BIN)/python -m benchmarks.documents
 
 test: $(VENV)/frameworks

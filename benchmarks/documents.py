@@ -90,9 +90,10 @@ def fill_documents(root: Path) -> None:
         "precision": partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv"),
     }
     fill(root / "docs" / "performance.md", {**performance, **speed})
+    memory = partial(reliability_table, total=False)
     reliability = {
         name: partial(_from_csv, reliability_table, RESULTS / "reliability" / f"{name}.csv") for name in RELIABILITY
-    }
+    } | {"memory": partial(_if_measured, memory, "reliability/memory")}
     fill(root / "docs" / "reliability.md", reliability)
 
 
@@ -149,7 +150,7 @@ def _if_measured(table: Callable[[pd.DataFrame], str], name: str) -> str:
     file = RESULTS / f"{name}.csv"
     if file.is_file():
         return _from_csv(table, file)
-    return f"Not measured yet; `python -m benchmarks.{name} --help` describes the command."
+    return f"Not measured yet; `python -m benchmarks.{name.replace('/', '.')} --help` describes the command."
 
 
 def _from_csv(table: Callable[[pd.DataFrame], str], file: Path) -> str:

@@ -15,7 +15,9 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 LOSS_NAMES: tuple[str, ...] = get_args(LossName)
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
-_IDENTITY_EXCLUDES = ("cache", "holdout", "out", "device", "checkpoint_every", "evaluate_every", "overwrite")
+_IDENTITY_EXCLUDES = (
+    *("cache", "holdout", "out", "device", "checkpoint_every", "evaluate_every", "overwrite", "memory_limit"),
+)
 """Fields that do not change the resulting head, or do so through the images trained on: `identity` has the fingerprint
 of these instead of paths."""
 
@@ -96,6 +98,10 @@ class Config:
     precision: Precision = "fp32"
     """Precision of the matrix products; weights stay float32."""
 
+    memory_limit: float | None = None
+    """Bytes of memory, such as 8e9, that a process may take: features are read step by step if they do not fit.
+    Refused before work starts if too little. A GPU's memory does not count."""
+
     checkpoint_every: int = 1000
     """Steps from one checkpoint to the next."""
 
@@ -111,6 +117,7 @@ class Config:
         self._expect("head_type", self.head_type in types, f"one of {', '.join(types)}")
         for name in ("hidden", "classes_per_step", "images_per_class", "steps", "checkpoint_every", "evaluate_every"):
             self._expect(name, getattr(self, name) >= 1, "at least 1")
+        self._expect("memory_limit", self.memory_limit is None or self.memory_limit > 0, "more than 0")
         self._expect("rois_per_class", self.rois_per_class is None or self.rois_per_class >= 1, "at least 1")
         self._expect("freeze_layers", self.freeze_layers >= 0, "at least 0")
         self._expect("lr", self.lr > 0, "more than 0")

@@ -35,7 +35,7 @@ class Features:
     _matrix: torch.Tensor
 
     def __init__(
-        self, cache: RoICache, device: torch.device, memory: int | None = None, rows_at_once: int = 4096
+        self, cache: RoICache, device: torch.device, memory: float | None = None, rows_at_once: int = 4096
     ) -> None:
         """Loads the features to memory if they fit.
 

@@ -44,7 +44,7 @@ from calib.checkpoint import (
 from calib.choice import choose_head_type, resolve_auto, stored_choice
 from calib.config import Config
 from calib.due import any_interrupted, due_after
-from calib.features import Features
+from calib.features import MEMORY_SHARE, Features
 from calib.head_io import load_head, settle_head, write_head
 from calib.head_types import build_head
 from calib.heads import Head
@@ -52,6 +52,7 @@ from calib.held_out import HeldOutRoIs, held_out_rois
 from calib.interrupt import deferred_interrupt
 from calib.loader import batches
 from calib.losses import adapt_head, build_loss
+from calib.memory_plan import memory_for_features
 from calib.metrics import MetricsLog, Tally
 from calib.not_finite import raise_not_finite
 from calib.sampler import BiLevelSampler
@@ -63,12 +64,15 @@ from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group
 from extract.utils.folders import put_in_place
 from extract.utils.locks import one_writer
+from extract.utils.memory_limit import enforced_limit
 from extract.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from extract import RoICache
 
 logger = logging.getLogger(__name__)
+ROWS_AT_ONCE = 256
+"""Rows of features read at a time where memory is limited."""
 
 
 def train(cache: RoICache, config: Config) -> Head:
@@ -111,7 +115,7 @@ def _train(cache: RoICache, held_out: RoICache | None, config: Config, device: t
     features: Features | None = None
     head_type, choice = config.head_type, None
     if head_type == "auto":
-        features = Features(cache, device)
+        features = _load_features(cache, config, device)
         choice = (stored_choice(out) if config.out else None) or choose_head_type(cache, config, features)
         head_type = choice.head_type
     loss = build_loss(config.loss, cache.classes, config.seed)
@@ -127,7 +131,7 @@ def _train(cache: RoICache, held_out: RoICache | None, config: Config, device: t
         sampling=config.sampling,
         steps=config.steps,
     )
-    features = features or Features(cache, device)
+    features = features or _load_features(cache, config, device)
     watched = held_out_rois(held_out, head, config.seed) if held_out is not None and is_main_process() else None
     if writes_files:
         prepare_folder(out)
@@ -143,6 +147,14 @@ def _train(cache: RoICache, held_out: RoICache | None, config: Config, device: t
         if config.overwrite:
             put_in_place(out, Path(os.path.realpath(final)))
     return head
+
+
+def _load_features(cache: RoICache, config: Config, device: torch.device) -> Features:
+    """Returns the features, in memory if they fit there within `memory_limit`."""
+    memory = memory_for_features(cache, config)
+    if memory is None:
+        return Features(cache, device)
+    return Features(cache, device, memory / MEMORY_SHARE, ROWS_AT_ONCE)
 
 
 def _is_done(out: Path, identity: dict[str, Any], config: Config, device: torch.device) -> bool:
@@ -220,7 +232,8 @@ def main(config: Config) -> None:
         raise ValueError("out is empty, expected a folder")
     if not is_main_process():
         logging.disable(logging.WARNING)  # the main process logs the same messages
-    head = train(open_cache(config.cache), config)
+    with enforced_limit(config.memory_limit):
+        head = train(open_cache(config.cache), config)
     if not is_main_process():
         return
     parameters = sum(p.numel() for p in head.parameters())

@@ -110,6 +110,10 @@ class Config(DetectorSpec):
     batch_size: int = 4
     """Images per forward pass."""
 
+    memory_limit: float | None = None
+    """Bytes of memory, such as 8e9, that a process may take: if need be, batches are smaller, and each block of images
+    is stored before the next begins. Refused before work starts if too little. A GPU's memory does not count."""
+
     seed: int = 0
     """Seed of the selection of images, of flips and of the background sample."""
 

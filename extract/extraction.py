@@ -21,12 +21,14 @@ from extract.cache.reader import RoICache
 from extract.cache.writer import CacheWriter, resume_cache
 from extract.config import Config
 from extract.extractor import BlockOutput, Extractor
+from extract.memory_plan import plan_memory
 from extract.preparation import Job, find_existing, prepare
 from extract.projection import blank_projections, fit_on_images
 from extract.rois import RoIs
 from extract.uses import next_command
 from extract.utils.distributed import Coordinator, is_main_process, world_size
 from extract.utils.locks import one_writer
+from extract.utils.memory_limit import enforced_limit
 from extract.utils.prefetch import BackgroundWorker
 from extract.utils.progress import progress_bar
 
@@ -62,6 +64,8 @@ def _run(config: Config, coordinator: Coordinator, lock: ExitStack) -> RoICache 
         return None
     if config.level == "hidden":
         writer = _set_projections(config, job, writer, coordinator)
+    plan = plan_memory(job.extractor)
+    job.extractor.batch_size = plan.batch_size
     # Rank 0 takes the first block in any case: the shapes of its RoIs are those of the cache, which rank 0 creates.
     blocks = chain(pending[:1] if is_main_process() else [], coordinator.work_queue(pending[1:]))
     with BackgroundWorker() as worker, closing(job.extractor.forward_blocks(blocks, worker.raise_if_failed)) as outputs:
@@ -79,7 +83,7 @@ def _run(config: Config, coordinator: Coordinator, lock: ExitStack) -> RoICache 
                     else resume_cache(writing_place(config.out, config.overwrite))
                 )
         with _progress_bar(job.extractor, pending) as bar:
-            _store(job.extractor, writer, _consume(first, outputs), worker, coordinator, bar)
+            _store(job.extractor, writer, _consume(first, outputs), worker, coordinator, bar, plan.overlap)
     job.extractor.log_turned()
     coordinator.barrier()
     with coordinator.main_process_first():
@@ -115,7 +119,8 @@ def command(config: Config) -> None:
     if not is_main_process():
         logging.disable(logging.WARNING)  # rank 0 logs the same
     try:
-        cache = run(config)
+        with enforced_limit(config.memory_limit):
+            cache = run(config)
     except KeyboardInterrupt:
         log.info("%s: stopped; the same command resumes", config.out)
         raise
@@ -178,8 +183,9 @@ def _store(
     worker: BackgroundWorker,
     coordinator: Coordinator,
     bar: tqdm,
+    overlap: bool,
 ) -> None:
-    """Labels and writes each block in the background, while the detector processes the next one."""
+    """Labels and writes each block in the background; with `overlap` while the detector processes the next one."""
     before = bar.n
 
     def store(output: BlockOutput) -> None:
@@ -188,6 +194,9 @@ def _store(
 
     for output in outputs:
         worker.submit(store, output)
+        if not overlap:
+            del output
+            worker.wait()
     worker.wait()
 
 

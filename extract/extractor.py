@@ -58,12 +58,14 @@ class Extractor:
         fc_layers: the detector's fully connected layers that belong to features of this level, per stage.
         projections: per stage, of feature level "hidden", before the first forward pass; [] for none.
         with_masks: whether masks are kept.
+        batch_size: images per forward pass.
     """
 
     def __init__(self, config: Config, annotations: Annotations, detector: Detector) -> None:
         """Raises ValueError if there is no image to visit, or the detector has no features of the level."""
         assert config.images is not None, "resolve_files sets it"
         self.config, self.annotations, self.detector = config, annotations, detector
+        self.batch_size = config.batch_size
         self._folder, self._read = config.images, SizedReader(reader_of(detector))
         class_map = ClassMap.from_description(detector.description)
         # The detector never finds these classes, so that their RoIs are neither foreground nor background.
@@ -109,9 +111,12 @@ class Extractor:
         """Raises ValueError unless the detector finds in a block's first image what its framework's inference finds."""
         from extract.detectors.agreement import check_inference  # imports torch, as all adapters do
 
-        other = copy.copy(self)
-        other._read = SizedReader(reader_of(self.detector))  # which does not count the image as read
-        check_inference(self.detector, other._load(self.block_images(block)[0]))
+        check_inference(self.detector, self._load_uncounted(self.block_images(block)[0]))
+
+    def sample(self, index: int) -> RoIs:
+        """Returns the RoIs of the forward pass of one image, an index of `positions`."""
+        (rois,) = self._forward([index], [self._load_uncounted(index)])
+        return rois
 
     def forward_blocks(
         self, blocks: Iterable[int], raise_if_failed: Callable[[], None] = lambda: None
@@ -124,7 +129,7 @@ class Extractor:
         """
         batches, upcoming = tee((block, batch) for block in blocks for batch in self._batches(block))
         upcoming_images = (image for _, batch in upcoming for image in batch)
-        depth = BATCHES_AHEAD * self.config.batch_size
+        depth = BATCHES_AHEAD * self.batch_size
         rois: dict[int, RoIs] = {}
         with closing(prefetch(self._load, upcoming_images, threads=READERS, depth=depth)) as images:
             for block, batch in batches:
@@ -153,7 +158,7 @@ class Extractor:
         positions = self.positions[images]
         heights, widths = self.annotations.heights[positions], self.annotations.widths[positions]
         sizes = list(zip(heights.tolist(), widths.tolist(), strict=True))
-        for batch in batches_of_one_size(sizes, self.config.batch_size):
+        for batch in batches_of_one_size(sizes, self.batch_size):
             yield [images[i] for i in batch]
 
     def _load(self, index: int) -> Image:
@@ -165,6 +170,12 @@ class Extractor:
         )
         image_id = int(self.annotations.image_ids[position])
         return Image(image_id, pixels[:, ::-1] if self.flipped[index] else pixels)
+
+    def _load_uncounted(self, index: int) -> Image:
+        """Reads an image as `_load` does, without counting it as read."""
+        other = copy.copy(self)
+        other._read = SizedReader(reader_of(self.detector))
+        return other._load(index)
 
     def _forward(self, batch: list[int], images: list[Image]) -> Iterator[RoIs]:
         """Yields each image's RoIs from one forward pass, features in half precision."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RUNTIME_FIELDS = {"out", "weights", "config_file", "annotations", "images", "train_annotations", "device", "batch_size"}
 RUNTIME_FIELDS |= {"overwrite", "estimate", "strict", "classes", "class_order", "precision", "projection_from"}
-RUNTIME_FIELDS |= {"allow_outside"}
+RUNTIME_FIELDS |= {"allow_outside", "memory_limit"}
 """Options that do not change the cache's content, or whose files are recorded by their sha256, or whose effect is in
 the detector's description."""
 

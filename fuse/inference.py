@@ -42,18 +42,24 @@ def detect(
 
 
 def detect_many(
-    cache: RoICache, fusions: Mapping[str, Fusion], *, masks: bool = True, progress: bool = True
+    cache: RoICache,
+    fusions: Mapping[str, Fusion],
+    *,
+    masks: bool = True,
+    progress: bool = True,
+    threads: int | None = None,
 ) -> dict[str, Detections]:
     """Returns the detections of several fusions, by their names, from one pass over the cache.
 
-    A scorer that fusions share runs once per image. One thread per CPU works on images; the result does not depend on
-    the number of threads. Errors are as in `detect`.
+    A scorer that fusions share runs once per image. The result does not depend on the number of threads. Errors are as
+    in `detect`.
 
     Args:
         cache: an open RoI cache.
         fusions: by name, resolved for this cache (`Fusion.for_cache`).
         masks: encode masks, where the cache has them.
         progress: show progress on stderr.
+        threads: that work on images; by default one per CPU.
     """
     masks = masks and "masks" in cache.fields
     fields = _optional_fields(fusions.values(), masks)
@@ -73,7 +79,7 @@ def detect_many(
         return columns
 
     with (
-        closing(parallel_map(detect_at, len(cache))) as images,
+        closing(parallel_map(detect_at, len(cache), threads)) as images,
         progress_bar(total=len(cache), desc="detect", unit="image", shown=progress) as bar,
     ):
         for columns in images:

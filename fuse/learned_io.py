@@ -1,13 +1,14 @@
 """The folder of a learned fusion.
 
 It holds each head in a folder of its own, 1, 2 …, and `learned.json`, which is written last: the weights, the sha256 of
-each head's description, and that of the file's own content.
+each head's description, and that of the file's own content. At every moment it is the old or the new one, whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from calib.head_io import WEIGHTS_FILE as HEAD_FILE
 from calib.heads import Head
 from calib.scoring import Original
 from extract.utils.files import file_sha256, is_partial, write_bytes
+from extract.utils.folders import put_in_place, settle, unused_partial
+from extract.utils.locks import one_writer
 from fuse.learned import LearnedFusion
 
 LEARNED_FILE = "learned.json"
@@ -41,9 +44,10 @@ class _File(msgspec.Struct):
 def save_learned(fusion: LearnedFusion, path: str | Path) -> None:
     """Writes the folder of a learned fusion of the detector's own scores and heads, in place of an older one there.
 
-    Raises ValueError for other scorers, or for a folder that has other files.
+    Raises ValueError for other scorers, or for a folder that has other files; InUseError if another process is writing
+    the folder.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     original, *others = fusion.scorers
     heads = fusion.heads
     if not isinstance(original, Original) or not heads or len(heads) < len(others):
@@ -52,14 +56,19 @@ def save_learned(fusion: LearnedFusion, path: str | Path) -> None:
     foreign = [one.name for one in (path.iterdir() if path.exists() else ()) if not _is_own(one)]
     if foreign:
         raise ValueError(f"{path}: has {min(foreign)}, which is no part of a learned fusion: give another folder")
-    (path / LEARNED_FILE).unlink(missing_ok=True)  # first: the folder is complete as long as it is there
-    shutil.rmtree(path, ignore_errors=True)
-    for number, head in enumerate(heads, 1):
-        save_head(head, path / str(number))
-    sums = [file_sha256(path / str(number) / INFO_FILE) for number in range(1, len(heads) + 1)]
-    file = _File(FORMAT, VERSION, original.average, original.activation, sums, fusion.weights.tolist())
-    file.sha256 = _content_sha256(file)
-    write_bytes(path / LEARNED_FILE, msgspec.json.encode(file) + b"\n")
+    with one_writer(path):
+        settle(path, lambda folder: (folder / LEARNED_FILE).is_file(), LEARNED_FILE)
+        new = unused_partial(path)
+        try:
+            for number, head in enumerate(heads, 1):
+                save_head(head, new / str(number))
+            sums = [file_sha256(new / str(number) / INFO_FILE) for number in range(1, len(heads) + 1)]
+            file = _File(FORMAT, VERSION, original.average, original.activation, sums, fusion.weights.tolist())
+            file.sha256 = _content_sha256(file)
+            write_bytes(new / LEARNED_FILE, msgspec.json.encode(file) + b"\n")
+            put_in_place(new, path)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def load_learned(path: str | Path) -> LearnedFusion:

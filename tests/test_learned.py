@@ -101,6 +101,23 @@ def test_a_folder_gives_back_the_scorer(saved, tmp_path):
     assert len(load_calibrated(folder).heads) == 1 and not (folder / "2").exists(), "in place of what was there"
 
 
+def test_the_old_folder_stays_until_the_new_one_is_whole(saved, monkeypatch):
+    fusion, folder = saved
+    old = {file: file.read_bytes() for file in files_of(folder)}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    other = LearnedFusion(fusion.scorers[:2], fusion.weights[:4], fusion.instance_counts)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("fuse.learned_io.write_bytes", killed)
+        save_learned(other, folder)
+    assert {file: file.read_bytes() for file in files_of(folder)} == old
+    assert [path.name for path in folder.parent.glob("*learned*")] == ["learned"], "nothing is left beside"
+    save_learned(other, folder)
+    assert len(load_calibrated(folder).heads) == 1
+
+
 def test_a_folder_with_other_files_is_left_alone(saved):
     fusion, folder = saved
     (folder / "notes.txt").write_text("mine")

@@ -17,6 +17,7 @@ from calib.head_types import build_head
 from extract import CacheError, open_cache, write_cache
 from extract.cache.creation import create_cache
 from extract.cache.location import settle_cache, writing_place
+from extract.cache.writer import CacheWriter
 from extract.utils import folders
 from extract.utils.files import replacing
 from extract.utils.folders import partial_folder, put_in_place, settle
@@ -133,6 +134,22 @@ def test_overwriting_keeps_the_old_cache_until_the_new_one_is_whole(tmp_path):
     with pytest.raises(RuntimeError):
         write_cache(cache.url, Broken(images), classes, split="train", level="pooled", overwrite=True)
     assert open_cache(cache.url).fingerprint == new.fingerprint and os.listdir(tmp_path) == ["c.zarr"]
+
+
+def test_a_reader_beside_a_writer_has_the_old_cache_or_an_error(tmp_path, monkeypatch):
+    url, seen = tmp_path / "c.zarr", []
+    reader, write_block = toy_cache(url, images=40), CacheWriter.write_block
+    old = [rois.features for rois in reader]
+
+    def watched(self, block, rois):
+        write_block(self, block, rois)
+        seen.append(reader[block].features)
+
+    monkeypatch.setattr(CacheWriter, "write_block", watched)
+    toy_cache(url, images=40, seed=1)
+    assert len(seen) == 3 and all((one == other).all() for one, other in zip(seen, old, strict=False))
+    with pytest.raises(CacheError, match=f"{url}/feature: damaged shard: not the one that was"):
+        _ = [rois.features for rois in reader]  # of chunks that are no longer there
 
 
 def test_the_first_instant_of_a_killed_creation_is_no_obstacle(tmp_path):

@@ -206,10 +206,43 @@ def test_an_interrupted_run_resumes(setting, tmp_path, monkeypatch, caplog, caps
     assert sorted(path.name for path in out.iterdir()) == ["predictions.json"]
     assert (out / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
     calls.clear()
-    assert run(setting, out, *files, overwrite=True) == 130
+    old = (out / "predictions.json").read_bytes()
+    assert run(setting, out, *files, overwrite=True, tail=7) == 130
     assert "the same command resumes" in caplog.text
-    assert (out / "predictions.json").exists(), "the old one stays until the new one is whole"
-    assert run(setting, out, *files, overwrite=True) == 0 and len(calls) == 3 + 3
+    assert (out / "predictions.json").read_bytes() == old, "the old one stays until the new one is whole"
+    assert run(setting, out, *files, overwrite=True, tail=7) == 0 and len(calls) == 3 + 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     (out / "predictions.json").rename(out / LINES_FILE)
     assert run(setting, out, *files) == 1
     assert f"{LINES_FILE}: damaged: " in capsys.readouterr().err
+
+
+def test_overwrite_replaces_predictions_and_drawings_as_a_whole(setting, tmp_path, monkeypatch):
+    files, out, other = setting[3][:3], tmp_path / "out", tmp_path / "other"
+    assert run(setting, out, *files, save_images=True) == 0
+    old, predict, calls = contents(out), CalibratedDetector.predict, []
+    shutil.copytree(out, other)
+    PILImage.new("RGB", (4, 4)).save(other / "mine.png")
+
+    def interrupted(self, image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(self, image)
+
+    monkeypatch.setattr(CalibratedDetector, "predict", interrupted)
+    options = {"save_images": True, "max_drawn": 1, "overwrite": True}
+    assert run(setting, out, *files[:2], **options) == 130 and contents(out) == old
+    assert run(setting, out, *files[:1], **options) == 0, "other options than those of the interrupted run"
+    names = [files[0].with_suffix(".png").name, "predictions.json"]
+    assert sorted(contents(out)) == sorted(names), "drawings of images that are no longer given are gone"
+    assert contents(out)[names[0]] != old[names[0]]
+    assert run(setting, other, *files[:1], **options) == 0
+    assert set(contents(other)) == {*old, "mine.png"}, "other images in the folder stay, and it is not replaced"
+    assert contents(other)["predictions.json"] == contents(out)["predictions.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The content of the files in a folder, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

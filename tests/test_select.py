@@ -14,6 +14,7 @@ from extract.cache.opening import open_cache
 from fuse.__main__ import main
 from fuse.commands.select_config import SelectConfig
 from fuse.config import FusionConfig
+from fuse.selection import scorers
 from fuse.selection.choice import choose
 from fuse.selection.grids import POSTHOC, TRAINED, rows_of, settings_of
 from tests.fuse_fixtures import annotations, tiny_cache
@@ -86,6 +87,38 @@ def test_select_tries_chooses_records_and_compares(files, tmp_path, capsys):
 
 
 @pytest.mark.long
+def test_overwrite_keeps_the_old_results_until_the_new_ones_are_whole(files, tmp_path, monkeypatch):
+    out, trained = tmp_path / "out", []
+    command = [*arguments(files, out), "--methods", "norcal", "crt", "--bootstrap", "0"]
+    assert main([*command, "--seed", "1"]) == 0
+    old, train = contents(out), scorers.train
+
+    def counted(cache, config):
+        trained.append(config.out)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(cache, config)
+
+    monkeypatch.setattr(scorers, "train", counted)
+    assert main([*command, "--overwrite"]) == 130
+    assert contents(out) == old and len(trained) == 2
+    monkeypatch.setattr(scorers, "train", train)
+    head = tmp_path / "out.partial" / "trial_heads" / "crt-steps-3" / "head.safetensors"
+    written = head.stat().st_mtime_ns
+    assert main([*command, "--overwrite"]) == 0
+    new = out / "trial_heads" / "crt-steps-3" / "head.safetensors"
+    assert new.stat().st_mtime_ns == written, "resumes with the head that was trained"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert main([*arguments(files, tmp_path / "fresh"), *command[len(arguments(files, out)) :]]) == 0
+    assert contents(out) == contents(tmp_path / "fresh") != old
+
+
+def contents(folder) -> dict[str, bytes]:
+    """The content of a folder's files by name, without what holds times."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and "metrics.jsonl" not in path.name)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if "tensorboard" not in path.parts}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

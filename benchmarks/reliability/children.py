@@ -7,10 +7,14 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from torch.distributed import TCPStore
+from tqdm import tqdm
 
 STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"}
 """Audit events of Python; the last one comes before the exchange of two folders."""
@@ -18,9 +22,15 @@ PIPE_BYTES = 1 << 20
 """Of what a child may write to stderr: a file would be subject to the limits of its process."""
 KILLED = (-signal.SIGKILL, -signal.SIGALRM)
 """Exit codes of processes that got no chance to clean up."""
+TORCHRUN_PATIENCE = 30
+"""Seconds from SIGTERM to SIGKILL for the other processes, as torchrun ends them when one has failed."""
+POLL = 0.005
+HANG = 600
+"""Seconds after which a child that has not ended is killed."""
 
 
 os.fsync = lambda _: None  # what a killed process has written is not lost, and disks are slow
+tqdm.monitor_interval = 0  # its thread may hold a lock when this process forks, which then no thread of the child frees
 
 
 class Outcome(NamedTuple):
@@ -45,7 +55,90 @@ def run_child(
     seconds: float | None = None,
     prepare: Callable[[], object] | None = None,
 ) -> Outcome:
-    """Runs a function in a fork of this process; its result 1, or an exception, is exit code 1.
+    """Runs a function in a fork of this process; its result 1, or an exception, is exit code 1."""
+    return _start(function, folder, step, seconds, prepare).wait()
+
+
+def run_ranks(
+    function: Callable[[], object],
+    folder: Path,
+    ranks: int,
+    watched: int = 0,
+    *,
+    step: int | None = None,
+    seconds: float | None = None,
+) -> Outcome:
+    """Runs a function in several forks of this process, with the environment and the store of torchrun.
+
+    When one fails or is killed, the others are ended, as torchrun does. The outcome is that of the process `watched`,
+    which is killed; if only others fail, that of the first of these.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environment |= {"TORCHELASTIC_RESTART_COUNT": "0"}
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        environment[name] = str(ranks)
+
+    def start(rank: int) -> _Child:
+        own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        kill = (step, seconds) if rank == watched else (None, None)
+        return _start(function, folder, *kill, lambda: os.environ.update(own))
+
+    children = [start(rank) for rank in range(ranks)]
+    running, started, deadline = list(children), time.monotonic(), float("inf")
+    while running:
+        time.sleep(POLL)
+        running = [child for child in running if not child.has_ended()]
+        if any(child.status for child in children) and deadline == float("inf"):
+            deadline = time.monotonic() + TORCHRUN_PATIENCE
+            for child in running:
+                os.kill(child.pid, signal.SIGTERM)
+        if time.monotonic() > min(deadline, started + HANG):
+            for child in running:
+                os.kill(child.pid, signal.SIGABRT)
+    outcomes = [child.wait() for child in children]
+    return next((one for one in (outcomes[watched], *outcomes) if one.code), outcomes[watched])
+
+
+class _Child:
+    """A fork that runs.
+
+    Attributes:
+        pid: of the process.
+        status: that `waitpid` has returned; None while it runs.
+    """
+
+    def __init__(self, pid: int, steps: int, errors: int) -> None:
+        """Takes the reading ends of the pipes of the number of steps and of stderr."""
+        self.pid, self.status = pid, None
+        self._steps, self._errors = steps, errors
+
+    def has_ended(self) -> bool:
+        """Returns whether the process has ended; does not wait."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = status if pid else None
+        return self.status is not None
+
+    def wait(self) -> Outcome:
+        """Returns the outcome once the process has ended."""
+        deadline = time.monotonic() + HANG
+        while not self.has_ended():
+            time.sleep(POLL)
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGABRT)
+        with os.fdopen(self._steps) as pipe, os.fdopen(self._errors, errors="replace") as lines:
+            return Outcome(os.waitstatus_to_exitcode(self.status), int(pipe.read() or 0), lines.read())
+
+
+def _start(
+    function: Callable[[], object],
+    folder: Path,
+    step: int | None,
+    seconds: float | None,
+    prepare: Callable[[], object] | None,
+) -> _Child:
+    """Starts a fork.
 
     Args:
         function: what a command line does.
@@ -60,9 +153,7 @@ def run_child(
         _child(function, str(folder), step, seconds, prepare, writing, errors)
     os.close(writing)
     os.close(errors)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with os.fdopen(reading) as pipe, os.fdopen(reading_errors, errors="replace") as lines:
-        return Outcome(code, int(pipe.read() or 0), lines.read())
+    return _Child(pid, reading, reading_errors)
 
 
 def _child(

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
-import torch
 from fsspec.implementations.local import LocalFileSystem
-from safetensors.torch import save_file
 
 import calib
 import calib.__main__
 import extract.__main__
 import fuse.__main__
-from benchmarks.minilvis import make
-from benchmarks.minilvis.detector import mask_rcnn
+from benchmarks.reliability.children import Outcome, run_child, run_ranks
+from benchmarks.reliability.sources import BUILDER, CLASSES, OUT, SOURCE, run_fuse
 from extract import open_cache, write_cache
-from tests.fuse_fixtures import write_tiny
-from tests.toy_cache import toy_cache
-
-UNEQUAL = ("metrics.jsonl", "tensorboard")
-"""Files of a head that hold times."""
-SOURCE, OUT = "source", "out"
-CLASSES = 12
 
 
 class Command(NamedTuple):
@@ -39,12 +27,22 @@ class Command(NamedTuple):
         run: writes `OUT` in a folder that has `SOURCE`.
         old: writes the other output that is there when the command begins; None if nothing is.
         max_points: steps to kill it at, at most, since it takes long.
+        ranks: processes of torchrun that run it.
+        watched: the process of these that is killed.
     """
 
     name: str
     run: Callable[[Path], object]
     old: Callable[[Path], object] | None = None
     max_points: int | None = None
+    ranks: int = 1
+    watched: int = 0
+
+    def start(self, folder: Path, *, step: int | None = None, seconds: float | None = None) -> Outcome:
+        """Runs the command in forks of this process; kills it before a step of its work, or after so many seconds."""
+        if self.ranks == 1:
+            return run_child(partial(self.run, folder), folder, step=step, seconds=seconds)
+        return run_ranks(partial(self.run, folder), folder, self.ranks, self.watched, step=step, seconds=seconds)
 
 
 class ObjectStore(LocalFileSystem):
@@ -63,45 +61,10 @@ class ObjectStore(LocalFileSystem):
 fsspec.register_implementation("store", ObjectStore, clobber=True)
 
 
-def write_sources(folder: Path) -> None:
-    """Writes the inputs of all commands, in this process, so that its forks have imported what they need."""
-    folder.mkdir()
-    with redirect_stdout(io.StringIO()):
-        _write_detector(folder / "detector")
-        _write_inputs(folder)
-
-
-def _write_inputs(folder: Path) -> None:
-    toy_cache(folder / "train.zarr")
-    extract.__main__.main(["export", str(folder / "train.zarr"), str(folder / "train.h5")])
-    (folder / "fuse").mkdir()
-    write_tiny(folder / "fuse")
-    for name, mode in (("a", "original"), ("b", "calibrated")):
-        _fuse(folder / "fuse", folder / "fuse" / name, "--mode", mode)
-        shutil.copy(folder / "fuse" / name / "detections.json", folder / "fuse" / f"{name}.json")
-    for module in ("calib.train", "extract.extraction", "extract.convert"):
-        import_module(module)
-
-
-def content_of(out: Path) -> dict[str, bytes]:
-    """Returns the content of an output's files by name; of a file, its content."""
-    if out.is_file():
-        return {"": out.read_bytes()}
-    files = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if not name.startswith(UNEQUAL)}
-
-
-def _write_detector(folder: Path) -> None:
-    """Writes a few images, and random weights of a detector."""
-    make.make(make.Config(out=folder, classes=CLASSES, train_images=4, eval_images=4, size=112, workers=1))
-    torch.manual_seed(0)
-    save_file(mask_rcnn(CLASSES).state_dict(), folder / "random.safetensors")
-
-
 def _detector(folder: Path) -> list[str]:
     """Returns the options that name the detector."""
     detector = folder / SOURCE / "detector"
-    options = ["--detector", "torchvision:benchmarks.minilvis.detector:mask_rcnn", f"num_classes={CLASSES}"]
+    options = ["--detector", BUILDER, f"num_classes={CLASSES}"]
     return [*options, "--weights", str(detector / "random.safetensors"), "--device", "cpu"]
 
 
@@ -110,6 +73,35 @@ def _extract(folder: Path, *options: str) -> int:
     arguments = ["--annotations", str(data / "val.json"), "--train-annotations", str(data / "train.json")]
     arguments += ["--images", str(data / "val"), "--split", "val", "--proposals", "20", "--level", "embedding"]
     return extract.__main__.main([*_detector(folder), *arguments, "--out", str(folder / OUT), *options])
+
+
+def _extract_train(folder: Path) -> int:
+    """Extracts several blocks of images, which processes share."""
+    data = folder / SOURCE / "detector"
+    arguments = ["--annotations", str(data / "train.json"), "--images", str(data / "train"), "--split", "train"]
+    arguments += ["--proposals", "20", "--level", "embedding", "--out", str(folder / OUT)]
+    return extract.__main__.main([*_detector(folder), *arguments])
+
+
+def _predict(folder: Path, *options: str) -> int:
+    data = (folder / SOURCE).resolve() / "detector"  # predictions have the paths of images
+    arguments = ["--images", str(data / "val"), "--head", str(data / "head"), "--save-images", "--max-detections", "10"]
+    return fuse.__main__.main(["predict", *_detector(folder), *arguments, "--out", str(folder / OUT), *options])
+
+
+def _export_detector(folder: Path, *options: str) -> int:
+    head = str(folder / SOURCE / "detector" / "head")
+    arguments = ["--head", head, "--out", str(folder / OUT), *options]
+    return fuse.__main__.main(["export", *_detector(folder), *arguments])
+
+
+def _select(folder: Path, *options: str) -> int:
+    source = folder / SOURCE / "select"
+    caches = {name: source / f"{name.replace('cache', 'val')}.zarr" for name in ("cache", "train", "holdout")}
+    files = {"annotations": source / "val.json", "train-annotations": source / "train.json", "out": folder / OUT}
+    arguments = [str(part) for name, path in (caches | files).items() for part in (f"--{name}", path)]
+    arguments += ["--methods", "norcal", "crt", "--steps", "3", "--bootstrap", "0"]
+    return fuse.__main__.main(["select", *arguments, *options])
 
 
 def _to_store(command: Callable[..., object], *options: str) -> Callable[[Path], object]:
@@ -151,18 +143,12 @@ def _save_head(folder: Path, size: int) -> None:
     calib.save_head(head, folder / OUT)
 
 
-def _fuse(source: Path, out: Path, *arguments: str) -> int:
-    inputs = ["--cache", str(source / "val.zarr"), "--head", str(source / "head")]
-    inputs += ["--annotations", str(source / "val.json"), "--out", str(out), "--bootstrap", "0"]
-    return fuse.__main__.main([*arguments, *inputs])
-
-
 def _detect(folder: Path, *options: str) -> int:
-    return _fuse(folder / SOURCE / "fuse", folder / OUT, *options)
+    return run_fuse(folder / SOURCE / "fuse", folder / OUT, *options)
 
 
 def _sweep(folder: Path, *options: str) -> int:
-    return _fuse(folder / SOURCE / "fuse", folder / OUT, "sweep", *options)
+    return run_fuse(folder / SOURCE / "fuse", folder / OUT, "sweep", *options)
 
 
 def _merge(folder: Path, *options: str) -> int:
@@ -196,4 +182,18 @@ COMMANDS = (
     *_both("fuse", _detect, "--tail", "10"),
     *_both("fuse sweep", _sweep, "--iou-threshold", "0.4"),
     *_both("fuse merge", _merge, "--weights", "1", "2"),
+    *_both("fuse select", _select, "--seed", "1"),
+    *_both("fuse predict", _predict, "--tail", "10"),
+    Command("fuse export", _export_detector),
+    Command("fuse export --fold", lambda f: _export_detector(f, "--fold")),
+    Command("extract under torchrun, rank 0 killed", _extract_train, max_points=40, ranks=2),
+    Command("extract under torchrun, rank 1 killed", _extract_train, ranks=2, watched=1),
+    Command("calib.train under torchrun, rank 0 killed", _train, ranks=2),
+    Command("calib.train under torchrun, rank 1 killed", _train, ranks=2, watched=1),
 )
+
+
+def chosen(name: str) -> list[tuple[int, Command]]:
+    """Returns the command of this name, or else all whose names have it, each with its place in `COMMANDS`."""
+    numbered = list(enumerate(COMMANDS))
+    return [one for one in numbered if one[1].name == name] or [one for one in numbered if name in one[1].name]

@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.reliability.children import run_child
-from benchmarks.reliability.commands import COMMANDS, OUT, SOURCE, Command, content_of, write_sources
+from benchmarks.reliability.commands import Command, chosen
 from benchmarks.reliability.kills import Outputs, run_undisturbed
 from benchmarks.reliability.results import save
+from benchmarks.reliability.sources import OUT, SOURCE, content_of, write_sources
 
 NOBODY = 65534
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line per command; returns 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, default=20, help="sizes of the disk per command")
-    parser.add_argument("--only", default="", help="commands whose names have this")
+    parser.add_argument("--only", default="", help="the command of this name, or all whose names have it")
     parser.add_argument("--save", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args(argv)
     rows = []
@@ -42,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         folder.chmod(0o755)  # so that others than root can read the inputs
         write_sources(folder / SOURCE)
-        for command in COMMANDS:
-            if options.only not in command.name or "object store" in command.name:
+        for _, command in chosen(options.only):
+            if "object store" in command.name or command.ranks > 1:
                 continue
             outputs = run_undisturbed(command, folder)
             situations: list[tuple[str, list[Callable[[], None]]]] = [

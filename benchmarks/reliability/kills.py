@@ -22,8 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.reliability.children import KILLED, Outcome, run_child
-from benchmarks.reliability.commands import COMMANDS, OUT, SOURCE, Command, content_of, write_sources
+from benchmarks.reliability.commands import COMMANDS, Command, chosen
 from benchmarks.reliability.results import save
+from benchmarks.reliability.sources import OUT, SOURCE, content_of, write_sources
+
+FINISHED = ("exists already", "is there already", "exists; give another folder", "use --overwrite")
+"""What commands that do not resume say of an output that is finished."""
 
 
 class Kill(NamedTuple):
@@ -53,19 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, help="steps of each command to kill at, evenly spread; default: all")
     parser.add_argument("--random", type=int, default=200, help="kills at random times, over all commands")
-    parser.add_argument("--only", default="", help="commands whose names have this")
+    parser.add_argument("--only", default="", help="the command of this name, or all whose names have it")
     parser.add_argument("--save", action="store_true", help="write the results to benchmarks/results")
     options = parser.parse_args(argv)
-    rng, rows = np.random.default_rng(0), []
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_sources(folder / SOURCE)
-        for i, command in enumerate(COMMANDS):
-            if options.only not in command.name:
-                continue
+        for i, command in chosen(options.only):
             outputs = run_undisturbed(command, folder)
             at_random = len(range(i, options.random, len(COMMANDS)))
-            times = rng.uniform(0, outputs.seconds, at_random)
+            times = np.random.default_rng(i).uniform(0, outputs.seconds, at_random)
             points = min(filter(None, (options.points, command.max_points)), default=None)
             kills = [Kill(step) for step in _points(outputs.steps, points)]
             kills += [Kill(seconds=time) for time in times.tolist()]
@@ -73,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{command.name}: {len(kills)} kills, {len(faults)} faults", *faults, sep="\n  ", flush=True)
             row = {"command": command.name, "steps": outputs.steps, "kills_at_steps": len(kills) - at_random}
             rows.append({**row, "kills_at_random_times": at_random, "faults": len(faults)})
-    if options.save:
-        save("kills", rows, ["command"])
+            if options.save:
+                save("kills", rows[-1:], ["command"])
     return int(any(row["faults"] for row in rows))
 
 
@@ -88,7 +90,7 @@ def run_undisturbed(command: Command, folder: Path) -> Outputs:
         if command.old is not None:
             _require_success(run_child(lambda path=path: command.old(path), path), command)
     started = time.perf_counter()
-    outcome = run_child(lambda: command.run(new), new)
+    outcome = command.start(new)
     _require_success(outcome, command)
     return Outputs(old, new, outcome.steps, time.perf_counter() - started)
 
@@ -98,23 +100,27 @@ def check_kill(command: Command, outputs: Outputs, kill: Kill, work: Path) -> It
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(outputs.old, work, symlinks=True)
     when = f"step {kill.step}" if kill.step else f"{kill.seconds:.3f} s"
-    killed = run_child(lambda: command.run(work), work, step=kill.step, seconds=kill.seconds)
+    killed = command.start(work, step=kill.step, seconds=kill.seconds)
     if killed.code not in KILLED and (kill.step or killed.code):
         yield f"{when}: ends with code {killed.code}: {killed.errors}"
     content, new = content_of(work / OUT), content_of(outputs.new / OUT)
     if command.old is not None and content not in (content_of(outputs.old / OUT), new):
         yield f"{when}: neither the old output nor the new one"
-    again = run_child(lambda: command.run(work), work)
-    finished = content == new and ("exists already" in again.errors or "is there already" in again.errors)
-    if (again.code and not finished) or content_of(work / OUT) != new:
-        yield f"{when}: the same command ends with code {again.code} or other bytes: {again.errors}"
+    again = command.start(work)
+    finished = content == new and any(text in again.errors for text in FINISHED)
+    found = content_of(work / OUT)
+    if (again.code and not finished) or found != new:
+        names = sorted(name for name in new.keys() | found.keys() if new.get(name) != found.get(name))
+        yield f"{when}: the same command ends with code {again.code}, and other bytes of {names}: {again.errors}"
     elif left := sorted(path.name for path in work.iterdir() if path.name not in (OUT, SOURCE)):
         yield f"{when}: leaves {', '.join(left)}"
 
 
 def _points(steps: int, points: int | None) -> list[int]:
     """Returns the steps to kill at: all, or so many."""
-    return list(range(1, steps + 1)) if points is None else sorted({1 + i * steps // points for i in range(points)})
+    if points is None or points >= steps:
+        return list(range(1, steps + 1))
+    return [1 + i * steps // points for i in range(points)]
 
 
 def _require_success(outcome: Outcome, command: Command) -> None:

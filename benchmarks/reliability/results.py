@@ -22,15 +22,17 @@ def save(name: str, rows: Sequence[Mapping[str, object]], keys: Sequence[str], f
     table.to_csv(file, index=False)
 
 
-def reliability_table(results: pd.DataFrame) -> str:
-    """Formats a file, with a last row of sums."""
+def reliability_table(results: pd.DataFrame, total: bool = True) -> str:
+    """Formats a file; with `total`, a last row has sums."""
     values = results.drop(columns=PROVENANCE)
     numbers = values.select_dtypes("number").columns
     rows = [[_format(value) for value in row] for row in values.itertuples(index=False)]
-    total = ["all", *("" for _ in values.columns[1:])]
-    for column in numbers:
-        total[values.columns.get_loc(column)] = _format(values[column].sum())
-    return markdown([name.replace("_", " ") for name in values], [*rows, total]) + "\n\n" + provenance_line(results)
+    if total:
+        sums = ["all", *("" for _ in values.columns[1:])]
+        for column in numbers:
+            sums[values.columns.get_loc(column)] = _format(values[column].sum())
+        rows.append(sums)
+    return markdown([name.replace("_", " ") for name in values], rows) + "\n\n" + provenance_line(results)
 
 
 def _format(value: object) -> str:

@@ -24,6 +24,7 @@ from extract import RoICache, open_cache
 from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
+from extract.detectors.base import Detector
 from fuse.plugins.torchvision import calibrated
 from tests.fuse_fixtures import annotations, tiny_cache
 from tests.toy_cache import toy_cache
@@ -129,6 +130,17 @@ def _training(seed: int) -> tuple[Head, torch.optim.Optimizer, torch.amp.GradSca
     return head, optimizer, torch.amp.GradScaler("cpu", enabled=False)
 
 
+def head_of(detector: Detector, classes: int, seed: int) -> Head:
+    """Returns a linear head with random weights, of Mini-LVIS's detector."""
+    names, description = tuple(f"class {i}" for i in range(classes)), detector.description
+    info = HeadInfo(
+        *("linear", "embedding", (256,), (256, classes + 1), 0, tuple(range(1, classes + 1)), names),
+        *((1, 1000) * (classes // 2), detector.stages),
+        **{key: description[key] for key in ("weights_sha256", "tensors_sha256", "settings")},
+    )
+    return _with_random_weights(Head(info), seed)
+
+
 def write_export(folder: Path, seed: int) -> None:
     """Exports a torchvision detector of random weights with a random head."""
     with tempfile.TemporaryDirectory() as name:
@@ -137,13 +149,7 @@ def write_export(folder: Path, seed: int) -> None:
         save_file(mask_rcnn(CLASSES).state_dict(), work / "weights.safetensors")
         builder = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
         detector = load_detector(DetectorSpec(builder, work / "weights.safetensors", None, options, device="cpu"))
-        names, description = tuple(f"class {i}" for i in range(CLASSES)), detector.description
-        info = HeadInfo(
-            *("linear", "embedding", (256,), (256, CLASSES + 1), 0, tuple(range(1, CLASSES + 1)), names),
-            *((1, 1000) * (CLASSES // 2), detector.stages),
-            **{key: description[key] for key in ("weights_sha256", "tensors_sha256", "settings")},
-        )
-        calib.save_head(_with_random_weights(Head(info), seed), work / "head")
+        calib.save_head(head_of(detector, CLASSES, seed), work / "head")
         arguments = ["export", "--detector", builder, "--weights", str(work / "weights.safetensors"), "--device", "cpu"]
         with redirect_stdout(io.StringIO()):
             fuse.__main__.main([*arguments, "--head", str(work / "head"), "--out", str(folder), *options])

@@ -48,8 +48,8 @@ def prefetch(
         pool.shutdown(cancel_futures=True)
 
 
-def parallel_map(function: Callable[[int], T], count: int) -> Generator[T, None, None]:
-    """Yields `function(0)`, `function(1)`, … `function(count - 1)`, computed by one thread per available CPU.
+def parallel_map(function: Callable[[int], T], count: int, threads: int | None = None) -> Generator[T, None, None]:
+    """Yields `function(0)`, `function(1)`, … `function(count - 1)`, computed by `threads`, one per CPU by default.
 
     The kernels, torch and NumPy release the interpreter's lock. Only a few results are in memory at once. While it
     lasts, the threads share the CPUs that torch may use. Errors and closing are as in `prefetch`.
@@ -57,7 +57,7 @@ def parallel_map(function: Callable[[int], T], count: int) -> Generator[T, None,
     import torch
 
     cpus = available_cpus()
-    workers = max(1, min(count, cpus))
+    workers = max(1, min(count, threads or cpus))
     before = torch.get_num_threads()
     share = max(1, min(before, cpus) // workers)
     torch.set_num_threads(share)  # per thread, and the default of new threads

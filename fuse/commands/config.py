@@ -31,6 +31,10 @@ class CacheConfig(ErrorsConfig, EvaluationConfig, ClassifierConfig, FusionConfig
     out: Path
     """Folder to write."""
 
+    memory_limit: float | None = None
+    """Bytes of memory, such as 8e9, that the process may take: if need be, fewer images are worked on at a time.
+    Refused before work starts if too little."""
+
     overwrite: bool = False
     """Replace what is in the folder."""
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from extract.utils.distributed import is_main_process
+from extract.utils.memory_limit import enforced_limit
 from fuse.commands.config import CacheConfig, Config, SweepConfig
 from fuse.commands.datasets import resolve_annotations
 from fuse.commands.folder import only_writer
@@ -22,6 +23,7 @@ from fuse.commands.inputs import (
 )
 from fuse.commands.manifest import new_manifest
 from fuse.commands.masks import painted_masks
+from fuse.commands.memory_plan import plan_threads
 from fuse.commands.next_steps import after_detection
 from fuse.commands.outputs import (
     Comparison,
@@ -49,14 +51,14 @@ def run(config: Config) -> None:
     def rows(fusion: FusionConfig, *_: object) -> dict[str, FusionConfig]:
         return {"original": fusion.fusion(mode="original"), config.mode: fusion}
 
-    with ExitStack() as lock:
+    with ExitStack() as lock, enforced_limit(config.memory_limit):
         _detect_and_report(config, rows, Comparison("original", config.mode), lock, save=True)
 
 
 def sweep(config: SweepConfig) -> None:
     """Runs `python -m fuse sweep`: every row of the paper's Tables 2, 4, 6 and 7."""
     candidate = "props-gt" if config.head is None and config.method is None else "rhead-cat"
-    with ExitStack() as lock:
+    with ExitStack() as lock, enforced_limit(config.memory_limit):
         _detect_and_report(config, paper_rows, Comparison(BASELINE, candidate), lock)
 
 
@@ -90,7 +92,9 @@ def _detect_and_report(
     painted = painted and painted.if_wanted(config.iou_types)
     if painted:
         painted.prepare()
-    detections = detect_many(cache, fusions, masks="segm" in config.iou_types, progress=True)
+    masks = "segm" in config.iou_types
+    threads = plan_threads(cache, config, fusions, masks)
+    detections = detect_many(cache, fusions, masks=masks, progress=True, threads=threads)
     if painted:
         detections = painted.attach(detections)
     if not annotated:

@@ -25,7 +25,7 @@ from extract.detectors.base import Detector
 from extract.detectors.class_map import map_detector
 from extract.detectors.weights import tensors_sha256
 from extract.rois import SCORES_WITH_OBJECTNESS
-from extract.utils.files import file_sha256, replacing, write_bytes
+from extract.utils.files import file_sha256, remove_partials, replacing, write_bytes
 from extract.utils.locks import one_writer
 from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier, warn_of_tail
@@ -71,6 +71,7 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
     scorer = load_live_classifier(config, detector).scorer
     warn_of_tail(config, scorer.instance_counts)
     lock.enter_context(one_writer(config.out))
+    remove_partials(config.out)
     tail_mask = tail_classes(np.array(scorer.instance_counts), config.tail)
     if config.fold:
         if isinstance(scorer, LearnedFusion):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extract.data.annotations import Annotations
+from extract.utils.folders import partial_folder
 
 _LOG = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -41,7 +42,8 @@ class ImageFile(NamedTuple):
 def find_images(inputs: Sequence[Path], out: Path) -> list[ImageFile]:
     """Returns the given files and the images in the given folders, each once, sorted within a folder.
 
-    Files of other kinds, hidden files and folders, and what is in `out` are left out; the number of files is logged.
+    Files of other kinds, hidden files and folders, and what is in `out`, or beside it to take its place, are left out;
+    the number of files is logged.
 
     Raises FileNotFoundError for what does not exist, ValueError for a folder without images or one that is `out`.
     """
@@ -97,7 +99,7 @@ def _images_in(folder: Path, out: Path) -> Iterator[ImageFile]:
     if out.resolve() == folder.resolve():
         raise ValueError(f"out is {out}, which is a folder of images: give another folder")
     left_out, found = [], 0
-    visited = {out.resolve(), folder.resolve()}
+    visited = {out.resolve(), partial_folder(out.resolve()), folder.resolve()}
     for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         folders[:] = sorted(name for name in folders if name[0] != "." and _is_new(Path(parent, name), visited))
         for file in sorted(files):

@@ -46,6 +46,7 @@ def options_as_text(
         "strict",
         "bootstrap",
         "errors",
+        "memory_limit",
         *left_out,
         *(name.removesuffix("_fingerprint") for name in fingerprints),
     }

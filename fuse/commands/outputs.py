@@ -76,6 +76,7 @@ def write_results(
     source: ReportSource,
     next_command: str,
     saved: Detections | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Writes the detections, the tables, the report and, last, the manifest; prints the summary.
 
@@ -88,9 +89,10 @@ def write_results(
         source: what the report shows besides the tables.
         next_command: what follows, for the last line.
         saved: the detections to keep, if any.
+        folder: where to write; by default the config's.
     """
     text = describe_results(config, tables, scope)
-    with new_results(config.out) as folder:
+    with new_results(folder or config.out) as folder:
         if saved is not None:
             saved.to_json(folder / DETECTIONS_FILE, source.dataset.text_ids)
         write_bytes(folder / PER_CLASS_FILE, tables.per_class.to_csv().encode())

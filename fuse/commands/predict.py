@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from extract.data.images import SizedReader
 from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image, ImageDetections, reader_of
 from extract.detectors.class_map import map_detector
-from extract.utils.files import remove_partials, replacing
+from extract.utils.files import remove_partials
+from extract.utils.folders import put_in_place, remove_folder
 from extract.utils.locks import one_writer
 from extract.utils.prefetch import prefetch
 from extract.utils.progress import progress_bar
@@ -28,6 +30,7 @@ from fuse.commands.image_files import ImageFile, find_images, match_annotations
 from fuse.commands.inputs import LiveClassifier, load_live_classifier, warn_of_tail
 from fuse.commands.manifest import files_fingerprint, options_as_text
 from fuse.commands.next_steps import after_prediction
+from fuse.commands.predict_folder import drawing_file, refuse_finished, save_drawing, writing_folder
 from fuse.commands.predictions import LINES_FILE, PREDICTIONS_FILE, PredictionLines
 from fuse.drawing import draw_pair
 from fuse.learned_io import files_of
@@ -73,22 +76,37 @@ def _predict(
     classifier: LiveClassifier,
     annotations: Annotations | None,
 ) -> None:
-    """Predicts as `predict` does, the lock of the folder being held. An older file stays until the new one is whole."""
-    lines = PredictionLines(config.out, _options(config, detector, annotations), config.overwrite)
-    remove_partials(config.out)
+    """Predicts as `predict` does, the lock of the folder being held. Older results stay until new ones are whole."""
+    folder = writing_folder(config.out, config.overwrite)
+    for parent in {folder, *(drawing_file(folder, image).parent for image in images)}:
+        remove_partials(parent)
+    lines = _open_lines(folder, config, _options(config, detector, annotations))
     read = SizedReader(reader_of(detector))
     text_ids = {} if annotations is None else annotations.text_ids
     try:
-        _predict_pending(images, lines, _process(config, detector, classifier, text_ids), read)
+        _predict_pending(images, lines, _process(replace(config, out=folder), detector, classifier, text_ids), read)
     except KeyboardInterrupt:
         _LOG.info("%s: stopped after %d images; the same command resumes", config.out, len(lines))
         raise
     read.log_turned()
-    count = lines.finish([image.key for image in images], config.out / PREDICTIONS_FILE)
+    count = lines.finish([image.key for image in images], folder / PREDICTIONS_FILE)
+    if folder != config.out:
+        put_in_place(folder, config.out.resolve())
     print(f"{config.out / PREDICTIONS_FILE}: {count:,} detections in {len(images):,} images")
     if config.save_images:
         _LOG.info("%s has the drawings, a PNG per image", config.out)
     _LOG.info("next: %s", after_prediction(config))
+
+
+def _open_lines(folder: Path, config: PredictConfig, options: Mapping[str, str]) -> PredictionLines:
+    """Returns the lines of an interrupted run, or of a new one. Beside `config.out`, other options start anew."""
+    try:
+        return PredictionLines(folder, options, config.overwrite and folder == config.out)
+    except ValueError:
+        if folder == config.out:
+            raise
+        remove_folder(folder)
+        return PredictionLines(folder, options)
 
 
 def _predict_pending(images: Sequence[ImageFile], lines: PredictionLines, process: Process, read: SizedReader) -> None:
@@ -141,8 +159,7 @@ def _process(
             (before,) = original.predict(image)
             options: dict[str, Any] = {"max_drawn": config.max_drawn, "changed_only": config.changed_only}
             drawn = draw_pair(image.pixels, before, (detections, masks), classifier.names, **options)
-            with replacing(_drawing_file(config, file)) as partial:
-                drawn.save(partial, format="png")
+            save_drawing(drawn, drawing_file(config.out, file))
         return _records(file, detections, masks, classifier, text_ids)
 
     return process
@@ -150,7 +167,7 @@ def _process(
 
 def _check_outputs(config: PredictConfig, images: Sequence[ImageFile]) -> None:
     """Raises, before anything heavy begins, for files that would collide."""
-    drawings = [_drawing_file(config, image) for image in images if config.save_images]
+    drawings = [drawing_file(config.out, image) for image in images if config.save_images]
     twice = next((file for file, count in Counter(drawings).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"save_images: two of the images would be drawn into {twice}")
@@ -158,8 +175,7 @@ def _check_outputs(config: PredictConfig, images: Sequence[ImageFile]) -> None:
     for output in (config.out / PREDICTIONS_FILE, config.out / LINES_FILE, *drawings):
         if output.resolve() in inputs:
             raise ValueError(f"out is {config.out}, whose {output.name} is one of the images: give another folder")
-    if (config.out / PREDICTIONS_FILE).exists() and not config.overwrite:
-        raise ValueError(f"{config.out}: holds {PREDICTIONS_FILE}; use --overwrite")
+    refuse_finished(config.out, config.overwrite)
 
 
 def _check_names(classifier: LiveClassifier, annotations: Annotations) -> None:
@@ -188,10 +204,6 @@ def _options(config: PredictConfig, detector: Detector, annotations: Annotations
     left_out = [*RUNTIME_OPTIONS, *(["precision"] if config.precision == "fp32" else [])]
     left_out += [] if config.changed_only else ["changed_only"]
     return options_as_text(config, left_out=left_out, **fingerprints)
-
-
-def _drawing_file(config: PredictConfig, image: ImageFile) -> Path:
-    return (config.out / image.name).with_suffix(".png")
 
 
 def _records(

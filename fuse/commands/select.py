@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +17,7 @@ from extract.cache.reader import RoICache
 from extract.holdout import training_part
 from extract.utils.files import write_bytes
 from fuse.commands.datasets import resolve_annotations
-from fuse.commands.folder import only_writer
+from fuse.commands.folder import only_writer, resumable_results
 from fuse.commands.inputs import load_annotations_of, open_val_cache, resolve_iou_types, resolve_protocol
 from fuse.commands.manifest import new_manifest
 from fuse.commands.outputs import Comparison, ReportSource, write_results
@@ -40,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 SELECTION_FILE, HEADS_FOLDER, TRIAL_FOLDER, LEARNED_FOLDER = "selection.json", "heads", "trial_heads", "learned"
 """What is written besides the tables: the record, heads trained on all images and without those held out, and the
 learned fusion."""
+PARTS = (SELECTION_FILE, HEADS_FOLDER, TRIAL_FOLDER, LEARNED_FOLDER)
 ORIGINAL, LEARNED = Setting("original", {}, ""), Setting("learned", {}, "")
 """Rows of the table on val besides the chosen ones."""
 LEARNED_HEADS = 2
@@ -72,23 +72,21 @@ def _select(config: SelectConfig, lock: ExitStack) -> RowComparison:
     fingerprints = {f"{name}_fingerprint": getattr(inputs, name).fingerprint for name in ("train", "holdout")}
     lock.enter_context(only_writer(config.out))
     manifest = new_manifest(config, cache_fingerprint=inputs.val.fingerprint, **fingerprints)
-    if config.overwrite:
-        for folder in (HEADS_FOLDER, TRIAL_FOLDER, LEARNED_FOLDER):
-            shutil.rmtree(config.out / folder, ignore_errors=True)
     methods = served_methods(inputs.train, config.methods or (*TRAINED, *POSTHOC))
     if not methods:
         raise ValueError(f"{inputs.train.url}: level {inputs.train.level!r} serves none of these methods")
     settings = settings_of(methods, config.steps)
-    trial_scorers = _scorers(settings, training_part(inputs.train, inputs.holdout), config.out / TRIAL_FOLDER, config)
-    selection = _choose(config, inputs, settings, trial_scorers)
-    _LOG.info("%s", selection.describe(len(inputs.holdout)))
-    learned = _learn(config, inputs, selection, trial_scorers)
-    tables, source = _compare(config, inputs, selection, learned)
-    record = _record(inputs, selection, learned)
-    write_bytes(config.out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(record)))
-    comparison = Comparison("original", selection.chosen[selection.winner].name)
-    follows = "the command below, which detects with the best row"
-    write_results(config, manifest, tables, inputs.scope, comparison, source, follows)
+    with resumable_results(config.out, manifest, PARTS, config.overwrite) as out:
+        trial_scorers = _scorers(settings, training_part(inputs.train, inputs.holdout), out / TRIAL_FOLDER, config)
+        selection = _choose(config, inputs, settings, trial_scorers)
+        _LOG.info("%s", selection.describe(len(inputs.holdout)))
+        learned = _learn(config, inputs, selection, trial_scorers)
+        tables, source = _compare(config, inputs, selection, learned, out)
+        record = _record(inputs, selection, learned)
+        write_bytes(out / SELECTION_FILE, msgspec.json.format(msgspec.json.encode(record)))
+        comparison = Comparison("original", selection.chosen[selection.winner].name)
+        follows = "the command below, which detects with the best row"
+        write_results(config, manifest, tables, inputs.scope, comparison, source, follows, folder=out)
     if learned:
         options = {"mode": "calibrated", "head": config.out / LEARNED_FOLDER}
         print(f"\nThe row learned is fitted to these images as well\n{_command(config, options)}")
@@ -142,18 +140,21 @@ def _learn(
 
 
 def _compare(
-    config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None
+    config: SelectConfig, inputs: _Inputs, selection: Selection, learned: _Learned | None, out: Path
 ) -> tuple[RowComparison, ReportSource]:
-    """Fits the chosen settings to all training images and evaluates them on val, beside the original detector."""
+    """Fits the chosen settings to all training images and evaluates them on val, beside the original detector.
+
+    Writes heads and the learned fusion to `out`.
+    """
     read_image = image_reader(inputs.annotations, config.images, inputs.val.images["image_id"])
     rows, winner = selection.ranked(), selection.chosen[selection.winner]
-    scorers = _scorers([row.setting for row in rows], inputs.train, config.out / HEADS_FOLDER, config)
+    scorers = _scorers([row.setting for row in rows], inputs.train, out / HEADS_FOLDER, config)
     original = Row(ORIGINAL, "", _fusion(config).fusion(mode="original"))
     scorers[ORIGINAL.name] = Original.from_description(inputs.val.detector)
     if learned:
         own = scorers[ORIGINAL.name], *(scorers[one.name] for one in learned.settings)
         fusion = replace(learned.fusion, scorers=own)
-        save_learned(fusion, config.out / LEARNED_FOLDER)
+        save_learned(fusion, out / LEARNED_FOLDER)
         scorers[LEARNED.name] = fusion
         rows.append(Row(LEARNED, "", _fusion(config).fusion(mode="calibrated")))
     keep = original.name, winner.name
