@@ -17,12 +17,19 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.coverage import coverage_table
-from benchmarks.crossing.tables import evaluators_table
+from benchmarks.crossing.tables import (
+    calibration_table,
+    evaluators_table,
+    inference_table,
+    readers_table,
+    tools_table,
+)
 from benchmarks.paper.figures import PAPER
 from benchmarks.paper.results import document_table
 from benchmarks.provenance import read_results
 from benchmarks.recipes import default_rows, recipes_table
 from benchmarks.reliability.results import reliability_table
+from benchmarks.scale.tables import scale_table
 from benchmarks.selection import selection_table
 from benchmarks.tables import (
     BINS,
@@ -81,11 +88,20 @@ def fill_documents(root: Path) -> None:
     tables["coverage"] = partial(_if_measured, coverage_table, "coverage")
     paper = {f"paper-{table}": partial(document_table, table) for table in PAPER}
     fill(root / "docs" / "results.md", {**accuracy, **tables, **paper})
-    fill(root / "docs" / "traps.md", {"crossing": partial(_from_csv, evaluators_table, RESULTS / "crossing.csv")})
+    crossing = {
+        "crossing": evaluators_table,
+        "crossing_calibration": calibration_table,
+        "crossing_inference": inference_table,
+        "crossing_readers": readers_table,
+        "crossing_tools": tools_table,
+    }
+    traps = {name: partial(_from_csv, table, RESULTS / f"{name}.csv") for name, table in crossing.items()}
+    fill(root / "docs" / "traps.md", traps)
     speed = {name: partial(_from_csv, speed_table, RESULTS / "speed" / f"{name}.csv") for name in SPEED}
     performance = {
         "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),
         "targets": speed_targets,
+        "scale": partial(_if_measured, scale_table, "scale"),
         "derived": partial(_from_csv, derived_table, RESULTS / "derived.csv"),
         "precision": partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv"),
     }
