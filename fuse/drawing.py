@@ -123,7 +123,7 @@ def draw_detections(
     boxes = [_Rectangle(*box) for box in (detections.boxes[:max_drawn] * zoom).tolist()]
     labels = detections.labels[:max_drawn].tolist()
     palette = class_colours(np.array(labels, np.int64)) if colours is None else colours
-    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+    for i, box, label in reversed(list(zip(range(len(boxes)), boxes, labels, strict=True))):  # the best one on top
         if masks is not None:
             draw.bitmap((0, 0), _outline(_enlarge(masks[i], zoom), line), palette[label])
         draw.rectangle(box, outline=palette[label], width=1 if masks is not None else line)

@@ -174,13 +174,16 @@ def test_methods_that_rescale_rows_fold_exactly(setting, tmp_path):
         assert_same_detections(found, expected)
 
 
-def test_a_method_is_exported_as_it_detects_live(setting, tmp_path):
+def test_a_method_is_exported_as_it_detects_live(setting, tmp_path, caplog):
+    caplog.set_level("INFO")
     name, spec, _, cache = setting
     options = {"mode": "cat", "tail": 4, "max_detections": 40}
     config = fuse.ExportConfig(
         **vars(spec), method="norcal", gamma=0.6, fit_cache=cache.url, out=tmp_path / "out", **options
     )
     export(config)
+    last = caplog.records[-1].getMessage()
+    assert last.startswith(f"next: python -m fuse predict --detector {spec.detector} ") and "--method norcal" in last
     detector = load_detector(spec)
     live = CalibratedDetector(detector, calib.posthoc.NorCal(0.6).fit(cache), **options)
     image = make_images((96, 144))[0].pixels

@@ -170,6 +170,13 @@ def test_a_pair_has_titles_and_a_colour_per_class():
     assert set(class_colours(np.arange(20)).values()) == set(COLOURS)
 
 
+def test_of_equal_boxes_the_better_one_is_on_top():
+    boxes = np.float32([[40, 40, 440, 440]] * 2)
+    two = ImageDetections(boxes, np.array([0, 1]), np.float32([0.9, 0.8]))
+    drawn = fuse.draw_detections(np.zeros((480, 480, 3), np.uint8), two, None, NAMES)
+    assert tuple(drawn[440, 240]) == tuple(bytes.fromhex(class_colours(two.labels)[0][1:]))
+
+
 def test_labels_fit_the_image():
     pixels = np.zeros((60, 60), np.uint8)
     one = ImageDetections(np.float32([[5, 5, 55, 55]]), np.array([0]), np.float32([0.5]))

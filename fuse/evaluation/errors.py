@@ -89,7 +89,7 @@ def confusions(
     check_detections(dataset, detections, "bbox")
     protocol = resolve_protocol(dataset, protocol)
     (detections,) = capped(protocol, [detections], resolve_cap(protocol, max_detections))
-    found = object_outcomes(dataset, detections, classes)
+    found = object_outcomes(dataset, detections, classes, progress=True)
     confused = (found.taken_for >= 0) & ~found.named
     pairs, counts = np.unique(np.stack([found.labels, found.taken_for], 1)[confused], axis=0, return_counts=True)
     objects, predicted = pairs.reshape(-1, 2).T

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from extract.matching import box_iou
+from extract.utils.progress import FIRST_LINE, progress_bar
 from fuse.detections import Detections, positions_by_image
 from fuse.evaluation.checks import with_categories
 from fuse.evaluation.dataset import EvaluationDataset
@@ -64,13 +65,16 @@ class Outcomes:
         return np.where(self.best_own >= 0, np.append(self.detections.scores, np.nan)[self.best_own], np.nan)
 
 
-def object_outcomes(dataset: EvaluationDataset, detections: Detections, classes: pd.DataFrame) -> Outcomes:
+def object_outcomes(
+    dataset: EvaluationDataset, detections: Detections, classes: pd.DataFrame, progress: bool = False
+) -> Outcomes:
     """Returns what the detections call each object of a dataset.
 
     Args:
         dataset: of `load_annotations`.
         detections: of any of its images. Of equal scores, the earlier detection is the better one.
         classes: the class table, whose rows are the classes.
+        progress: show it on stderr, after two seconds.
     """
     gt = GroundTruth.from_dataset(with_categories(dataset, classes))
     kept = np.flatnonzero(~gt.crowd)
@@ -80,17 +84,18 @@ def object_outcomes(dataset: EvaluationDataset, detections: Detections, classes:
     image_ids = gt.image_ids[gt.cells[kept] // len(gt.category_ids)]
     labels = rank[gt.classes[kept]]
     found = rank[np.searchsorted(gt.category_ids, detections.category_ids)]
-    objects = _objects_of(image_ids, boxes, detections)
+    objects = _objects_of(image_ids, boxes, detections, progress)
     on = np.flatnonzero(objects >= 0)
     own = on[found[on] == labels[objects[on]]]
     best, best_own = (_best(detections.scores, objects, index, len(kept)) for index in (on, own))
     return Outcomes(detections, image_ids, labels, boxes, best, best_own, found, objects)
 
 
-def _objects_of(image_ids: np.ndarray, boxes: np.ndarray, detections: Detections) -> np.ndarray:
+def _objects_of(image_ids: np.ndarray, boxes: np.ndarray, detections: Detections, progress: bool) -> np.ndarray:
     """Returns (N,) int64, the object that each detection is on; `image_ids` (G,) are ascending."""
     objects = np.full(len(detections), NOTHING, np.int64)
-    for positions in positions_by_image(detections.image_ids):
+    images = positions_by_image(detections.image_ids)
+    for positions in progress_bar(images, desc="match objects", unit="image", shown=progress, delay=FIRST_LINE):
         image_id = detections.image_ids[positions[0]]
         first, last = np.searchsorted(image_ids, (image_id, image_id + 1))
         if first == last:

@@ -53,7 +53,7 @@ def confusions(
         ax: to draw into; None makes a new figure.
     """
     dataset = load_annotations(annotations)
-    outcomes = {name: object_outcomes(dataset, row, classes) for name, row in rows.items()}
+    outcomes = {name: object_outcomes(dataset, row, classes, progress=True) for name, row in rows.items()}
     return draw_confusions(outcomes, classes, tail=tail, max_classes=max_classes, ax=ax)
 
 
@@ -140,7 +140,7 @@ def _images_with_gains(
     limit: int,
 ) -> dict[int, np.ndarray]:
     """Reads the images with the largest gains in tail classes; the first ones with objects if none has a gain."""
-    before, after = (object_outcomes(dataset, row, classes) for row in rows.values())
+    before, after = (object_outcomes(dataset, row, classes, progress=True) for row in rows.values())
     is_tail = classes["instance_count"].to_numpy() < tail
     chosen = gained_images(before, after, is_tail, limit) or np.unique(after.image_ids)[:limit].tolist()
     read = image_reader(dataset, folder, chosen)

@@ -58,7 +58,7 @@ class ReportInputs:
     @cached_property
     def outcomes(self) -> dict[str, Outcomes]:
         """What the two rows call each object."""
-        return {row: object_outcomes(self.dataset, self.detections[row], self.classes) for row in self.rows}
+        return {row: object_outcomes(self.dataset, self.detections[row], self.classes, True) for row in self.rows}
 
     @cached_property
     def is_tail(self) -> np.ndarray:
