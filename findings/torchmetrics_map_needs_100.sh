@@ -9,7 +9,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --no-compile torchmetrics==1.9.0 torch==2.13.0 pycocotools==2.0.11 numpy==2.4.6
+"$work/venv/bin/pip" install --quiet --no-compile torchmetrics==1.9.0 torch==2.14.1 torchvision==0.29.1 \
+    pycocotools==2.0.11 numpy==2.4.6
 "$work/venv/bin/python" - <<'EOF'
 import torch
 from torchmetrics.detection import MeanAveragePrecision
