@@ -178,7 +178,7 @@ def test_thresholds_that_threads_read_late_change_nothing(cache, monkeypatch):
     monkeypatch.setattr(accumulator, "PRUNE_AFTER", 0)
     options = {"mode": "calibrated", "max_detections": None, "max_detections_per_class": 3}
     expected = fuse.detect(cache, Random(9), **options)
-    monkeypatch.setattr(inference, "parallel_map", lambda work, count: iter([work(i) for i in range(count)]))
+    monkeypatch.setattr(inference, "parallel_map", lambda work, count, _: iter([work(i) for i in range(count)]))
     monkeypatch.setattr(inference, "closing", nullcontext)
     assert_equal(
         fuse.detect(cache, Random(9), mode="calibrated", max_detections=None, max_detections_per_class=3), expected

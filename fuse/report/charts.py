@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from extract.data.bins import bin_index, bin_names
+from extract.utils.errors import shortened
 from fuse.plots.ap import ap_by_count as draw_ap_by_count
 from fuse.plots.ap import counted
 from fuse.plots.ap import per_bin as draw_per_bin
-from fuse.plots.axes import COLOURS, count_axis, finish
+from fuse.plots.axes import COLOURS, MAX_NAME, count_axis, finish
 from fuse.plots.errors import errors as draw_errors
 from fuse.plots.objects import draw_confusions
 from fuse.report.inputs import ReportInputs
@@ -123,7 +124,7 @@ def _draw_histograms(ax: Axes, inputs: ReportInputs, chosen: np.ndarray) -> None
         scores = outcomes.own_scores[chosen]
         found = scores[~np.isnan(scores)]
         shares = np.histogram(found, SCORE_BINS, (0, 1))[0] * (100 / len(scores))
-        label = f"{row}: on {100 * len(found) / len(scores):.0f}% of the objects"
+        label = f"{shortened(row, MAX_NAME)}: on {100 * len(found) / len(scores):.0f}% of the objects"
         ax.stairs(shares, np.linspace(0, 1, SCORE_BINS + 1), color=COLOURS[i], linewidth=2, label=label)
     ax.set(ylabel="% of objects", xlim=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)
