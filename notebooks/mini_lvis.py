@@ -17,7 +17,7 @@
 # training instances, some have one. The detector *finds* the rare ones and calls them by frequent names. Here its
 # features are computed once, its classifier is trained again on class-balanced RoIs, and both are compared.
 #
-# `python -m benchmarks.minilvis.make` draws the dataset. The notebook runs in about four minutes on two CPU cores.
+# `python -m benchmarks.minilvis.make` draws the dataset. The notebook takes about six minutes of one CPU core.
 
 # %% tags=["parameters"]
 from pathlib import Path

@@ -15,8 +15,8 @@
 #
 # For a dataset in COCO's format and a detector that was trained on it. Change the next cell: your annotation files,
 # your folders of images, your detector. As it stands, it is Mini-LVIS in COCO's format
-# (`python -m benchmarks.minilvis.make`, then `python -m benchmarks.minilvis.coco data/minilvis`), and takes about three
-# minutes on two CPU cores.
+# (`python -m benchmarks.minilvis.make`, then `python -m benchmarks.minilvis.coco data/minilvis`), and takes about five
+# minutes of one CPU core.
 
 # %% tags=["parameters"]
 from pathlib import Path
