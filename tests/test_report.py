@@ -23,8 +23,8 @@ from fuse.drawing import COLOURS
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.errors import error_table
 from fuse.evaluation.metrics import evaluate_rows
+from fuse.report import charts, gallery, thumbnails
 from fuse.report import class_details as class_details_module
-from fuse.report import gallery, thumbnails
 from fuse.report.class_details import best_of_classes, class_details
 from fuse.report.inputs import ReportInputs
 from fuse.report.page import write_report
@@ -163,6 +163,24 @@ def lvis_inputs(classes: int = 1230, images: int = 400, per_image: int = 60) -> 
         weight_norms={name: 1 + np.log(table["instance_count"].to_numpy()) for name in rows},
         errors=error_table(dataset, rows, table),
     )
+
+
+@pytest.mark.long
+def test_charts_have_room_beside_long_names(inputs):
+    """matplotlib warns of axes for which the names leave no place."""
+    rows = {row: f"{'of a long path/' * 6}{row}/detections.json" for row in inputs.rows}
+    tables = [one.rename(index=rows, level="row") for one in (inputs.summary, inputs.per_class, inputs.errors)]
+    renamed = {
+        name: {rows[row]: of for row, of in getattr(inputs, name).items()} for name in ("detections", "weight_norms")
+    }
+    names = [f"{'long_name_of_a_class' * 3}{i}" for i in range(len(CLASSES))]
+    changes = dict(zip(("summary", "per_class", "errors"), tables, strict=True)) | renamed
+    baseline, candidate = rows.values()
+    classes = inputs.classes.assign(name=names)
+    found = replace(inputs, **changes, baseline=baseline, candidate=candidate, classes=classes, tail=1e9)
+    drawn = [charts.confusions(found), charts.own_scores(found), charts.weight_norms(found)]
+    drawn += [draw(found, "bbox") for draw in (charts.ap_by_count, charts.per_bin, charts.errors)]
+    assert all(one.startswith("<svg") for one in drawn)
 
 
 @pytest.mark.long

@@ -73,7 +73,8 @@ def draw_confusions(
         left += values[:, i]
     names, counts = classes["name"].tolist(), classes["instance_count"].tolist()
     counted_names = [f"{shortened(names[c], MAX_NAME)} ({counts[c]:,})" for c in shown]
-    short = [shortened(row, MAX_NAME) for row in outcomes]
+    is_narrow = ax.figure.bbox.width < WIDTH * ax.figure.dpi
+    short = [shortened(row, MAX_NAME // 2 if is_narrow else MAX_NAME) for row in outcomes]
     labels = [f"{name}  {row}" if row is short[0] else row for name in counted_names for row in short]
     ax.set_yticks(places, labels, parse_math=False)
     ax.invert_yaxis()

@@ -77,6 +77,7 @@ def confusions(inputs: ReportInputs) -> str:
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
         draw_confusions(inputs.outcomes, inputs.classes, tail=inputs.tail, max_classes=MAX_CLASSES, ax=ax)
+        ax.tick_params(axis="y", labelsize="small")
 
     return _svg(draw, (SIZE[0], 5.6))
 
