@@ -24,8 +24,8 @@ import pandas as pd
 import torch
 
 from benchmarks.live_subjects import BUILDERS, make_head, spread_scores
-from benchmarks.provenance import provenance, read_results
-from benchmarks.speed.measure import merge_rows
+from benchmarks.provenance import provenance
+from benchmarks.speed.measure import merge_into
 from fuse.live import CalibratedDetector
 
 RESULTS = Path(__file__).parent / "results" / "live.csv"
@@ -50,9 +50,8 @@ class Config:
 def main(config: Config) -> None:
     """Times all cases, prints the results and saves them. Rows of cases that are not run stay in the file."""
     rows = pd.DataFrame([row for framework in config.frameworks for row in time_framework(config, framework)])
-    if RESULTS.is_file():
-        rows = merge_rows(read_results(RESULTS), rows, KEYS)
-        rows = rows.sort_values("framework", key=lambda names: names.map(list(BUILDERS).index), kind="stable")
+    rows = merge_into(RESULTS, rows, KEYS)
+    rows = rows.sort_values("framework", key=lambda names: names.map(list(BUILDERS).index), kind="stable")
     rows.to_csv(RESULTS, index=False)
     print(rows.to_string(index=False))
 

@@ -19,7 +19,8 @@ from tyro.conf import Positional
 import calib
 import extract
 from benchmarks.evaluate import evaluate_fusions
-from benchmarks.speed.measure import merge_rows
+from benchmarks.paper.setups import MASK_RCNN
+from benchmarks.speed.measure import merge_into
 from extract.config import Precision
 from fuse.config import FusionConfig
 from fuse.defaults import TAIL
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
     exact = extract.open_cache(str(config.run / "val.zarr"))
     reduced = extract.run(
         extract.Config(
-            detector="torchvision:benchmarks.minilvis.detector:mask_rcnn",
+            detector=MASK_RCNN,
             weights=Path("benchmarks/minilvis/weights/plain.safetensors"),
             device=config.device,
             precision=config.precision,
@@ -86,8 +87,7 @@ def save(tables: dict[str, pd.DataFrame]) -> None:
             for precision, table in tables.items()
         ]
     )
-    if RESULTS.is_file():
-        rows = merge_rows(pd.read_csv(RESULTS), rows, ["row"])
+    rows = merge_into(RESULTS, rows, ["row"])
     rows.to_csv(RESULTS, index=False)
     print(rows.to_string(index=False))
 

@@ -42,7 +42,8 @@ class Features:
         Args:
             cache: the train cache.
             device: where features are used.
-            memory: available memory in bytes; by default what the machine, or the GPU, has available.
+            memory: bytes that the features may take; by default `MEMORY_SHARE` of what is available on the machine,
+                or on the GPU.
             rows_at_once: rows read at a time while loading; 4096 rows of LVIS detectors' pooled features take 100 MB.
         """
         self.device = device
@@ -54,9 +55,9 @@ class Features:
         size = len(own) * self._num_stages * self._width * torch.float16.itemsize
         self.in_memory = False
         for place in dict.fromkeys((device, torch.device("cpu"))):
-            available = _available_bytes(place) if memory is None else memory
+            limit = MEMORY_SHARE * _available_bytes(place) if memory is None else memory
             # All processes or none, since `is_own` depends on it.
-            if not any_process(size > MEMORY_SHARE * available, device):
+            if not any_process(size > limit, device):
                 self.in_memory, self._matrix = True, self._load(own, place, rows_at_once)
                 break
         self.immediate = self.in_memory and device.type == "cpu"

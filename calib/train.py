@@ -44,7 +44,7 @@ from calib.checkpoint import (
 from calib.choice import choose_head_type, resolve_auto, stored_choice
 from calib.config import Config
 from calib.due import any_interrupted, due_after
-from calib.features import MEMORY_SHARE, Features
+from calib.features import Features
 from calib.head_io import load_head, settle_head, write_head
 from calib.head_types import build_head
 from calib.heads import Head
@@ -154,7 +154,7 @@ def _load_features(cache: RoICache, config: Config, device: torch.device) -> Fea
     memory = memory_for_features(cache, config)
     if memory is None:
         return Features(cache, device)
-    return Features(cache, device, memory / MEMORY_SHARE, ROWS_AT_ONCE)
+    return Features(cache, device, memory, ROWS_AT_ONCE)
 
 
 def _is_done(out: Path, identity: dict[str, Any], config: Config, device: torch.device) -> bool:

@@ -182,17 +182,9 @@ def test_results_of_annotated_images_are_evaluated(setting, tiny, tmp_path, caps
 
 def test_an_interrupted_run_resumes(setting, tmp_path, monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO)
-    files, calls = setting[3][:5], []
+    files = setting[3][:5]
     assert run(setting, tmp_path / "whole", *files) == 0
-    predict = CalibratedDetector.predict
-
-    def interrupted(self, image):
-        calls.append(image)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return predict(self, image)
-
-    monkeypatch.setattr(CalibratedDetector, "predict", interrupted)
+    calls = interrupt_third_call(monkeypatch)
     out = tmp_path / "out"
     assert run(setting, out, *files) == 130
     assert "out: stopped after 2 images; the same command resumes" in caplog.text
@@ -220,17 +212,10 @@ def test_an_interrupted_run_resumes(setting, tmp_path, monkeypatch, caplog, caps
 def test_overwrite_replaces_predictions_and_drawings_as_a_whole(setting, tmp_path, monkeypatch):
     files, out, other = setting[3][:3], tmp_path / "out", tmp_path / "other"
     assert run(setting, out, *files, save_images=True) == 0
-    old, predict, calls = contents(out), CalibratedDetector.predict, []
+    old = contents(out)
     shutil.copytree(out, other)
     PILImage.new("RGB", (4, 4)).save(other / "mine.png")
-
-    def interrupted(self, image):
-        calls.append(image)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return predict(self, image)
-
-    monkeypatch.setattr(CalibratedDetector, "predict", interrupted)
+    interrupt_third_call(monkeypatch)
     options = {"save_images": True, "max_drawn": 1, "overwrite": True}
     assert run(setting, out, *files[:2], **options) == 130 and contents(out) == old
     assert run(setting, out, *files[:1], **options) == 0, "other options than those of the interrupted run"
@@ -241,6 +226,20 @@ def test_overwrite_replaces_predictions_and_drawings_as_a_whole(setting, tmp_pat
     assert set(contents(other)) == {*old, "mine.png"}, "other images in the folder stay, and it is not replaced"
     assert contents(other)["predictions.json"] == contents(out)["predictions.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def interrupt_third_call(monkeypatch) -> list:
+    """Interrupts the third call of `CalibratedDetector.predict`; returns the images of all calls."""
+    predict, calls = CalibratedDetector.predict, []
+
+    def interrupted(self, image):
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(self, image)
+
+    monkeypatch.setattr(CalibratedDetector, "predict", interrupted)
+    return calls
 
 
 def contents(folder: Path) -> dict[str, bytes]:

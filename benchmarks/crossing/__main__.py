@@ -15,14 +15,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
 
 from benchmarks.crossing.inputs import Inputs, make_inputs
-from benchmarks.crossing.registry import MEASURES, Measure, quiet
-from benchmarks.provenance import provenance, read_results
-from benchmarks.speed.measure import merge_rows
+from benchmarks.crossing.registry import MEASURES, Measure, installed_version, quiet
+from benchmarks.provenance import provenance
+from benchmarks.speed.measure import merge_into
 
 KEYS = ["evaluator", "data", "iou_type", "cap"]
 
@@ -42,20 +41,15 @@ def main(names: Sequence[str]) -> None:
 
 def save(measure: Measure, rows: pd.DataFrame) -> None:
     """Writes the rows of an evaluator; rows of others stay."""
-    if measure.file.is_file():
-        rows = merge_rows(read_results(measure.file), rows, KEYS)
-        order = list(measure.evaluators)
-        rows = rows.sort_values("evaluator", key=lambda names: names.map(order.index), kind="stable")
+    rows, order = merge_into(measure.file, rows, KEYS), list(measure.evaluators)
+    rows = rows.sort_values("evaluator", key=lambda names: names.map(order.index), kind="stable")
     rows.to_csv(measure.file, index=False)
 
 
 def evaluate(measure: Measure, name: str, every: list[Inputs]) -> list[dict[str, str | float]]:
     """Returns one evaluator's row for each input; none if its package is not installed."""
     evaluator = measure.evaluators[name]
-    try:
-        number = version(evaluator.package)
-    except PackageNotFoundError:
-        print(f"{name}: {evaluator.package} is not installed")
+    if not (number := installed_version(evaluator.package)):
         return []
     rows: list[dict[str, str | float]] = []
     known: dict[tuple[str, int, bool], tuple[float, float]] = {}

@@ -21,14 +21,13 @@ import numpy as np
 import pandas as pd
 
 import extract
-from benchmarks import mmcv_ext
 from benchmarks.crossing.registry import RESULTS
-from benchmarks.provenance import provenance, read_results
-from benchmarks.speed.measure import merge_rows
-from extract.config import DetectorSpec
+from benchmarks.paper.inputs import load
+from benchmarks.paper.setups import mini_lvis
+from benchmarks.provenance import provenance
+from benchmarks.speed.measure import merge_into
 from extract.data.annotations import Annotations, read_annotations
 from extract.data.images import read_image
-from extract.detectors import load_detector
 from extract.detectors.base import Detector, Image, ImageDetections, reader_of
 from extract.rois import RoIs
 from fuse.config import FusionConfig
@@ -42,15 +41,8 @@ KEYS = ["framework", "threshold", "path"]
 IMAGES = 40
 THRESHOLDS = (0.0, 1e-4, 0.05)
 PIXELS, SCORE = 0.1, 0.01
-DATA, MINILVIS = Path("data/minilvis"), Path("benchmarks/minilvis")
-WEIGHTS = MINILVIS / "weights"
-SPECS = {
-    "torchvision": DetectorSpec("torchvision:benchmarks.minilvis.detector:mask_rcnn", WEIGHTS / "plain.safetensors"),
-    "detectron2": DetectorSpec(
-        "detectron2:benchmarks.minilvis.cascade:register", WEIGHTS / "cascade.safetensors", MINILVIS / "cascade.yaml"
-    ),
-    "mmdet": DetectorSpec("mmdet", WEIGHTS / "htc.safetensors", MINILVIS / "htc.py"),
-}
+DATA = Path("data/minilvis")
+DETECTORS = {"torchvision": "plain", "detectron2": "cascade", "mmdet": "htc"}
 PACKAGES = {"torchvision": "torchvision", "detectron2": "sal-detectron2", "mmdet": "mmdet"}
 
 
@@ -63,20 +55,18 @@ class Difference(NamedTuple):
 
 def main(frameworks: Sequence[str]) -> None:
     """Compares the frameworks, by default all, and saves a row for each threshold and path."""
-    mmcv_ext.install()
     annotations = read_annotations(DATA / "val.json")
     classes = read_annotations(DATA / "train.json").classes
-    for framework in frameworks or SPECS:
+    for framework in frameworks or DETECTORS:
         rows = pd.DataFrame(compare(framework, annotations, classes)).assign(**provenance())
-        if FILE.is_file():
-            rows = merge_rows(read_results(FILE), rows, KEYS)
+        rows = merge_into(FILE, rows, KEYS)
         rows.to_csv(FILE, index=False)
         print(rows[rows["framework"] == framework].to_string(index=False), flush=True)
 
 
 def compare(framework: str, annotations: Annotations, classes: pd.DataFrame) -> list[dict[str, str | float]]:
     """Returns a framework's rows."""
-    detector = load_detector(SPECS[framework])
+    detector = load(mini_lvis(), DETECTORS[framework])
     images = read_images(annotations, detector)
     live = [detector.forward([image], "logits").rois[0] for image in images]
     paths = {"live": live, "cached": cached(live, classes, detector)}

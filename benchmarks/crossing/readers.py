@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +23,9 @@ import pandas as pd
 import zarr
 
 import extract
-from benchmarks.crossing.registry import RESULTS
-from benchmarks.provenance import provenance, read_results
-from benchmarks.speed.measure import merge_rows
+from benchmarks.crossing.registry import RESULTS, installed_version
+from benchmarks.provenance import provenance
+from benchmarks.speed.measure import merge_into
 from extract.utils.errors import one_line
 
 FILE = RESULTS / "crossing_readers.csv"
@@ -58,9 +56,7 @@ def main() -> None:
         paths = list_arrays(url)
         expected = read_zarr(url, paths)
         rows = [row(name, url, paths, expected) for name in READERS if package_version(name)]
-    table = pd.DataFrame(rows).assign(**provenance())
-    if FILE.is_file():
-        table = merge_rows(read_results(FILE), table, ["reader"])
+    table = merge_into(FILE, pd.DataFrame(rows).assign(**provenance()), ["reader"])
     table.to_csv(FILE, index=False)
     print(table.to_string(index=False))
 
@@ -202,11 +198,7 @@ def package_version(name: str) -> str:
     if name == "zarrita":
         package = JS_FOLDER / "node_modules" / name / "package.json"
         return json.loads(package.read_text())["version"] if package.is_file() else ""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        print(f"{name} is not installed", file=sys.stderr)
-        return ""
+    return installed_version(name)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +76,15 @@ ECE = Measure(
     },
 )
 MEASURES = (AP, ECE)
+
+
+def installed_version(package: str) -> str:
+    """Returns a package's version; "", and says so, if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        print(f"{package} is not installed")
+        return ""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,9 @@ import pandas as pd
 from hotcoco import mask as rle
 
 from benchmarks.crossing.inputs import ANNOTATIONS, Inputs, make_inputs
-from benchmarks.crossing.registry import RESULTS, quiet
-from benchmarks.provenance import provenance, read_results
-from benchmarks.speed.measure import merge_rows
+from benchmarks.crossing.registry import RESULTS, installed_version, quiet
+from benchmarks.provenance import provenance
+from benchmarks.speed.measure import merge_into
 
 FILE = RESULTS / "crossing_tools.csv"
 IMAGES, DETECTIONS = 5, 200
@@ -51,18 +50,13 @@ def main() -> None:
     expected = list(read_own(inputs))
     rows = []
     for package, read in TOOLS.items():
-        try:
-            number = version(package)
-        except PackageNotFoundError:
-            print(f"{package} is not installed")
+        if not (number := installed_version(package)):
             continue
         with tempfile.TemporaryDirectory() as folder, quiet():
             write_files(Path(folder), inputs)
             found = list(read(Path(folder), inputs))
         rows.append({"tool": package, "version": number, **compare(found, expected)})
-    table = pd.DataFrame(rows).assign(**provenance())
-    if FILE.is_file():
-        table = merge_rows(read_results(FILE), table, ["tool"])
+    table = merge_into(FILE, pd.DataFrame(rows).assign(**provenance()), ["tool"])
     table.to_csv(FILE, index=False)
     print(table.to_string(index=False))
 

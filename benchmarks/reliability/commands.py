@@ -14,8 +14,9 @@ import calib
 import calib.__main__
 import extract.__main__
 import fuse.__main__
+from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.reliability.children import Outcome, run_child, run_ranks
-from benchmarks.reliability.sources import BUILDER, CLASSES, OUT, SOURCE, run_fuse
+from benchmarks.reliability.sources import CLASSES, OUT, SOURCE, run_fuse
 from extract import open_cache, write_cache
 
 
@@ -64,7 +65,7 @@ fsspec.register_implementation("store", ObjectStore, clobber=True)
 def _detector(folder: Path) -> list[str]:
     """Returns the options that name the detector."""
     detector = folder / SOURCE / "detector"
-    options = ["--detector", BUILDER, f"num_classes={CLASSES}"]
+    options = ["--detector", MASK_RCNN, f"num_classes={CLASSES}"]
     return [*options, "--weights", str(detector / "random.safetensors"), "--device", "cpu"]
 
 

@@ -14,7 +14,6 @@ made up; offline, the same from a cache.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -29,9 +28,10 @@ import torch
 import calib
 import fuse
 from benchmarks.minilvis.detector import mask_rcnn
+from benchmarks.paper.setups import MASK_RCNN
+from benchmarks.processes import run_python
 from benchmarks.reliability.children import run_child
 from benchmarks.reliability.results import save
-from benchmarks.reliability.sources import BUILDER
 from benchmarks.reliability.targets import head_of
 from extract import open_cache
 from extract.config import DetectorSpec
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measurements(folder: Path, images: int) -> list[tuple[str, Callable[[], Iterator[dict[str, object]]]]]:
     """Returns the cases by name."""
     weights = "benchmarks/minilvis/weights/plain.safetensors"
-    extraction = ["extract", "--detector", BUILDER, "--weights", weights, "--device", "cpu", "--split", "val"]
+    extraction = ["extract", "--detector", MASK_RCNN, "--weights", weights, "--device", "cpu", "--split", "val"]
     extraction += ["--annotations", f"{DATA}/val.json", "--train-annotations", f"{DATA}/train.json"]
     extraction += ["--images", f"{DATA}/val", "--min-images-per-class", "1", "--level", "pooled"]
     training = ["calib.train", "--cache", f"{RUN}/train.zarr", "--steps", "20", "--device", "cpu"]
@@ -114,14 +114,11 @@ def _limited(name: str, command: Sequence[str], out: Path) -> Iterator[dict[str,
 
 def _run(command: Sequence[str], out: Path) -> Peak:
     shutil.rmtree(out, ignore_errors=True)
-    arguments = [sys.executable, "-m", *command, "--out", str(out)]
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        usage = run_python(["-m", *command, "--out", str(out)], subprocess.DEVNULL, errors)
         errors.seek(0)
         lines = errors.read().splitlines()
-    return Peak(process.returncode, usage.ru_maxrss * 1024, lines[-1] if lines else "")
+    return Peak(usage.code, usage.memory, lines[-1] if lines else "")
 
 
 def _grown(
@@ -147,7 +144,7 @@ def _grown(
 def _live(images: int, folder: Path) -> Iterator[None]:
     torch.manual_seed(0)
     torch.save(mask_rcnn(CLASSES).state_dict(), folder / "weights.pth")
-    spec = DetectorSpec(BUILDER, folder / "weights.pth", None, (f"num_classes={CLASSES}",), device="cpu")
+    spec = DetectorSpec(MASK_RCNN, folder / "weights.pth", None, (f"num_classes={CLASSES}",), device="cpu")
     adapter = load_detector(spec)
     detector = fuse.CalibratedDetector(adapter, head_of(adapter, CLASSES, seed=0), max_detections=20)
     rng = np.random.default_rng(0)

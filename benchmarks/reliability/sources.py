@@ -17,6 +17,7 @@ import extract.__main__
 import fuse.__main__
 from benchmarks.minilvis import make
 from benchmarks.minilvis.detector import mask_rcnn
+from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.reliability.targets import head_of
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
@@ -27,7 +28,6 @@ UNEQUAL = ("metrics.jsonl", "tensorboard")
 """Files of a head that hold times."""
 SOURCE, OUT = "source", "out"
 CLASSES = 12
-BUILDER = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
 MODULES = (
     *("calib.train", "extract.extraction", "extract.convert"),
     *("fuse.commands.export", "fuse.commands.predict", "fuse.commands.select"),
@@ -68,7 +68,7 @@ def _write_detector(folder: Path) -> None:
     make.make(make.Config(out=folder, classes=CLASSES, train_images=BLOCKS_IMAGES, eval_images=4, size=112, workers=1))
     torch.manual_seed(0)
     save_file(mask_rcnn(CLASSES).state_dict(), folder / "random.safetensors")
-    spec = DetectorSpec(BUILDER, folder / "random.safetensors", None, (f"num_classes={CLASSES}",), device="cpu")
+    spec = DetectorSpec(MASK_RCNN, folder / "random.safetensors", None, (f"num_classes={CLASSES}",), device="cpu")
     calib.save_head(head_of(load_detector(spec), CLASSES, seed=0), folder / "head")
 
 

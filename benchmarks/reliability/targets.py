@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import calib
 import fuse.__main__
 from benchmarks.minilvis.detector import mask_rcnn
+from benchmarks.paper.setups import MASK_RCNN
 from calib.checkpoint import load_checkpoint, save_checkpoint
 from calib.heads import Head, HeadInfo
 from extract import RoICache, open_cache
@@ -146,11 +147,11 @@ def write_export(folder: Path, seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         work, options = Path(name), (f"num_classes={CLASSES}",)
         torch.manual_seed(seed)
-        save_file(mask_rcnn(CLASSES).state_dict(), work / "weights.safetensors")
-        builder = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
-        detector = load_detector(DetectorSpec(builder, work / "weights.safetensors", None, options, device="cpu"))
+        weights = work / "weights.safetensors"
+        save_file(mask_rcnn(CLASSES).state_dict(), weights)
+        detector = load_detector(DetectorSpec(MASK_RCNN, weights, None, options, device="cpu"))
         calib.save_head(head_of(detector, CLASSES, seed), work / "head")
-        arguments = ["export", "--detector", builder, "--weights", str(work / "weights.safetensors"), "--device", "cpu"]
+        arguments = ["export", "--detector", MASK_RCNN, "--weights", str(weights), "--device", "cpu"]
         with redirect_stdout(io.StringIO()):
             fuse.__main__.main([*arguments, "--head", str(work / "head"), "--out", str(folder), *options])
 

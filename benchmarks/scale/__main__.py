@@ -11,10 +11,8 @@ peak memory, and the files and bytes of what each step wrote.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 import extract
+from benchmarks.processes import run_python
 from benchmarks.provenance import provenance
 from benchmarks.scale.dataset import IMAGES, file_name, make_dataset
 from benchmarks.scale.detector import write_weights
@@ -97,18 +96,11 @@ def commands(out: Path) -> dict[str, tuple[list[str], Path]]:
 
 def run(arguments: list[str], log: Path) -> dict[str, float]:
     """Runs a command. Returns times, peak memory in bytes and, of extraction, its estimates of time and size."""
-    started = time.perf_counter()
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+        usage = run_python(arguments, file, subprocess.STDOUT)
+    if usage.code:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{log.read_text()[-2000:]}")
-    figures = {
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "memory": usage.ru_maxrss * 1024,
-    }
+    figures: dict[str, float] = {name: getattr(usage, name) for name in ("seconds", "cpu_seconds", "memory")}
     if estimate := ESTIMATE.search(log.read_text()):
         figures |= {"estimated_bytes": float(estimate[1]) * 1e9, "estimated_seconds": float(estimate[2]) * 60}
     return figures

@@ -27,6 +27,7 @@ from PIL import Image as PILImage
 
 import extract
 from benchmarks.live_subjects import spread_scores, torchvision_subject
+from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.speed.inputs import lvis_classes
 from benchmarks.speed.measure import Result, compare, result, save
 from extract.cache.format import COLUMNS
@@ -40,7 +41,6 @@ from extract.matching import GroundTruth, select_training_samples
 Split = Literal["train", "val"]
 MINILVIS = Path("data/minilvis")
 WEIGHTS = Path("benchmarks/minilvis/weights/plain.safetensors")
-BUILDER = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
 MINILVIS_IMAGES: dict[Split, int] = {"train": 96, "val": 48}
 LARGE_IMAGES, LARGE_SIZE = 3, (800, 1200)
 """Images of the large detector, and their height and width."""
@@ -198,7 +198,7 @@ def make_config(folder: Path, content: dict[str, Any], split: Split, images: Pat
     annotations = folder / f"{split}.json"
     annotations.write_text(json.dumps(content))
     return extract.Config(
-        detector=BUILDER,
+        detector=MASK_RCNN,
         weights=WEIGHTS,
         device="cpu",
         annotations=annotations,

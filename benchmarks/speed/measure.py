@@ -15,7 +15,6 @@ Columns of `benchmarks/results/speed/*.csv`:
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import provenance, read_results
+from extract.utils.memory_limit import peak_bytes, reset_peak, resident_bytes
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 KEYS = ["case", "baseline"]
@@ -96,10 +96,10 @@ def peak_memory(function: Callable[[], object]) -> int | None:
     if not Path("/proc/self/clear_refs").exists():
         function()
         return None
-    before = memory_status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = resident_bytes()
+    reset_peak()
     function()
-    return max(memory_status("VmHWM") - before, 0)
+    return max(peak_bytes() - before, 0)
 
 
 def result(case: str, baseline: str, timing: Timing, bound: Bound | None = None, target: float | None = None) -> Result:
@@ -141,6 +141,11 @@ def merge_rows(before: pd.DataFrame, rows: pd.DataFrame, keys: list[str]) -> pd.
     return merged.set_index(keys).loc[order].reset_index()[list(rows.columns)]
 
 
+def merge_into(file: Path, rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Returns the rows of a file of results, if it is there, joined with others as by `merge_rows`."""
+    return merge_rows(read_results(file), rows, keys) if file.is_file() else rows
+
+
 def list_files(*folders: Path) -> list[Path]:
     """Lists all files below some folders, sorted by name."""
     return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
@@ -158,11 +163,3 @@ def disk_bytes_read() -> int:
     """Returns the bytes that this process has read from the disk."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
-
-
-def memory_status(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Returns the resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM)."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
-        raise RuntimeError(f"/proc/self/status: has no field {field}")
-    return int(found[1]) * 1024

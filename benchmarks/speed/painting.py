@@ -30,6 +30,7 @@ from PIL import Image as PILImage
 import calib
 import extract
 from benchmarks.live_subjects import BUILDERS, spread_scores
+from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.speed.inputs import SIZE, lvis_classes
 from benchmarks.speed.measure import Result, result, save, seconds, timing
 from calib.scoring import Original, Scorer
@@ -49,7 +50,6 @@ from fuse.painted import distinct_pairs
 from fuse.painting import MaskPainter, paint_pairs
 
 PLAIN, MINILVIS = Path("data/plain"), Path("data/minilvis")
-BUILDER = "torchvision:benchmarks.minilvis.detector:mask_rcnn"
 WEIGHTS = Path("benchmarks/minilvis/weights/plain.safetensors")
 MINILVIS_IMAGES, LARGE_IMAGES = 8, 1
 SCORE_THRESHOLD = 1e-4
@@ -95,7 +95,7 @@ def time_painting(job: Job, rounds: int) -> Result:
 def minilvis_job() -> Iterator[Job]:
     """Yields Mini-LVIS's trained detector and head on the first images of its val cache."""
     cache = extract.open_cache(str(PLAIN / "val.zarr"))
-    detector = load_detector(extract.DetectorSpec(BUILDER, WEIGHTS, device="cpu"))
+    detector = load_detector(extract.DetectorSpec(MASK_RCNN, WEIGHTS, device="cpu"))
     annotations = read_annotations(MINILVIS / "val.json")
     image_ids = cache.images["image_id"].to_numpy()[:MINILVIS_IMAGES]
     pairs = row_pairs(cache, calib.load_head(PLAIN / "head"))

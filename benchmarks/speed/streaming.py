@@ -38,7 +38,6 @@ from benchmarks.speed.measure import (
     disk_bytes_read,
     drop_page_cache,
     list_files,
-    memory_status,
     result,
     save,
 )
@@ -50,6 +49,7 @@ from calib.loader import batches
 from calib.sampler import BiLevelSampler
 from extract.cache.opening import open_cache
 from extract.cache.reader import RoICache
+from extract.utils.memory_limit import peak_bytes
 
 
 class Case(NamedTuple):
@@ -171,7 +171,7 @@ class MemoryClock(StepClock):
     def update(self) -> None:
         """Takes the time of a step, and the peak memory."""
         super().update()
-        self.peaks.append(memory_status("VmHWM"))
+        self.peaks.append(peak_bytes())
 
 
 def count_rois(cache: RoICache | TrainCache, steps: int) -> int:

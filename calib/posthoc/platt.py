@@ -95,10 +95,9 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray, penalty: float, activation
         if decrease < TOLERANCE * len(z):
             break
         step = 1.0
-        while step > MIN_STEP and loss(values - step * direction) > value - step * decrease / 4:
+        while (lower := loss(values - step * direction)) > value - step * decrease / 4 and step > MIN_STEP:
             step /= 2
-        values = values - step * direction
-        value = loss(values)
+        values, value = values - step * direction, lower
     scale, shift = values.float().numpy()
     return Affine(scale, shift)
 
@@ -108,7 +107,7 @@ def _curvature(z: torch.Tensor, scores: torch.Tensor, softmax: bool) -> torch.Te
     import torch
 
     weights = scores if softmax else scores * (1 - scores)
-    of_scales, of_both, of_shifts = ((weights * z**power).sum(0).diag() for power in (2, 1, 0))
+    of_scales, of_both, of_shifts = ((weights * one).sum(0).diag() for one in (z.square(), z, 1))
     if softmax:  # a score falls where another rises
         weighted = scores * z
         of_scales, of_both = of_scales - weighted.T @ weighted, of_both - weighted.T @ scores

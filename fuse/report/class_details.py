@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fuse.detections import best_first
+from fuse.evaluation.native import order_by_class
 from fuse.report.inputs import ReportInputs
 from fuse.report.thumbnails import Thumbnails
 
@@ -24,9 +24,8 @@ def best_of_classes(inputs: ReportInputs) -> dict[str, list[list[int]]]:
     best = {}
     for row in inputs.rows:
         outcomes = inputs.outcomes[row]
-        order = best_first(outcomes.found_labels, outcomes.detections.scores)
-        starts = np.searchsorted(outcomes.found_labels[order], np.arange(len(inputs.classes) + 1)).tolist()
-        best[row] = [order[first : min(last, first + limit)].tolist() for first, last in pairwise(starts)]
+        order, starts = order_by_class(outcomes.found_labels, outcomes.detections.scores, len(inputs.classes))
+        best[row] = [order[first : min(last, first + limit)].tolist() for first, last in pairwise(starts.tolist())]
     return best
 
 
