@@ -35,6 +35,9 @@ STYLE: dict[Any, Any] = {
 SIZE = 5.4, 3.5
 """Of a chart in inches: on a screen of 400 pixels it is not reduced by much, so that its text is legible."""
 SCORE_BINS = 20
+POINT = r'<use xlink:href="#m\w+" x="[^"]+" y="[^"]+" style="fill: (#\w+); fill-opacity: ([\d.]+)"/>'
+DOT = 3.7
+"""Diameter of a point in pixels; that of matplotlib's size 14."""
 MAX_CLASSES = 12
 """Classes in the chart of confusions."""
 
@@ -143,4 +146,13 @@ def _svg(draw: Callable[[Figure], object], size: tuple[float, float] = SIZE) -> 
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'<g id="points-(\d+)">', r'<g data-points="\1">', text)
-    return re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    return re.sub(rf"{POINT}(?:\s*{POINT})*", _points_as_path, text)
+
+
+def _points_as_path(points: re.Match[str]) -> str:
+    """Returns the points of a scatter plot as one path of round dots: a sixth of the size, and one element."""
+    at = re.findall(r'x="([^"]+)" y="([^"]+)"', points[0])
+    dots = "".join(f"M{float(x):.1f} {float(y):.1f}h0" for x, y in at)
+    style = f"fill: none; stroke: {points[1]}; stroke-opacity: {points[2]}; stroke-width: {DOT}; stroke-linecap: round"
+    return f'<path d="{dots}" style="{style}"/>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from fuse.evaluation.native import order_by_class
 from fuse.report.inputs import ReportInputs
-from fuse.report.thumbnails import Thumbnails
+from fuse.report.thumbnails import Best, Thumbnails
 
 MAX_DETECTIONS = 5
 """Detections listed of each class and row, the best ones."""
@@ -30,38 +29,50 @@ def best_of_classes(inputs: ReportInputs) -> dict[str, list[list[int]]]:
 
 
 def class_details(
-    inputs: ReportInputs, best: Mapping[str, Sequence[Sequence[int]]], thumbnails: Thumbnails
-) -> list[dict[str, Any]]:
-    """Returns, for each class, name, training instances, AP by IoU type, and the best detections, before and after.
+    inputs: ReportInputs, best: Best, thumbnails: Thumbnails
+) -> dict[str, Any]:
+    """Returns what the page shows of all classes, in lists that have an entry per class: a name would cost its bytes
+    13,000 times.
+
+    `names` and `counts`, training instances; by IoU type and row `ap`; by row `found`, the best detections: image id,
+    score, what is there, and the position of its thumbnail or None.
 
     Args:
         inputs: of the report.
         best: of `best_of_classes`.
-        thumbnails: of these detections. The last entry of a detection is the position of its thumbnail, or None.
+        thumbnails: of these detections.
     """
-    details: list[dict[str, Any]] = [
-        {"name": name, "count": int(count), "ap": {}, "found": []}
-        for name, count in zip(inputs.classes["name"], inputs.classes["instance_count"], strict=True)
-    ]
-    for iou_type in inputs.summary.index.unique("iou_type"):
-        aps = [inputs.tables(iou_type)[row]["AP"].tolist() for row in inputs.rows]
-        for detail, *values in zip(details, *aps, strict=True):
-            detail["ap"][iou_type] = [None if np.isnan(value) else round(value, 1) for value in values]
-    for row in inputs.rows:
-        positions = thumbnails.positions[row]
-        for label, (detail, found) in enumerate(zip(details, best[row], strict=True)):
-            detail["found"].append([(*_describe(inputs, row, label, i), positions.get(i)) for i in found])
-    return details
+    return {
+        "names": inputs.classes["name"].tolist(),
+        "counts": inputs.classes["instance_count"].tolist(),
+        "ap": {
+            iou_type: [_rounded(inputs.tables(iou_type)[row]["AP"].to_numpy()) for row in inputs.rows]
+            for iou_type in inputs.summary.index.unique("iou_type")
+        },
+        "found": [
+            [
+                [(*_describe(inputs, row, label, i), thumbnails.positions[row].get(i)) for i in found]
+                for label, found in enumerate(best[row])
+            ]
+            for row in inputs.rows
+        ],
+    }
 
 
-def _describe(inputs: ReportInputs, row: str, label: int, detection: int) -> tuple[Any, float, str]:
-    """Returns image id and score of a detection of a class, and what is there."""
+def _rounded(aps: np.ndarray) -> list[float | None]:
+    """Returns AP (K,) with one decimal; None for classes that are not evaluated."""
+    return [None if np.isnan(ap) else round(float(ap), 1) for ap in aps]
+
+
+def _describe(inputs: ReportInputs, row: str, label: int, detection: int) -> tuple[Any, float, str | int]:
+    """Returns image id and score of a detection of a class, and what is there: words, or the label of another class."""
     outcomes = inputs.outcomes[row]
     owner = outcomes.objects[detection]
+    there: str | int
     if owner < 0:
         there = "no annotated object"
     elif outcomes.labels[owner] != label:
-        there = f"is {inputs.classes['name'].iloc[outcomes.labels[owner]]}"
+        there = int(outcomes.labels[owner])
     else:
         there = "right" if outcomes.best_own[owner] == detection else "a second time"
     image_id = inputs.dataset.shown_id(int(outcomes.detections.image_ids[detection]))

@@ -17,9 +17,8 @@ from fuse.report.webp import data_url
 
 MAX_GAINED, MAX_LOST = 8, 4
 """Images in the gallery."""
-EDGES = (720, 540, 400, 300)
-"""Longer edge of an image in pixels: the first with which the gallery is not larger than `MAX_BYTES`."""
-MAX_BYTES = 2_000_000
+EDGES = (720, 540, 400, 300, 200)
+"""Longer edge of an image in pixels: the first with which the gallery is not larger than it may be."""
 QUALITY = 80
 READERS = 2
 """Threads that read images, and images that they read ahead."""
@@ -33,8 +32,11 @@ class Example(NamedTuple):
     changes: list[str]
 
 
-def gallery(inputs: ReportInputs) -> dict[str, list[Example]]:
-    """Returns, by title, the images with the largest gains in tail classes, then those with the largest losses."""
+def gallery(inputs: ReportInputs, max_bytes: float) -> dict[str, list[Example]]:
+    """Returns, by title, the images with the largest gains in tail classes, then those with the largest losses.
+
+    Images are as large as `max_bytes`, of all together in the page, allows.
+    """
     if inputs.read_image is None:
         return {}
     before, after = (inputs.outcomes[row] for row in inputs.rows)
@@ -45,7 +47,7 @@ def gallery(inputs: ReportInputs) -> dict[str, list[Example]]:
     chosen = list(dict.fromkeys(image_id for ids in groups.values() for image_id in ids))
     with closing(prefetch(inputs.read_image, chosen, threads=READERS, depth=READERS)) as images:
         halves = {image_id: _halves(inputs, image_id, pixels) for image_id, pixels in zip(chosen, images, strict=True)}
-    urls = _encode(halves)
+    urls = _encode(halves, max_bytes)
     return {
         title: [Example(inputs.dataset.shown_id(i), urls[i], list(_changes(inputs, i))) for i in ids]
         for title, ids in groups.items()
@@ -62,12 +64,12 @@ def _halves(inputs: ReportInputs, image_id: int, pixels: np.ndarray) -> list[PIL
     return [_reduced(image, EDGES[0]) for image in drawn]
 
 
-def _encode(halves: Mapping[int, Sequence[PILImage.Image]]) -> dict[int, list[str]]:
+def _encode(halves: Mapping[int, Sequence[PILImage.Image]], max_bytes: float) -> dict[int, list[str]]:
     """Returns data URLs of the halves of each image, of the largest of `EDGES` with which they fit into the page."""
     urls: dict[int, list[str]] = {}
     for edge in EDGES:
         urls = {i: [data_url(_reduced(image, edge), QUALITY) for image in pair] for i, pair in halves.items()}
-        if sum(len(url) for pair in urls.values() for url in pair) <= MAX_BYTES:
+        if sum(len(url) for pair in urls.values() for url in pair) <= max_bytes:
             break
     return urls
 

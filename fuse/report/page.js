@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const byName = new Map(data.classes.map((one, i) => [one.name, i]));
+const byName = new Map(data.names.map((name, i) => [name, i]));
 const root = document.documentElement;
 
 // Themes: what the system has, light, dark.
@@ -49,35 +49,39 @@ function element(name, text, parent) {
   parent.append(made);
   return made;
 }
-function apText(one, iouType) {
-  const [before, after] = (one.ap[iouType] || [null, null]).map((ap) => (ap === null ? "–" : ap.toFixed(1)));
-  return `${before} → ${after}`;
+function apText(index, iouType) {
+  return data.ap[iouType].map((row) => (row[index] === null ? "–" : row[index].toFixed(1))).join(" → ");
+}
+function countText(index) {
+  return `${data.counts[index].toLocaleString("en")} training instances`;
 }
 function showClass(index) {
-  const one = data.classes[index];
   details.replaceChildren();
-  element("h3", one.name, details);
+  element("h3", data.names[index], details);
   const titles = { segm: "mask AP", bbox: "box AP" };
-  const aps = Object.keys(one.ap).map((type) => `${titles[type]} ${apText(one, type)}`);
-  element("p", `${one.count.toLocaleString("en")} training instances; ${aps.join("; ")}`, details);
+  const aps = Object.keys(data.ap).map((type) => `${titles[type]} ${apText(index, type)}`);
+  element("p", `${countText(index)}; ${aps.join("; ")}`, details);
   data.rows.forEach((row, side) => {
     const part = document.createElement("div");
     details.append(part);
     element("h4", `Best detections of ${row}`, part);
-    if (!one.found[side].length) element("p", "None.", part);
+    const found = data.found[side][index];
+    if (!found.length) element("p", "None.", part);
     const list = element("ol", "", part);
-    for (const [image, score, there, thumbnail] of one.found[side]) {
+    for (const [image, score, there, thumbnail] of found) {
       const item = element("li", "", list);
       if (thumbnail !== null) {
         const shown = element("img", "", item);
         shown.src = data.thumbnails[thumbnail];
         shown.alt = "";
       }
-      element("span", `${score.toFixed(3)} in image ${image}: ${there}`, item);
+      const words = typeof there === "number" ? `is ${data.names[there]}` : there;
+      element("span", `${score.toFixed(3)} in image ${image}: ${words}`, item);
     }
   });
-  document.getElementById("class").value = one.name;
+  document.getElementById("class").value = data.names[index];
 }
+for (const name of data.names) element("option", "", document.getElementById("classes")).value = name;
 document.getElementById("class").addEventListener("change", (event) => {
   if (byName.has(event.target.value)) showClass(byName.get(event.target.value));
 });
@@ -94,8 +98,8 @@ for (const chart of document.querySelectorAll(".chart[data-points]")) {
   const points = [];
   for (const group of svg.querySelectorAll("g[data-points]")) {
     const row = Number(group.dataset.points);
-    group.querySelectorAll("use").forEach((use, i) =>
-      points.push({ use, row, index: classes[row][i], x: Number(use.getAttribute("x")), y: Number(use.getAttribute("y")) }));
+    const dots = group.querySelector("path[d*=h0]").getAttribute("d").matchAll(/M(\S+) (\S+)h0/g);
+    [...dots].forEach(([, x, y], i) => points.push({ index: classes[row][i], x: Number(x), y: Number(y) }));
   }
   const ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
   ring.setAttribute("class", "ring");
@@ -118,10 +122,9 @@ for (const chart of document.querySelectorAll(".chart[data-points]")) {
     tip.hidden = point === null;
     ring.setAttribute("visibility", point === null ? "hidden" : "visible");
     if (point === null) return;
-    const one = data.classes[point.index];
     ring.setAttribute("cx", point.x);
     ring.setAttribute("cy", point.y);
-    tip.textContent = `${one.name}, ${one.count.toLocaleString("en")} training instances: AP ${apText(one, chart.dataset.iouType)}`;
+    tip.textContent = `${data.names[point.index]}, ${countText(point.index)}: AP ${apText(point.index, chart.dataset.iouType)}`;
     tip.style.left = `${Math.max(4, Math.min(event.clientX + 12, root.clientWidth - tip.offsetWidth - 8))}px`;
     tip.style.top = `${Math.max(4, event.clientY - tip.offsetHeight - 10)}px`;
   });

@@ -2,14 +2,14 @@
 
 Charts are SVG that matplotlib draws; sorting, hovering and themes are a hundred lines of JavaScript in `page.js`. The
 charts of a dataset of LVIS's size are then a few hundred kilobytes. Plotly's bundle alone has 3 to 4 MB, of the 5 MB
-that a page may have; the gallery and the thumbnails need these, and have a bound each.
+that a page may have; the gallery and the thumbnails need these.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jinja2
@@ -21,32 +21,44 @@ from fuse.evaluation.intervals import iou_title
 from fuse.report import charts, class_details, sections
 from fuse.report.gallery import gallery
 from fuse.report.inputs import ReportInputs
-from fuse.report.thumbnails import make_thumbnails
+from fuse.report.thumbnails import Best, make_thumbnails
 
 FOLDER = Path(__file__).parent
+MAX_BYTES = 4_900_000
+"""Of the page, so that it can be sent by mail. Images become fewer and smaller where the classes need the place."""
+GALLERY_BYTES, THUMBNAIL_BYTES = 2_000_000, 1_500_000
+"""Of the images, where there is place."""
 
 
 def write_report(path: str | os.PathLike, inputs: ReportInputs) -> None:
     """Writes a report that needs no other file and no network."""
-    loader = jinja2.FileSystemLoader(FOLDER)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    parts: dict[str, Callable[[], object]] = {
+    best = class_details.best_of_classes(inputs)
+    charted: dict[str, Callable[[], object]] = {
         "iou_sections": lambda: [_iou_section(inputs, name) for name in inputs.summary.index.unique("iou_type")],
         "confusions": lambda: Markup(charts.confusions(inputs)),
         "confused": lambda: sections.confused_classes(inputs),
         "own_scores": lambda: Markup(charts.own_scores(inputs)),
         "weight_norms": lambda: Markup(charts.weight_norms(inputs)),
-        "gallery": lambda: gallery(inputs),
-        "data": lambda: _class_data(inputs),
     }
-    shown = progress_bar(parts.items(), total=len(parts), desc="report", unit="part", delay=FIRST_LINE)
+    shown = progress_bar(charted.items(), total=len(charted), desc="report", unit="part", delay=FIRST_LINE)
+    parts = {name: make() for name, make in shown}
+    bare = _render(inputs, parts | {"gallery": {}, "data": _class_data(inputs, best, 0)})
+    place = min(1.0, max(0, MAX_BYTES - len(bare)) / (GALLERY_BYTES + THUMBNAIL_BYTES))
+    parts["gallery"] = gallery(inputs, place * GALLERY_BYTES)
+    parts["data"] = _class_data(inputs, best, place * THUMBNAIL_BYTES)
+    write_bytes(path, _render(inputs, parts))
+
+
+def _render(inputs: ReportInputs, parts: Mapping[str, object]) -> bytes:
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("page.html.jinja").render(
-        {name: make() for name, make in shown},
+        parts,
         inputs=inputs,
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
     )
-    write_bytes(path, html.encode())
+    return html.encode()
 
 
 def _iou_section(inputs: ReportInputs, iou_type: str) -> dict[str, object]:
@@ -72,12 +84,11 @@ def _iou_section(inputs: ReportInputs, iou_type: str) -> dict[str, object]:
     }
 
 
-def _class_data(inputs: ReportInputs) -> Markup:
-    """Returns what the script reads: the rows, what a click on each class shows, and its thumbnails."""
-    best = class_details.best_of_classes(inputs)
-    thumbnails = make_thumbnails(inputs, best)
+def _class_data(inputs: ReportInputs, best: Best, max_bytes: float) -> Markup:
+    """Returns what the script reads: the rows, what a click on each class shows, and thumbnails of `max_bytes`."""
+    thumbnails = make_thumbnails(inputs, best, max_bytes)
     details = class_details.class_details(inputs, best, thumbnails)
-    return _json({"rows": inputs.rows, "classes": details, "thumbnails": thumbnails.urls})
+    return _json({"rows": inputs.rows, "thumbnails": thumbnails.urls, **details})
 
 
 def _json(value: object) -> Markup:

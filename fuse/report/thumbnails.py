@@ -21,13 +21,13 @@ EDGE = 72
 """Of a thumbnail in pixels."""
 QUALITY = 60
 MAX_THUMBNAILS = 1200
-MAX_BYTES = 1_500_000
-"""Of all thumbnails together, in the page; most have one to two thousand."""
 READERS, IMAGES_AHEAD = 2, 4
 """Threads that read images, and images that they read ahead."""
 
 Place = tuple[int, tuple[int, ...]]
 """Image id and box in whole pixels."""
+Best = Mapping[str, Sequence[Sequence[int]]]
+"""By row, for each class the detections to show, best first."""
 
 
 class Thumbnails(NamedTuple):
@@ -37,22 +37,25 @@ class Thumbnails(NamedTuple):
     positions: dict[str, dict[int, int]]
 
 
-def make_thumbnails(inputs: ReportInputs, best: Mapping[str, Sequence[Sequence[int]]]) -> Thumbnails:
+def make_thumbnails(
+    inputs: ReportInputs, best: Best, max_bytes: float
+) -> Thumbnails:
     """Draws thumbnails of detections; none without images.
 
     Args:
         inputs: of the report.
-        best: of each row, for each class the detections to show, best first.
+        best: of `best_of_classes`.
+        max_bytes: of all thumbnails together, in the page; most have one to two thousand.
 
     Of each class the best detection comes first, classes by ascending training instances. Detections at the same place
     share a thumbnail.
     """
-    if inputs.read_image is None:
+    if inputs.read_image is None or max_bytes <= 0:
         return Thumbnails([], {row: {} for row in best})
     places = {row: {i: _place(inputs, row, i) for of in classes for i in of} for row, classes in best.items()}
     wanted = list(islice(_by_priority(inputs, best, places), MAX_THUMBNAILS))
     drawn = _draw(inputs, wanted)
-    kept = wanted[: np.searchsorted(np.cumsum([len(drawn[place]) for place in wanted]), MAX_BYTES, side="right")]
+    kept = wanted[: np.searchsorted(np.cumsum([len(drawn[place]) for place in wanted]), max_bytes, side="right")]
     order = {place: position for position, place in enumerate(kept)}
     positions = {row: {i: order[at] for i, at in of_row.items() if at in order} for row, of_row in places.items()}
     return Thumbnails([drawn[place] for place in kept], positions)
@@ -65,7 +68,7 @@ def _place(inputs: ReportInputs, row: str, detection: int) -> Place:
 
 
 def _by_priority(
-    inputs: ReportInputs, best: Mapping[str, Sequence[Sequence[int]]], places: Mapping[str, Mapping[int, Place]]
+    inputs: ReportInputs, best: Best, places: Mapping[str, Mapping[int, Place]]
 ) -> Iterator[Place]:
     """Yields the places of all detections, each once: the first of every class, then the second, and so on."""
     seen: set[Place] = set()
