@@ -15,6 +15,7 @@ from extract.data.records import Id, parse_json
 from extract.data.repairs import Repairs
 from extract.utils.errors import one_line, shown
 from extract.utils.memory import garbage_collection_paused
+from extract.utils.progress import say_reading
 
 FIELDS: Mapping[str, Callable[[Any], object]] = {
     "image_id": identifier,
@@ -52,6 +53,7 @@ def read_records(path: str | os.PathLike, strict: bool = False) -> list[ResultRe
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of detections")
+    say_reading(path)
     content = Path(path).read_bytes()
     try:
         return msgspec.json.decode(content, type=list[ResultRecord])

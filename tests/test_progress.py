@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from extract.utils.progress import progress_bar
+from extract.utils.progress import progress_bar, say_reading
 
 
 @pytest.fixture
@@ -72,3 +72,15 @@ def test_nothing_is_printed_after_the_end(monkeypatch, capsys):
     capsys.readouterr()  # on a busy machine a line may have been due before
     time.sleep(0.2)
     assert capsys.readouterr().err == ""
+
+
+def test_large_files_say_how_long_they_take(tmp_path, caplog):
+    file = tmp_path / "train.json"
+    file.write_bytes(b"{}")
+    caplog.set_level("INFO")
+    say_reading(file)
+    assert caplog.messages == []
+    with file.open("wb") as large:
+        large.truncate(1_200_000_000)
+    say_reading(file)
+    assert caplog.messages == [f"reading {file}: 1.2 GB, about 10 s"]

@@ -17,6 +17,7 @@ import numpy as np
 from extract.data.normalize import TEXT_ID, normalize_content
 from extract.data.repairs import AnnotationError, Repairs
 from extract.utils.errors import one_line, shortened
+from extract.utils.progress import say_reading
 
 Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -98,6 +99,7 @@ def read_bytes(path: str | Path) -> bytes:
     """Reads an annotation file. Raises FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
+    say_reading(path)
     return Path(path).read_bytes()
 
 

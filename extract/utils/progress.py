@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from tqdm import tqdm
 
+_LOG = logging.getLogger(__name__)
+LARGE, READ_RATE = 250_000_000, 120_000_000
+"""Bytes of JSON that take two seconds to read, and about how many one core reads in a second (annotations of LVIS)."""
 FIRST_LINE, LINE_EVERY = 2.0, 30.0
 """Seconds until the first line, and between two lines: what takes less than two seconds prints none."""
 
@@ -80,3 +85,10 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, *
     """
     kind = tqdm if sys.stderr is not None and sys.stderr.isatty() else _Lines
     return kind(iterable, file=sys.stderr, disable=not shown, **options)
+
+
+def say_reading(path: str | Path) -> None:
+    """Says about how long a large JSON file takes to read: it is decoded in one piece, without progress."""
+    size = Path(path).stat().st_size
+    if size >= LARGE:
+        _LOG.info("reading %s: %.1f GB, about %.0f s", path, size / 1e9, size / READ_RATE)

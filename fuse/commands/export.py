@@ -27,6 +27,7 @@ from extract.detectors.weights import tensors_sha256
 from extract.rois import SCORES_WITH_OBJECTNESS
 from extract.utils.files import file_sha256, remove_partials, replacing, write_bytes
 from extract.utils.locks import one_writer
+from extract.utils.progress import progress_bar
 from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier, warn_of_tail
 from fuse.commands.next_steps import after_export
@@ -67,11 +68,13 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
         raise ValueError(f"{weights}: exists; give another folder")
     if not config.fold:
         _check_config(config)
+    steps = lock.enter_context(progress_bar(total=2 if config.fold else 3, desc="export", unit="step"))
     detector = load_detector(config)
     scorer = load_live_classifier(config, detector).scorer
     warn_of_tail(config, scorer.instance_counts)
     lock.enter_context(one_writer(config.out))
     remove_partials(config.out)
+    steps.update()
     tail_mask = tail_classes(np.array(scorer.instance_counts), config.tail)
     if config.fold:
         if isinstance(scorer, LearnedFusion):
@@ -79,6 +82,7 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
                 f"head is {config.head}, a learned fusion, of which a classifier has no rows: leave out --fold"
             )
         export_folded(detector, scorer, weights, None if config.mode == "calibrated" else tail_mask)
+        steps.update()
         _LOG.info("%s loads with the detector's own config", weights)
         return
     if isinstance(scorer, Head | LearnedFusion):
@@ -100,9 +104,11 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
     content = plugin.config_content(config, calibration, config.out)
     in_own_order = OwnOrderScores(scores, scorer.class_map) if scorer.class_map else scores
     save_program(in_own_order, _feature_shape(scorer), program)
+    steps.update()
     sums = {PROGRAM_FILE: file_sha256(program), plugin.CONFIG: hashlib.sha256(content).hexdigest()}
     _save(state, detector, classes, weights, sums)
     write_bytes(config_file, content)
+    steps.update()
     print(f"{config.out} holds the calibrated detector. To load it:\n")
     print(plugin.loading_code(config, config.out, str(detector.device)))
     print(f"{program} is the classifier and the fusion alone, and needs torch only:\n")

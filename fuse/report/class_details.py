@@ -28,9 +28,7 @@ def best_of_classes(inputs: ReportInputs) -> dict[str, list[list[int]]]:
     return best
 
 
-def class_details(
-    inputs: ReportInputs, best: Best, thumbnails: Thumbnails
-) -> dict[str, Any]:
+def class_details(inputs: ReportInputs, best: Best, thumbnails: Thumbnails) -> dict[str, Any]:
     """Returns what the page shows of all classes, in lists that have an entry per class: a name would cost its bytes
     13,000 times.
 

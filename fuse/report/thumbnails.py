@@ -37,9 +37,7 @@ class Thumbnails(NamedTuple):
     positions: dict[str, dict[int, int]]
 
 
-def make_thumbnails(
-    inputs: ReportInputs, best: Best, max_bytes: float
-) -> Thumbnails:
+def make_thumbnails(inputs: ReportInputs, best: Best, max_bytes: float) -> Thumbnails:
     """Draws thumbnails of detections; none without images.
 
     Args:
@@ -67,9 +65,7 @@ def _place(inputs: ReportInputs, row: str, detection: int) -> Place:
     return int(detections.image_ids[detection]), tuple(box)
 
 
-def _by_priority(
-    inputs: ReportInputs, best: Best, places: Mapping[str, Mapping[int, Place]]
-) -> Iterator[Place]:
+def _by_priority(inputs: ReportInputs, best: Best, places: Mapping[str, Mapping[int, Place]]) -> Iterator[Place]:
     """Yields the places of all detections, each once: the first of every class, then the second, and so on."""
     seen: set[Place] = set()
     order = np.argsort(inputs.classes["instance_count"].to_numpy(), kind="stable").tolist()
