@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterable
@@ -87,7 +88,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, *
     return kind(iterable, file=sys.stderr, disable=not shown, **options)
 
 
-def say_reading(path: str | Path) -> None:
+def say_reading(path: str | os.PathLike) -> None:
     """Says about how long a large JSON file takes to read: it is decoded in one piece, without progress."""
     size = Path(path).stat().st_size
     if size >= LARGE:
