@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch  # starts `ldconfig` when it is first imported, which would be in the first test that needs it
 
 from extract import Config
 
@@ -104,7 +105,6 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
     """12 classes, 30 training and 12 validation images of 112 pixels; tests that use it are marked `framework`."""
-    import torch
     from safetensors.torch import save_file
 
     from benchmarks.minilvis import make

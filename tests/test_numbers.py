@@ -132,7 +132,7 @@ def test_equal_scores_are_ordered_by_roi_and_class(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as extract.data.decoding has it
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_of_one_pixel_and_of_100_megapixels(tmp_path):
     for size in ((1, 1), (10_000, 10_000)):
         PILImage.new("L", size, 7).save(tmp_path / "x.png")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,6 @@ import numpy as np
 from PIL import Image as PILImage
 
 from extract.utils.errors import one_line
-
-# PIL warns of images of more than 89 megapixels, and refuses more than twice as many.
-warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
 
 ImageReader = Callable[[Path], np.ndarray]
 """Path of a file → (H, W, 3) uint8 RGB, or pixels of the kind that the config of the detector asks for.

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -65,6 +66,8 @@ def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> in
         print(f"error: {prog} has no command {name!r}; it has {known or 'none, only options'}", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    # PIL's, of images of more than 89 megapixels; of more than twice as many it raises.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         config = _parse(prog, name, commands, arguments)
         module, function = commands[name].function.split(":")
