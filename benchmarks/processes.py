@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
 
 
@@ -19,10 +19,13 @@ class Usage(NamedTuple):
     memory: int
 
 
-def run_python(arguments: Sequence[str], stdout: IO | int, stderr: IO | int) -> Usage:
-    """Runs this Python with arguments; `stdout` and `stderr` are as of `subprocess.Popen`."""
+def run_python(
+    arguments: Sequence[str], stdout: IO | int, stderr: IO | int, variables: Mapping[str, str] | None = None
+) -> Usage:
+    """Runs this Python with arguments and more environment variables; `stdout`, `stderr` as of `subprocess.Popen`."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=stderr)
+    environment = os.environ | dict(variables or {})
+    process = subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=stderr, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - started

@@ -10,6 +10,7 @@ from torchvision.models.detection import MaskRCNN
 
 from benchmarks.minilvis import detector
 
+DETECTOR = "torchvision:benchmarks.scale.detector:mask_rcnn"
 NUM_CLASSES = 1203
 EDGE = 64
 """Pixels that images are resized to."""
