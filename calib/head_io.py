@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 
 from calib.heads import Head, HeadInfo
 from calib.metrics import METRICS_FILE, TENSORBOARD_FOLDER
-from extract.utils.errors import one_line
+from extract.utils.errors import one_line, other_version
 from extract.utils.files import file_sha256, write_bytes
 from extract.utils.folders import can_be_replaced, put_in_place, settle, unused_partial
 from extract.utils.locks import one_writer
@@ -132,8 +132,7 @@ def _check_info(raw: dict[str, Any], file: Path) -> HeadInfo:
         if raw.get("format") != FORMAT:
             raise ValueError(f"format is {raw.get('format')!r}, expected {FORMAT!r}")
         if (version := raw.get("version")) != VERSION:
-            newer = " (written by a newer version)" if isinstance(version, int) and version > VERSION else ""
-            raise ValueError(f"version is {version!r}, this library reads {VERSION}{newer}")
+            raise ValueError(f"format {other_version(version, VERSION)}")
         info = msgspec.convert(raw, HeadInfo)
         ends = (math.prod(info.feature_shape) - info.rank, len(info.category_ids) + 1)
         if len(info.widths) < 2 or (info.widths[0], info.widths[-1]) != ends:

@@ -4,7 +4,7 @@ from .cache.opening import open_cache as open_cache
 from .cache.reader import RoICache as RoICache
 from .config import Config as Config
 from .config import DetectorSpec as DetectorSpec
-from .contact_sheet import contact_sheet as contact_sheet
 from .detectors import load_detector as load_detector
 from .extraction import run as run
 from .rois import RoIs as RoIs
+from .sheet import contact_sheet as contact_sheet

@@ -14,8 +14,8 @@ from extract.cache.hdf5 import export_hdf5, import_hdf5
 from extract.cache.opening import open_cache, open_unchecked
 from extract.cache.reader import RoICache
 from extract.command_configs import BrowseConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
-from extract.contact_sheet import contact_sheet
 from extract.detectors import catalog_dataset
+from extract.sheet import contact_sheet
 from extract.uses import command_for
 from extract.utils.files import write_bytes
 from extract.verify import LogitCheck

@@ -20,6 +20,7 @@ from calib.head_io import INFO_FILE, load_head, save_head
 from calib.head_io import WEIGHTS_FILE as HEAD_FILE
 from calib.heads import Head
 from calib.scoring import Original
+from extract.utils.errors import one_line, other_version, shown
 from extract.utils.files import file_sha256, is_partial, write_bytes
 from extract.utils.folders import put_in_place, settle, unused_partial
 from extract.utils.locks import one_writer
@@ -29,11 +30,16 @@ LEARNED_FILE = "learned.json"
 FORMAT, VERSION = "tailcal-learned", 1
 
 
-class _File(msgspec.Struct):
-    """The content of `LEARNED_FILE`: `heads` are sha256 of their descriptions, `sha256` that of the other fields."""
+class _Format(msgspec.Struct):
+    """What every version of `LEARNED_FILE` begins with."""
 
     format: str
     version: int
+
+
+class _File(_Format):
+    """The content of `LEARNED_FILE`: `heads` are sha256 of their descriptions, `sha256` that of the other fields."""
+
     average: str
     activation: str
     heads: list[str]
@@ -78,13 +84,7 @@ def load_learned(path: str | Path) -> LearnedFusion:
     """
     path = Path(path)
     file = path / LEARNED_FILE
-    try:
-        content = msgspec.json.decode(file.read_bytes(), type=_File)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not a learned fusion: {error}") from None
-    if (content.format, content.version) != (FORMAT, VERSION):
-        found = f"{content.format!r} version {content.version}"
-        raise ValueError(f"{file}: is {found}, this library reads {FORMAT!r} version {VERSION}")
+    content = _read_file(file)
     if content.sha256 != _content_sha256(content):
         raise ValueError(f"{file}: damaged, or changed by hand: its content does not have the sha256 in it")
     folders = [path / str(number) for number in range(1, len(content.heads) + 1)]
@@ -98,6 +98,19 @@ def load_learned(path: str | Path) -> LearnedFusion:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return LearnedFusion((original, *heads), weights, heads[0].instance_counts, heads[0].class_map)
+
+
+def _read_file(file: Path) -> _File:
+    raw = file.read_bytes()
+    try:
+        written = msgspec.json.decode(raw, type=_Format)
+        if written.format != FORMAT:
+            raise ValueError(f"format is {shown(written.format)}, expected {FORMAT!r}")
+        if written.version != VERSION:
+            raise ValueError(f"format {other_version(written.version, VERSION)}")
+        return msgspec.json.decode(raw, type=_File)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not a learned fusion: {one_line(error)}") from None
 
 
 def load_calibrated(path: str | Path) -> Head | LearnedFusion:

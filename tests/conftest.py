@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy.testing  # noqa: F401  which starts `lscpu` with NumPy 2.0
 import pytest
 import torch  # starts `ldconfig` when it is first imported, which would be in the first test that needs it
 

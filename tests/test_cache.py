@@ -325,6 +325,16 @@ def test_hdf5_faults(tmp_path):
             import_hdf5(tmp_path / "c.h5", str(tmp_path / "d.zarr"))
         with h5py.File(tmp_path / "c.h5", "a") as file:
             file.attrs["header"] = whole
+    for name, value, message in (
+        ("version", 2, r"format version 2, this library reads 1 \(written by a newer version\)"),
+        ("format", "other", "format 'other', expected 'tailcal-roi-cache'"),
+    ):
+        with h5py.File(tmp_path / "c.h5", "a") as file:
+            whole, file.attrs[name] = file.attrs[name], value
+        with pytest.raises(CacheError, match=message):
+            import_hdf5(tmp_path / "c.h5", str(tmp_path / "d.zarr"))
+        with h5py.File(tmp_path / "c.h5", "a") as file:
+            file.attrs[name] = whole
     with h5py.File(tmp_path / "c.h5", "a") as file:
         del file["label"]
     with pytest.raises(CacheError, match=r"c\.h5: .*label"):

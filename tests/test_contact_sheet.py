@@ -11,10 +11,10 @@ from PIL import Image as PILImage
 
 import extract
 from extract.__main__ import main
-from extract.contact_sheet import GAP, LINE, MARGIN, PROPOSAL, TILE, _tiles
 from extract.crops import crop_around
 from extract.objects import object_rois
 from extract.roi_rows import choose_rows
+from extract.sheet import GAP, LINE, MARGIN, PROPOSAL, TILE, _tiles
 from tests.fuse_fixtures import CLASSES, SIZE, K, annotations, rois
 
 

@@ -195,7 +195,7 @@ def _edit(folder, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "config.json: version is 2, this library reads 1"),
+        ({"version": 2}, r"config.json: format version 2, this library reads 1 \(written by a newer version\)"),
         ({"format": "other"}, "config.json: format is 'other', expected 'tailcal-head'"),
         ({"widths": "3"}, r"config.json: Expected `array`, got `str` - at `\$.widths`"),
         ({"widths": [147, 8, 9]}, "config.json: widths are .* expected to lead from 147 to 13"),

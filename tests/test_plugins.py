@@ -63,6 +63,11 @@ def test_pooled_features_that_an_earlier_version_exported_are_refused():
         calibration.mapped(SimpleNamespace(description={"pooled_after_convolutions": True}))
 
 
+def test_an_option_of_a_newer_version_is_refused():
+    with pytest.raises(ValueError, match=r"has gate_2, which .* \(written by a newer version\)"):
+        Calibration.from_config(vars(make_calibration(1).to_config()) | {"gate_2": True})
+
+
 def build(name: str, folder: Path) -> tuple[nn.Module, nn.Module, Callable[[nn.Module], object]]:
     """Returns the original model, the calibrated one with random weights, and the framework's call of it."""
     spec = frameworks.SPECS[name](folder)

@@ -16,7 +16,7 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from extract.rois import RoIs
-from extract.utils.errors import one_line
+from extract.utils.errors import one_line, other_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,10 +179,8 @@ def open_group(url: str, mode: Literal["r", "r+"]) -> zarr.Group:
         raise FileNotFoundError(f"{url}: no RoI cache there, only the beginning of one")
     if group.attrs.get("format") != FORMAT:
         raise CacheError(f"{url}: format {group.attrs.get('format')!r}, expected {FORMAT!r}")
-    version = group.attrs.get("version")
-    if version != VERSION:
-        newer = " (written by a newer version)" if isinstance(version, int) and version > VERSION else ""
-        raise CacheError(f"{url}: format version {version}, this library reads {VERSION}{newer}")
+    if (version := group.attrs.get("version")) != VERSION:
+        raise CacheError(f"{url}: format {other_version(version, VERSION)}")
     needed = {"complete", "images_per_block", "rows_per_block", *(field.name for field in fields(Header))}
     if missing := needed - group.attrs.keys():
         raise CacheError(f"{url}/zarr.json: damaged: has no {', '.join(sorted(missing))}")

@@ -35,7 +35,7 @@ from extract.cache.values import image_digest
 from extract.data.classes import COLUMNS as CLASS_COLUMNS
 from extract.data.classes import check_classes
 from extract.rois import RoIs
-from extract.utils.errors import one_line
+from extract.utils.errors import one_line, other_version
 from extract.utils.files import remove_partials, replacing
 from extract.utils.locks import one_writer
 from extract.utils.optional import require
@@ -84,11 +84,10 @@ def import_hdf5(path: str | Path, url: str, overwrite: bool = False) -> RoICache
     except OSError as error:
         raise CacheError(f"{path}: not an HDF5 file: {error}") from None
     with file:
-        if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
-            raise CacheError(
-                f"{path}: format {file.attrs.get('format')!r} version {file.attrs.get('version')}, "
-                f"expected {FORMAT!r} version {VERSION}"
-            )
+        if file.attrs.get("format") != FORMAT:
+            raise CacheError(f"{path}: format {file.attrs.get('format')!r}, expected {FORMAT!r}")
+        if (version := file.attrs.get("version")) != VERSION:
+            raise CacheError(f"{path}: format {other_version(version, VERSION)}")
         try:
             header = msgspec.json.decode(file.attrs["header"], type=Header)
             for name, group in file.get("detector", {}).items():

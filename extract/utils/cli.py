@@ -125,9 +125,13 @@ def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: lis
     others = [other for other in commands if other != name and other]
     if name == "" and others:
         description += f"\n\nOther commands: {', '.join(others)} (`{prog} COMMAND --help`)"
-    return tyro.cli(
-        commands[name].config,
-        prog=f"{prog} {name}".strip(),
-        description=description,
-        args=arguments,
-    )
+    try:
+        return tyro.cli(
+            commands[name].config,
+            prog=f"{prog} {name}".strip(),
+            description=description,
+            args=arguments,
+        )
+    except ValueError as error:  # of a config's checks; tyro prints it itself from version 1.0.16 on
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise SystemExit(2) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from numbers import Integral
 
 MAX_VALUE_LENGTH, MAX_LISTED = 60, 3
 MAX_LINE_LENGTH = 500
@@ -23,6 +24,12 @@ def shortened(value: object, length: int = MAX_VALUE_LENGTH) -> str:
 def shown(value: object) -> str:
     """Returns `repr(value)`, shortened."""
     return shortened(repr(value))
+
+
+def other_version(version: object, readable: int) -> str:
+    """Returns that a file has another format version than the one that this library reads, and whether it is newer."""
+    newer = " (written by a newer version)" if isinstance(version, Integral) and int(version) > readable else ""
+    return f"version {version}, this library reads {readable}{newer}"
 
 
 def listed(items: Collection[str]) -> str:

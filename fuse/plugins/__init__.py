@@ -171,6 +171,8 @@ class Calibration:
     @classmethod
     def from_config(cls, values: Mapping[str, object]) -> Calibration:
         """Builds it from the values in an exported config. Raises ValueError naming one that is missing or invalid."""
+        if unknown := values.keys() - {field.name for field in fields(CalibrationConfig)}:
+            raise ValueError(f"has {min(unknown)}, which this version does not know (written by a newer version)")
         try:
             config = msgspec.convert(dict(values), CalibrationConfig)
         except msgspec.ValidationError as error:
