@@ -64,6 +64,39 @@ def test_error_types_and_calibration_are_hotcocos(content, detections, few, kind
         )
 
 
+@pytest.mark.parametrize(
+    ("objects", "found", "missed"),
+    [
+        ([0, 1], [(0, 0, 0.9)], 50),  # hotcoco: 0
+        ([0, 1], [(0, 0, 0.9), (1, 2, 0.8)], 50),  # hotcoco and tidecv: 0
+        ([0, 0], [(0, 0, 0.5), (0, 2, 0.5)], 50 - 50 / 101),  # tidecv: 0, as it puts the false positive first
+        ([0, 0], [(0, 0, 0.5), (0, 2, 0.4)], 50 - 50 / 101),
+    ],
+    ids=["class missed", "class missed, with a false positive", "ties", "no ties"],
+)
+def test_gains_where_tools_differ(objects, found, missed):
+    """An object of class k is at place 0 or 1; of each detection: its class, its place, its score."""
+    boxes = np.float32([[10, 10, 60, 60], [200, 200, 250, 250], [300, 10, 340, 50]])
+    ids = CLASSES["category_id"].to_numpy(np.int64)
+    records = [
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": int(ids[k]),
+            "bbox": [*boxes[i][:2].tolist(), 50.0, 50.0],
+            "area": 2500.0,
+        }
+        for i, k in enumerate(objects)
+    ]
+    categories = [{"id": int(i), "name": name} for i, name in zip(ids, CLASSES["name"], strict=True)]
+    images = [{"id": 1, "width": 400, "height": 400}]
+    content = {"images": images, "annotations": records, "categories": categories}
+    labels, places, scores = map(list, zip(*found, strict=True))
+    detections = Detections(np.ones(len(found), np.int64), ids[labels], np.float32(scores), boxes[places])
+    row = fuse.error_table(content, {"a": detections}, CLASSES, bins=BINS, iou_type="bbox").iloc[0]
+    assert row["Miss"] == pytest.approx(missed)
+
+
 def test_bins_are_means_of_their_classes(content, detections):
     """Classes 0 and 1, 2, and 3; class 4 has no objects. A table with a bin of each class is that of the classes."""
     table = fuse.error_table(content, {"a": detections}, CLASSES, bins=BINS, iou_type="bbox").iloc[0]

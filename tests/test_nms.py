@@ -196,6 +196,15 @@ def test_threshold_is_strict_and_zero_area_boxes_remove_nothing():
     assert len(class_nms(boxes, scores)[0]) == 3
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.3, 0.7])
+def test_a_score_is_compared_with_the_threshold_in_float32(threshold):
+    """As NumPy 2 and torch do; numba alone compares with the float64, which may be below or above the float32."""
+    at, above = np.float32(threshold), np.nextafter(np.float32(threshold), np.float32(1))
+    boxes = np.array([[0, 0, 9, 9], [20, 20, 29, 29]], np.float32)
+    found = class_nms(boxes, np.array([[at, 0], [above, 0]], np.float32), score_threshold=threshold)
+    assert found[2].tolist() == [float(above)]
+
+
 def test_overflowing_and_infinite_values_are_handled_as_numbers():
     boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], np.float32)
     scores = np.array([[np.inf, 1e-45, 0], [3e38, -0.0, 0]], np.float32)

@@ -13,6 +13,7 @@ from hotcoco import mask as rle
 
 from extract.cache.mask_store import BoxClassPairs, MaskStore
 from fuse.detections import Detections
+from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate
 from fuse.merge import merge_detections
 from tests.fuse_fixtures import annotations, tiny_cache
@@ -100,3 +101,10 @@ def test_scores_of_a_file_keep_their_order(tmp_path):
     for engine in ("native", "hotcoco", "pycocotools"):
         assert evaluate(content, read, classes, engine=engine)["AP"].item() == pytest.approx(100)
     assert len(merge_detections([read, found])) == 2
+
+
+def test_no_images_are_none():
+    """For pycocotools, an empty list of ids stands for all."""
+    content = annotations()
+    dataset = load_annotations(content, [])
+    assert content["images"] and dataset["images"] == dataset["annotations"] == []
