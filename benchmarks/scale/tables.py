@@ -23,7 +23,8 @@ def scale_table(results: pd.DataFrame) -> str:
         for r in results.to_dict("records")
     ]
     header = ["step", "images", "time", "processor time", "peak memory", "files", "size on disk", "estimated"]
-    return markdown(header, rows) + "\n\n" + provenance_line(results)
+    share = f"{100 * results['share'].iloc[0]:g}% of LVIS v1's images. "
+    return markdown(header, rows) + "\n\n" + share + provenance_line(results)
 
 
 def _estimate(seconds: float, count: float) -> str:
