@@ -14,8 +14,9 @@ from extract.rois import RoIs
 from extract.utils.memory_limit import peak_bytes, require_memory, reset_peak, resident_bytes
 
 log = logging.getLogger(__name__)
-STORED_COPIES = 3
-"""Sizes of a block that labelling and storing it take, besides its RoIs themselves."""
+STORED_COPIES = 1
+"""Sizes of a block that labelling and storing it take, besides its RoIs themselves; benchmarks.reliability.memory
+measures 0.7."""
 
 
 class Plan(NamedTuple):
