@@ -407,6 +407,28 @@ def test_damage_is_found(tmp_path, small_shards, field, name):
             open_cache(tmp_path / title)
 
 
+def test_an_empty_shard_of_another_writer_is_no_data(tmp_path):
+    """Chunk shapes and keys are the writer's, and it may have no manifest. Zarr has fill values for such a shard."""
+    url = tmp_path / "c.zarr"
+    expected = write_cache(url, make_images(), CLASSES, split="val", level="pooled").read("labels")
+    group = zarr.open_group(url, mode="r+")
+    for name in ("manifest", "manifest_crc32c"):
+        del group.attrs[name]
+    old, values = group["label"], group["label"][:]
+    del group["label"]
+    rows = (64, *values.shape[1:])
+    serializer = zarr.codecs.ShardingCodec(
+        chunk_shape=rows, codecs=[zarr.codecs.BytesCodec(), zarr.codecs.Crc32cCodec()]
+    )
+    options = {"fill_value": old.fill_value, "dimension_names": old.metadata.dimension_names, "compressors": None}
+    chunks = {"chunks": (128, *values.shape[1:]), "serializer": serializer}
+    group.create_array("label", shape=values.shape, dtype=values.dtype, **chunks, **options)[:] = values
+    np.testing.assert_array_equal(open_cache(url).read("labels"), expected)
+    (url / "label" / "c" / "1" / "0").write_bytes(b"")
+    with pytest.raises(CacheError, match="c.zarr/label: damaged shard"):
+        open_cache(url).read("labels")
+
+
 @pytest.mark.long
 def test_finite_half_floats():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
