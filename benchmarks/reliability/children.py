@@ -54,9 +54,13 @@ def run_child(
     step: int | None = None,
     seconds: float | None = None,
     prepare: Callable[[], object] | None = None,
+    hang: float = HANG,
 ) -> Outcome:
-    """Runs a function in a fork of this process; its result 1, or an exception, is exit code 1."""
-    return _start(function, folder, step, seconds, prepare).wait()
+    """Runs a function in a fork of this process; its result 1, or an exception, is exit code 1.
+
+    The function is killed after `hang` seconds.
+    """
+    return _start(function, folder, step, seconds, prepare).wait(hang)
 
 
 def run_ranks(
@@ -120,9 +124,9 @@ class _Child:
             self.status = status if pid else None
         return self.status is not None
 
-    def wait(self) -> Outcome:
-        """Returns the outcome once the process has ended."""
-        deadline = time.monotonic() + HANG
+    def wait(self, hang: float = HANG) -> Outcome:
+        """Returns the outcome once the process has ended, which it must within so many seconds."""
+        deadline = time.monotonic() + hang
         while not self.has_ended():
             time.sleep(POLL)
             if time.monotonic() > deadline:

@@ -50,6 +50,8 @@ TOLERANCE = 1.1
 IMAGES, WARM_UP = 10_000, 1_000
 GROWTH = 20_000_000
 """Bytes by which memory may grow from the first to the last image: allocators do not return all at once."""
+HANG = 7200
+"""Seconds that 10,000 images may take, on a busy machine too."""
 MB = 1_000_000
 RUN, DATA = Path("data/plain"), Path("data/minilvis")
 CLASSES = 12
@@ -148,7 +150,7 @@ def _grown(
                 before = resident_bytes()
         (folder / "growth").write_text(str(resident_bytes() - before))
 
-    outcome = run_child(measure, folder)
+    outcome = run_child(measure, folder, hang=HANG)
     if outcome.code:
         raise RuntimeError(f"{name} fails: {outcome.errors}")
     grown = int((folder / "growth").read_text())
