@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 NETWORK_COPIES = 6
 """Sizes of the weights that training takes: weights, gradients, momentum, a temporary, and a checkpoint of both."""
-LIBRARIES = 300_000_000
-"""Bytes of what torch imports and allocates at the first step."""
+LIBRARIES = 100_000_000
+"""Bytes of what torch imports and allocates at the first step; benchmarks.reliability.memory measures them."""
 SAMPLED_STEPS, MARGIN = 20, 1.3
 """Steps whose largest number of RoIs, times the margin, is that of all steps."""
 HALF, FULL = 2, 4

@@ -64,7 +64,6 @@ from extract.utils.devices import resolve_device
 from extract.utils.distributed import any_process, barrier, is_main_process, process_group
 from extract.utils.folders import put_in_place
 from extract.utils.locks import one_writer
-from extract.utils.memory_limit import enforced_limit
 from extract.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -232,8 +231,7 @@ def main(config: Config) -> None:
         raise ValueError("out is empty, expected a folder")
     if not is_main_process():
         logging.disable(logging.WARNING)  # the main process logs the same messages
-    with enforced_limit(config.memory_limit):
-        head = train(open_cache(config.cache), config)
+    head = train(open_cache(config.cache), config)
     if not is_main_process():
         return
     parameters = sum(p.numel() for p in head.parameters())

@@ -28,7 +28,6 @@ from extract.rois import RoIs
 from extract.uses import next_command
 from extract.utils.distributed import Coordinator, is_main_process, world_size
 from extract.utils.locks import one_writer
-from extract.utils.memory_limit import enforced_limit
 from extract.utils.prefetch import BackgroundWorker
 from extract.utils.progress import progress_bar
 
@@ -119,8 +118,7 @@ def command(config: Config) -> None:
     if not is_main_process():
         logging.disable(logging.WARNING)  # rank 0 logs the same
     try:
-        with enforced_limit(config.memory_limit):
-            cache = run(config)
+        cache = run(config)
     except KeyboardInterrupt:
         log.info("%s: stopped; the same command resumes", config.out)
         raise

@@ -17,6 +17,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
+from extract.utils.memory_limit import LIBRARIES, enforced_limit, require_memory
+
 DISTRIBUTION = "tailcal"
 PACKAGES = ("torch", "torchvision", "detectron2", "mmdet", "mmcv", "zarr", "numba", "numpy", "hotcoco", "lvis")
 """Packages whose versions `--version` prints."""
@@ -71,7 +73,10 @@ def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> in
     try:
         config = _parse(prog, name, commands, arguments)
         module, function = commands[name].function.split(":")
-        getattr(import_module(module), function)(config)
+        limit = getattr(config, "memory_limit", None)
+        require_memory(limit, LIBRARIES, "the libraries alone")
+        with enforced_limit(limit):
+            getattr(import_module(module), function)(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -16,6 +16,8 @@ from pathlib import Path
 
 TOLERANCE = 0.05
 """Share of a limit by which a process may exceed it before it is ended."""
+LIBRARIES = 600_000_000
+"""Bytes that a command takes once PyTorch and Numba are imported; the files mapped are more or less of it."""
 PERIOD = 0.01
 """Seconds between two measurements."""
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

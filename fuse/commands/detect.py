@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from calib.scoring import Original, Scorer, with_stage_average
 from extract.cache.reader import RoICache
 from extract.utils.distributed import is_main_process
-from extract.utils.memory_limit import enforced_limit
 from fuse.commands.config import CacheConfig, Config, SweepConfig
 from fuse.commands.datasets import resolve_annotations
 from fuse.commands.folder import only_writer
@@ -51,14 +50,14 @@ def run(config: Config) -> None:
     def rows(fusion: FusionConfig, *_: object) -> dict[str, FusionConfig]:
         return {"original": fusion.fusion(mode="original"), config.mode: fusion}
 
-    with ExitStack() as lock, enforced_limit(config.memory_limit):
+    with ExitStack() as lock:
         _detect_and_report(config, rows, Comparison("original", config.mode), lock, save=True)
 
 
 def sweep(config: SweepConfig) -> None:
     """Runs `python -m fuse sweep`: every row of the paper's Tables 2, 4, 6 and 7."""
     candidate = "props-gt" if config.head is None and config.method is None else "rhead-cat"
-    with ExitStack() as lock, enforced_limit(config.memory_limit):
+    with ExitStack() as lock:
         _detect_and_report(config, paper_rows, Comparison(BASELINE, candidate), lock)
 
 
