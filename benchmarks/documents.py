@@ -29,7 +29,7 @@ from benchmarks.paper.results import document_table
 from benchmarks.provenance import read_results
 from benchmarks.recipes import default_rows, recipes_table
 from benchmarks.reliability.results import reliability_table
-from benchmarks.scale.tables import scale_table
+from benchmarks.scale.tables import checks_table, scale_table
 from benchmarks.selection import selection_table
 from benchmarks.tables import (
     BINS,
@@ -101,7 +101,8 @@ def fill_documents(root: Path) -> None:
     performance = {
         "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),
         "targets": speed_targets,
-        "scale": partial(_if_measured, scale_table, "scale"),
+        "scale": partial(_from_csv, scale_table, RESULTS / "scale.csv"),
+        "scale_checks": partial(_from_csv, checks_table, RESULTS / "scale_checks.csv"),
         "derived": partial(_from_csv, derived_table, RESULTS / "derived.csv"),
         "precision": partial(_from_csv, partial(accuracy_table, columns=BINS, decimals=2), RESULTS / "precision.csv"),
     }

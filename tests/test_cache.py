@@ -407,6 +407,7 @@ def test_damage_is_found(tmp_path, small_shards, field, name):
             open_cache(tmp_path / title)
 
 
+@pytest.mark.long
 def test_an_empty_shard_of_another_writer_is_no_data(tmp_path):
     """Chunk shapes and keys are the writer's, and it may have no manifest. Zarr has fill values for such a shard."""
     url = tmp_path / "c.zarr"

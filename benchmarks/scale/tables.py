@@ -1,4 +1,4 @@
-"""The Markdown table of the pipeline at the size of LVIS v1."""
+"""The Markdown tables of the pipeline at the size of LVIS v1."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def scale_table(results: pd.DataFrame) -> str:
     header = ["step", "images", "time", "processor time", "peak memory", "files", "size on disk", "estimated"]
     share = f"{100 * results['share'].iloc[0]:g}% of LVIS v1's images. "
     return markdown(header, rows) + "\n\n" + share + provenance_line(results)
+
+
+def checks_table(results: pd.DataFrame) -> str:
+    """Formats what was compared at that size."""
+    rows = [[r["check"], f"{r['value']:,.6g}", f"{r['other']:,.6g}"] for r in results.to_dict("records")]
+    return markdown(["check", "figure", "compared with"], rows) + "\n\n" + provenance_line(results)
 
 
 def _estimate(seconds: float, count: float) -> str:
