@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
                 rows.append({"command": command.name, "situation": situation})
                 rows[-1] |= {"runs": len(limits), "faults": len(faults)}
-    if options.save:
-        save("disk", rows, ["command", "situation"])
+                if options.save:
+                    save("disk", rows[-1:], ["command", "situation"])
     return int(any(row["faults"] for row in rows))
 
 
