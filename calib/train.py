@@ -102,6 +102,8 @@ def _train(cache: RoICache, held_out: RoICache | None, config: Config, device: t
     final, identity = Path(config.out), config.identity(cache.fingerprint)
     writes_files = bool(config.out) and is_main_process()
     if config.out and _is_done(final, identity, config, device):
+        if writes_files:
+            remove_checkpoint(final)  # is left by a process that was killed right after it had saved the head
         logger.info("%s: is finished already", final)
         return load_head(final, device)
     out = writing_folder(final, config.overwrite)

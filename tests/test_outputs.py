@@ -243,6 +243,9 @@ def test_a_training_killed_between_weights_and_description_resumes(tmp_path):
     calib.train_head(cache, out=str(out), **options)
     assert (out / "head.safetensors").read_bytes() == weights
     assert not list(out.glob("*.partial"))
+    (out / "checkpoint.safetensors").write_bytes(b"of the last steps")
+    calib.train_head(cache, out=str(out), **options)
+    assert not (out / "checkpoint.safetensors").exists(), "was left by a process that was killed after the last step"
 
 
 def test_a_failed_replacement_leaves_the_old_file(tmp_path):
