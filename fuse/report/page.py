@@ -40,12 +40,17 @@ def write_report(path: str | os.PathLike, inputs: ReportInputs) -> None:
         "own_scores": lambda: Markup(charts.own_scores(inputs)),
         "weight_norms": lambda: Markup(charts.weight_norms(inputs)),
     }
-    shown = progress_bar(charted.items(), total=len(charted), desc="report", unit="part", delay=FIRST_LINE)
-    parts = {name: make() for name, make in shown}
-    bare = _render(inputs, parts | {"gallery": {}, "data": _class_data(inputs, best, 0)})
-    place = min(1.0, max(0, MAX_BYTES - len(bare)) / (GALLERY_BYTES + THUMBNAIL_BYTES))
-    parts["gallery"] = gallery(inputs, place * GALLERY_BYTES)
-    parts["data"] = _class_data(inputs, best, place * THUMBNAIL_BYTES)
+    with progress_bar(total=len(charted) + 2, desc="report", unit="part", delay=FIRST_LINE) as bar:
+        parts: dict[str, object] = {}
+        for name, make in charted.items():
+            parts[name] = make()
+            bar.update()
+        bare = _render(inputs, parts | {"gallery": {}, "data": _class_data(inputs, best, 0)})
+        place = min(1.0, max(0, MAX_BYTES - len(bare)) / (GALLERY_BYTES + THUMBNAIL_BYTES))
+        parts["gallery"] = gallery(inputs, place * GALLERY_BYTES)
+        bar.update()
+        parts["data"] = _class_data(inputs, best, place * THUMBNAIL_BYTES)
+        bar.update()
     write_bytes(path, _render(inputs, parts))
 
 
