@@ -27,7 +27,6 @@ class Command(NamedTuple):
         name: for the table.
         run: writes `OUT` in a folder that has `SOURCE`.
         old: writes the other output that is there when the command begins; None if nothing is.
-        max_points: steps to kill it at, at most, since it takes long.
         ranks: processes of torchrun that run it.
         watched: the process of these that is killed.
     """
@@ -35,7 +34,6 @@ class Command(NamedTuple):
     name: str
     run: Callable[[Path], object]
     old: Callable[[Path], object] | None = None
-    max_points: int | None = None
     ranks: int = 1
     watched: int = 0
 
@@ -168,8 +166,8 @@ def _both(name: str, run: Callable[..., object], *old: str) -> list[Command]:
 
 
 COMMANDS = (
-    Command("extract", _extract, max_points=40),
-    Command("extract --overwrite", lambda f: _extract(f, "--overwrite"), lambda f: _write(f, False), max_points=40),
+    Command("extract", _extract),
+    Command("extract --overwrite", lambda f: _extract(f, "--overwrite"), lambda f: _write(f, False)),
     Command("extract convert", _convert),
     Command("extract convert --overwrite", lambda f: _convert(f, "--overwrite"), lambda f: _write(f, False)),
     Command("extract import", _import),
@@ -187,7 +185,7 @@ COMMANDS = (
     *_both("fuse predict", _predict, "--tail", "10"),
     Command("fuse export", _export_detector),
     Command("fuse export --fold", lambda f: _export_detector(f, "--fold")),
-    Command("extract under torchrun, rank 0 killed", _extract_train, max_points=40, ranks=2),
+    Command("extract under torchrun, rank 0 killed", _extract_train, ranks=2),
     Command("extract under torchrun, rank 1 killed", _extract_train, ranks=2, watched=1),
     Command("calib.train under torchrun, rank 0 killed", _train, ranks=2),
     Command("calib.train under torchrun, rank 1 killed", _train, ranks=2, watched=1),

@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             outputs = run_undisturbed(command, folder)
             at_random = len(range(i, options.random, len(COMMANDS)))
             times = np.random.default_rng(i).uniform(0, outputs.seconds, at_random)
-            points = min(filter(None, (options.points, command.max_points)), default=None)
-            kills = [Kill(step) for step in _points(outputs.steps, points)]
+            kills = [Kill(step) for step in _points(outputs.steps, options.points)]
             kills += [Kill(seconds=time) for time in times.tolist()]
             faults = [fault for one in kills for fault in check_kill(command, outputs, one, folder / "work")]
             print(f"{command.name}: {len(kills)} kills, {len(faults)} faults", *faults, sep="\n  ", flush=True)
