@@ -5,9 +5,9 @@
     python -m benchmarks.crossing torchmetrics                       # one evaluator alone
 
 The detections are the original detector's on Mini-LVIS val, from `data/plain/val.zarr`. They are evaluated as federated
-and as exhaustive data, as masks and as boxes, with a cap of 300 and of 100. Writes average precision on the first 150
-images to `benchmarks/results/crossing.csv` and the calibration error on all to `crossing_calibration.csv`; rows of
-others that are not installed stay.
+and as exhaustive data, as masks and as boxes, with a cap of 300 and of 100. Writes average precision to
+`benchmarks/results/crossing.csv` and the calibration error to `crossing_calibration.csv`; rows of others that are not
+installed stay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(names: Sequence[str]) -> None:
         raise SystemExit(f"unknown evaluators {sorted(unknown)}, expected some of {known}")
     for measure in MEASURES:
         chosen = [name for name in measure.evaluators if name in names or not names]
-        every = make_inputs(images=measure.images) if chosen else []
+        every = make_inputs() if chosen else []
         for name in chosen:
             if rows := evaluate(measure, name, every):
                 save(measure, pd.DataFrame(rows))

@@ -36,20 +36,17 @@ class Measure(NamedTuple):
     Attributes:
         column: its name.
         file: of its results.
-        images: the first so many of val, since some evaluators take minutes for them; None for all.
         evaluators: by name.
     """
 
     column: str
     file: Path
-    images: int | None
     evaluators: dict[str, Evaluator]
 
 
 AP = Measure(
     "AP",
     RESULTS / "crossing.csv",
-    150,
     {
         "tailcal": Evaluator("tailcal", evaluators.tailcal, federated=True),
         "lvis": Evaluator("lvis", evaluators.lvis, federated=True),
@@ -68,7 +65,6 @@ AP = Measure(
 ECE = Measure(
     "ECE",
     RESULTS / "crossing_calibration.csv",
-    None,
     {
         "the definition, on pycocotools' matches": Evaluator("pycocotools", calibration.formula),
         "hotcoco `calibration`": Evaluator("hotcoco", calibration.hotcoco),
