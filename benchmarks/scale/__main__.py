@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale                  # all of it: hours on one core
     OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale --share 0.1
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale --share 0.1 --classes 13204    # as many as V3Det has
 
 It needs detectron2, whose package has LVIS v1's class table. Every step is a command of this library in a process of
 its own. Writes `benchmarks/results/scale.csv`: wall and processor time, peak memory, and the files and bytes of what
-each step wrote. Then `checks.py` looks for what only shows at size, and writes `scale_checks.csv`.
+each step wrote. Then `checks.py` looks for what only shows at size, and writes `scale_checks.csv`. Rows of another
+number of classes stay.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import extract
 from benchmarks.processes import run_python
 from benchmarks.provenance import provenance
 from benchmarks.scale.checks import OTHER_HEAD, check
-from benchmarks.scale.dataset import IMAGES, make_dataset
+from benchmarks.scale.dataset import IMAGES, NUM_CLASSES, make_dataset
 from benchmarks.scale.detector import DETECTOR, write_weights
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -45,35 +47,47 @@ class Config:
     share: float = 1.0
     """Of the images of both splits."""
 
+    classes: int = NUM_CLASSES
+    """That the dataset and the detector have."""
+
 
 def main(config: Config) -> None:
     """Makes the dataset, runs the commands, checks the results and saves all figures."""
     data = config.out / "data"
     started, cpu = time.perf_counter(), time.process_time()
-    make_dataset(data, config.share)
-    write_weights(config.out / "detector.safetensors")
+    make_dataset(data, config.share, config.classes)
+    write_weights(config.out / "detector.safetensors", config.classes)
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     rows = [{"step": "dataset", "seconds": wall, "cpu_seconds": cpu, **size_of(data)}]
-    for step, (arguments, out) in commands(config.out).items():
+    for step, (arguments, out) in commands(config.out, config.classes).items():
         variables = OTHER_SUMS if out.name == OTHER_HEAD else {}
         rows.append({"step": step, **run(arguments, config.out / f"{step}.log", variables), **size_of(out)})
         print(rows[-1], flush=True)
     train, val = (len(extract.open_cache(str(config.out / f"{split}.zarr"))) for split in IMAGES)
     images = {"dataset": len(list(data.glob("*2017/*")))} | dict.fromkeys(TRAIN_STEPS, train)
-    table = pd.DataFrame(rows).round(1).assign(share=config.share, **provenance())
+    table = pd.DataFrame(rows).round(1)
     table.insert(1, "images", table["step"].map(images).fillna(val).astype(int))
-    table.to_csv(RESULTS / "scale.csv", index=False)
+    save(RESULTS / "scale.csv", table, config)
+    save(RESULTS / "scale_checks.csv", pd.DataFrame(check(config.out)), config)
+
+
+def save(file: Path, table: pd.DataFrame, config: Config) -> None:
+    """Writes the rows of a run in place of those of as many classes."""
+    table = table.assign(share=config.share, **provenance())
+    table.insert(0, "classes", config.classes)
     print(table.to_string(index=False), flush=True)
-    checks = pd.DataFrame(check(config.out)).assign(share=config.share, **provenance())
-    checks.to_csv(RESULTS / "scale_checks.csv", index=False)
-    print(checks.to_string(index=False))
+    if file.is_file():
+        others = pd.read_csv(file)
+        table = pd.concat([others[others["classes"] != config.classes], table])
+    table.sort_values("classes", kind="stable").to_csv(file, index=False)
 
 
-def commands(out: Path) -> dict[str, tuple[list[str], Path]]:
+def commands(out: Path, classes: int) -> dict[str, tuple[list[str], Path]]:
     """Returns each step's arguments to Python, and what it writes."""
     data, train, val, head, run_folder = (str(out / name) for name in ("data", "train.zarr", "val.zarr", "head", "run"))
-    extraction = ["-m", "extract", "--detector", DETECTOR, "--weights", f"{out}/detector.safetensors"]
-    extraction += ["--level", "hidden", "--projection", "0", "--images", data, "--batch-size", "16", "--masks", "False"]
+    extraction = ["-m", "extract", "--detector", DETECTOR, f"num_classes={classes}"]
+    extraction += ["--weights", f"{out}/detector.safetensors", "--level", "hidden", "--projection", "0"]
+    extraction += ["--images", data, "--batch-size", "16", "--masks", "False"]
     of_train = ["--annotations", f"{data}/train.json", "--min-images-per-class", str(IMAGES_PER_CLASS)]
     of_train += ["--rois-per-class", "2", "--background", "16", "--out", train]
     of_val = ["--annotations", f"{data}/val.json", "--train-annotations", f"{data}/train.json", "--out", val]

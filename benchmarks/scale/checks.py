@@ -84,7 +84,8 @@ def compare_engines(val: RoICache, out: Path) -> list[Check]:
 
 def compare_live(val: RoICache, out: Path) -> list[Check]:
     """Compares logits and AP from the cache's half floats with those from the detector's features."""
-    detector = load_detector(DetectorSpec(DETECTOR, out / "detector.safetensors", device="cpu"))
+    options = (f"num_classes={val.num_classes}",)
+    detector = load_detector(DetectorSpec(DETECTOR, out / "detector.safetensors", None, options, device="cpu"))
     fusion, forward = fuse.CalibratedDetector(detector, out / "head").fusion, forward_at_level(detector, "hidden")
     positions = np.linspace(0, len(val) - 1, min(COMPARED_IMAGES, len(val))).astype(int).tolist()
     worst, found = 0.0, ([], [])

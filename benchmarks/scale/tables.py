@@ -8,7 +8,16 @@ from benchmarks.tables import format_memory, format_time, markdown, provenance_l
 
 
 def scale_table(results: pd.DataFrame) -> str:
-    """Formats what each step took, and what it wrote."""
+    """Formats what each step took, and what it wrote: a table for each number of classes."""
+    return "\n\n".join(_scale_table(classes, rows) for classes, rows in results.groupby("classes"))
+
+
+def checks_table(results: pd.DataFrame) -> str:
+    """Formats what was compared at that size: a table for each number of classes."""
+    return "\n\n".join(_checks_table(classes, rows) for classes, rows in results.groupby("classes"))
+
+
+def _scale_table(classes: int, results: pd.DataFrame) -> str:
     rows = [
         [
             r["step"],
@@ -23,14 +32,13 @@ def scale_table(results: pd.DataFrame) -> str:
         for r in results.to_dict("records")
     ]
     header = ["step", "images", "time", "processor time", "peak memory", "files", "size on disk", "estimated"]
-    share = f"{100 * results['share'].iloc[0]:g}% of LVIS v1's images. "
+    share = f"{100 * results['share'].iloc[0]:g}% of LVIS v1's images, {classes:,} classes. "
     return markdown(header, rows) + "\n\n" + share + provenance_line(results)
 
 
-def checks_table(results: pd.DataFrame) -> str:
-    """Formats what was compared at that size."""
+def _checks_table(classes: int, results: pd.DataFrame) -> str:
     rows = [[r["check"], f"{r['value']:,.6g}", f"{r['other']:,.6g}"] for r in results.to_dict("records")]
-    return markdown(["check", "figure", "compared with"], rows) + "\n\n" + provenance_line(results)
+    return markdown([f"{classes:,} classes", "figure", "compared with"], rows) + "\n\n" + provenance_line(results)
 
 
 def _estimate(seconds: float, count: float) -> str:
