@@ -220,8 +220,11 @@ def test_a_linear_head_folds_into_a_stock_checkpoint(setting, tmp_path):
     ((found, _),) = CalibratedDetector(stock, mode="original").predict(pixels)
     ((expected, _),) = CalibratedDetector(load_detector(spec), head, mode="calibrated").predict(pixels)
     assert_same_detections(found, expected)
+    lock = config.out.with_name(f".{config.out.name}.lock")
+    lock.touch()
     with pytest.raises(ValueError, match="model.pth: exists; give another folder"):
         export(config)
+    assert not lock.exists(), "was left by a process that was killed at its end"
     with pytest.raises(ValueError, match="mode is 'avg', expected cat or calibrated with --fold"):
         replace(config, mode="avg")
     with pytest.raises(ValueError, match="max_detections is 7: with --fold the detector's own config decides it"):

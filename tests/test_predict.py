@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -204,6 +205,14 @@ def test_an_interrupted_run_resumes(setting, tmp_path, monkeypatch, caplog, caps
     assert (out / "predictions.json").read_bytes() == old, "the old one stays until the new one is whole"
     assert run(setting, out, *files, overwrite=True, tail=7) == 0 and len(calls) == 3 + 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    for seconds, removed in ((1, False), (-1, True)):
+        (out / LINES_FILE).write_text("newer, or left by a process that was killed when it had finished")
+        written = (out / "predictions.json").stat().st_mtime_ns + seconds * 10**9
+        os.utime(out / LINES_FILE, ns=(written, written))
+        (tmp_path / ".out.lock").touch()
+        assert run(setting, out, *files) == 1
+        assert "holds predictions.json; use --overwrite" in capsys.readouterr().err
+        assert (out / LINES_FILE).exists() != removed and not (tmp_path / ".out.lock").exists()
     (out / "predictions.json").rename(out / LINES_FILE)
     assert run(setting, out, *files) == 1
     assert f"{LINES_FILE}: damaged: " in capsys.readouterr().err

@@ -105,6 +105,7 @@ def test_overwrite_keeps_the_old_results_until_the_new_ones_are_whole(files, tmp
     monkeypatch.setattr(scorers, "train", train)
     head = tmp_path / "out.partial" / "trial_heads" / "crt-steps-3" / "head.safetensors"
     written = head.stat().st_mtime_ns
+    (tmp_path / "out.partial" / f"selection.json.{'a' * 32}.partial").write_text("left by a kill")
     assert main([*command, "--overwrite"]) == 0
     new = out / "trial_heads" / "crt-steps-3" / "head.safetensors"
     assert new.stat().st_mtime_ns == written, "resumes with the head that was trained"

@@ -65,7 +65,8 @@ def _export(config: ExportConfig, lock: ExitStack) -> None:
     """Exports as `export` does; takes the lock of the folder once detector and classifier have proved readable."""
     weights, program = config.out / WEIGHTS_FILE, config.out / PROGRAM_FILE
     if weights.exists() and (config.fold or not program.exists()):  # without a program it is not of this command
-        raise ValueError(f"{weights}: exists; give another folder")
+        with one_writer(config.out):  # and removes the lock of a process that was killed at its end
+            raise ValueError(f"{weights}: exists; give another folder")
     if not config.fold:
         _check_config(config)
     steps = lock.enter_context(progress_bar(total=2 if config.fold else 3, desc="export", unit="step"))

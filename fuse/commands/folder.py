@@ -95,6 +95,8 @@ def resumable_results(out: Path, manifest: bytes, parts: Sequence[str], overwrit
     begun = new / BEGUN_FILE
     if new.exists() and not (begun.is_file() and begun.read_bytes() == manifest):
         remove_folder(new)
+    if new.exists():
+        remove_partials(new)
     write_bytes(begun, manifest)
     yield new
     begun.unlink()

@@ -175,7 +175,9 @@ def _check_outputs(config: PredictConfig, images: Sequence[ImageFile]) -> None:
     for output in (config.out / PREDICTIONS_FILE, config.out / LINES_FILE, *drawings):
         if output.resolve() in inputs:
             raise ValueError(f"out is {config.out}, whose {output.name} is one of the images: give another folder")
-    refuse_finished(config.out, config.overwrite)
+    if (config.out / PREDICTIONS_FILE).exists():  # else the lock would create the folder that `out` is in
+        with one_writer(config.out):
+            refuse_finished(config.out, config.overwrite)
 
 
 def _check_names(classifier: LiveClassifier, annotations: Annotations) -> None:

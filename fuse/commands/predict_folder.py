@@ -33,9 +33,17 @@ def save_drawing(drawn: PILImage.Image, path: Path) -> None:
 
 
 def refuse_finished(out: Path, overwrite: bool) -> None:
-    """Raises ValueError for a folder that has finished predictions, unless they are to be replaced."""
-    if (out / PREDICTIONS_FILE).exists() and not overwrite:
-        raise ValueError(f"{out}: holds {PREDICTIONS_FILE}; use --overwrite")
+    """Raises ValueError for a folder that has finished predictions, unless they are to be replaced.
+
+    Whoever calls it holds the lock of `out`. Lines older than the predictions are left by a process that was killed
+    when it had finished, and are removed; newer ones are of predictions that were being replaced.
+    """
+    predictions, lines = out / PREDICTIONS_FILE, out / LINES_FILE
+    if not predictions.exists() or overwrite:
+        return
+    if lines.exists() and lines.stat().st_mtime_ns <= predictions.stat().st_mtime_ns:
+        lines.unlink()
+    raise ValueError(f"{out}: holds {PREDICTIONS_FILE}; use --overwrite")
 
 
 def writing_folder(out: Path, overwrite: bool) -> Path:
