@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,7 @@ HANG = 600
 
 os.fsync = lambda _: None  # what a killed process has written is not lost, and disks are slow
 tqdm.monitor_interval = 0  # its thread may hold a lock when this process forks, which then no thread of the child frees
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared by all forks, so that one that is killed may keep it for ever
 
 
 class Outcome(NamedTuple):
