@@ -228,7 +228,8 @@ def paint_pairs(store: MaskStore, pairs: BoxClassPairs, painter: MaskPainter, co
     All processes that torchrun starts call it with the same pairs, and share the blocks. Rank 0 shows the progress.
     """
     images = len(np.unique(pairs.image_ids))
-    with progress_bar(total=images, desc="paint masks", unit="image", shown=is_main_process()) as bar:
+    progress = progress_bar(total=images, desc="paint masks", unit="image", shown=is_main_process())
+    with store.writing(), progress as bar:
         for painted in painter.paint(coordinator.work_queue(list(store.by_block(pairs)))):
             store.write(*painted)
             finished = coordinator.add_finished(len(np.unique(painted.pairs.image_ids)))

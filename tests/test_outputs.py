@@ -21,7 +21,7 @@ from extract.cache.writer import CacheWriter
 from extract.utils import folders
 from extract.utils.files import replacing
 from extract.utils.folders import partial_folder, put_in_place, settle
-from extract.utils.locks import InUseError, one_writer
+from extract.utils.locks import InUseError, one_writer, shared_folder
 from fuse.commands.folder import new_results, only_writer
 from tests.toy_cache import toy_cache
 
@@ -246,6 +246,16 @@ def test_a_training_killed_between_weights_and_description_resumes(tmp_path):
     (out / "checkpoint.safetensors").write_bytes(b"of the last steps")
     calib.train_head(cache, out=str(out), **options)
     assert not (out / "checkpoint.safetensors").exists(), "was left by a process that was killed after the last step"
+
+
+def test_of_several_writers_the_first_removes_what_killed_ones_have_left(tmp_path):
+    left = tmp_path / "masks" / f"000000.safetensors.{'a' * 32}.partial"
+    with shared_folder(left.parent):
+        left.touch()
+        with shared_folder(left.parent):
+            assert left.exists(), "another process may be writing it"
+    with shared_folder(left.parent), shared_folder(left.parent):
+        assert not left.exists()
 
 
 def test_a_failed_replacement_leaves_the_old_file(tmp_path):

@@ -16,7 +16,7 @@ import extract.__main__
 import fuse.__main__
 from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.reliability.children import Outcome, run_child, run_ranks
-from benchmarks.reliability.sources import CLASSES, OUT, SOURCE, run_fuse
+from benchmarks.reliability.sources import CLASSES, OUT, PAINTER, SOURCE, run_fuse
 from extract import open_cache, write_cache
 
 
@@ -27,6 +27,7 @@ class Command(NamedTuple):
         name: for the table.
         run: writes `OUT` in a folder that has `SOURCE`.
         old: writes the other output that is there when the command begins; None if nothing is.
+        keeps_old: whether that must be there, whole, until the new one is; else the command adds to it or repairs it.
         ranks: processes of torchrun that run it.
         watched: the process of these that is killed.
     """
@@ -34,6 +35,7 @@ class Command(NamedTuple):
     name: str
     run: Callable[[Path], object]
     old: Callable[[Path], object] | None = None
+    keeps_old: bool = True
     ranks: int = 1
     watched: int = 0
 
@@ -72,6 +74,36 @@ def _extract(folder: Path, *options: str) -> int:
     arguments = ["--annotations", str(data / "val.json"), "--train-annotations", str(data / "train.json")]
     arguments += ["--images", str(data / "val"), "--split", "val", "--proposals", "20", "--level", "embedding"]
     return extract.__main__.main([*_detector(folder), *arguments, "--out", str(folder / OUT), *options])
+
+
+def _damaged(folder: Path) -> None:
+    """Extracts a cache and changes a byte of its boxes."""
+    _extract(folder)
+    file = max((folder / OUT / "box").rglob("c*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def _repair(folder: Path) -> int:
+    """Marks what is damaged, if that was not done before, and extracts it again."""
+    extract.__main__.main(["verify", str(folder / OUT), "--repair"])
+    return _extract(folder)
+
+
+def _link_cache(folder: Path) -> None:
+    """Links a cache, so that masks are painted beside the link."""
+    (folder / OUT).mkdir()
+    (folder / OUT / "val.zarr").symlink_to(folder / SOURCE / "painting" / "val.zarr")
+
+
+def _paint(folder: Path) -> int:
+    """Runs `fuse` with a detector that paints masks beside the cache."""
+    data, source, out = folder / SOURCE / "detector", folder / SOURCE / "painting", folder / OUT
+    arguments = ["--cache", str(out / "val.zarr"), "--mode", "original", "--max-detections", "10", "--bootstrap", "0"]
+    arguments += ["--annotations", str(data / "val.json"), "--images", str(data / "val"), "--out", str(out / "run")]
+    detector = ["--detector", *PAINTER, "--weights", str(source / "random.safetensors"), "--device", "cpu"]
+    return fuse.__main__.main([*arguments, *detector])
 
 
 def _extract_train(folder: Path) -> int:
@@ -168,6 +200,7 @@ def _both(name: str, run: Callable[..., object], *old: str) -> list[Command]:
 COMMANDS = (
     Command("extract", _extract),
     Command("extract --overwrite", lambda f: _extract(f, "--overwrite"), lambda f: _write(f, False)),
+    Command("extract verify --repair, extract", _repair, _damaged, keeps_old=False),
     Command("extract convert", _convert),
     Command("extract convert --overwrite", lambda f: _convert(f, "--overwrite"), lambda f: _write(f, False)),
     Command("extract import", _import),
@@ -179,6 +212,7 @@ COMMANDS = (
     *_both("calib.train", _train, "--steps", "3"),
     Command("save_head over a head", lambda f: _save_head(f, 2), lambda f: _save_head(f, 1)),
     *_both("fuse", _detect, "--tail", "10"),
+    Command("fuse, painting masks", _paint, _link_cache, keeps_old=False),
     *_both("fuse sweep", _sweep, "--iou-threshold", "0.4"),
     *_both("fuse merge", _merge, "--weights", "1", "2"),
     *_both("fuse select", _select, "--seed", "1"),

@@ -103,10 +103,10 @@ def check_kill(command: Command, outputs: Outputs, kill: Kill, work: Path) -> It
     if killed.code not in KILLED and (kill.step or killed.code):
         yield f"{when}: ends with code {killed.code}: {killed.errors}"
     content, new = content_of(work / OUT), content_of(outputs.new / OUT)
-    if command.old is not None and content not in (content_of(outputs.old / OUT), new):
+    if command.old is not None and command.keeps_old and content not in (content_of(outputs.old / OUT), new):
         yield f"{when}: neither the old output nor the new one"
     again = command.start(work)
-    finished = content == new and any(text in again.errors for text in FINISHED)
+    finished = any(text in again.errors for text in FINISHED)
     found = content_of(work / OUT)
     if (again.code and not finished) or found != new:
         names = sorted(name for name in new.keys() | found.keys() if new.get(name) != found.get(name))

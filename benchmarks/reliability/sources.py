@@ -21,6 +21,7 @@ from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.reliability.targets import head_of
 from extract.config import DetectorSpec
 from extract.detectors import load_detector
+from tests.frameworks.torchvision import mask_rcnn as painter
 from tests.fuse_fixtures import annotations, tiny_cache, write_tiny
 from tests.toy_cache import toy_cache
 
@@ -28,6 +29,8 @@ UNEQUAL = ("metrics.jsonl", "tensorboard")
 """Files of a head that hold times."""
 SOURCE, OUT = "source", "out"
 CLASSES = 12
+PAINTER = ("torchvision:tests.frameworks.torchvision:mask_rcnn", f"num_classes={CLASSES + 1}")
+"""A detector with a mask for each class, which a cache cannot hold."""
 MODULES = (
     *("calib.train", "extract.extraction", "extract.convert"),
     *("fuse.commands.export", "fuse.commands.predict", "fuse.commands.select"),
@@ -44,6 +47,7 @@ def write_sources(folder: Path) -> None:
         _write_detector(folder / "detector")
         _write_inputs(folder)
         _write_selection(folder / "select")
+        _write_painting(folder / "painting", folder / "detector")
     for module in MODULES:
         import_module(module)
 
@@ -91,3 +95,14 @@ def _write_selection(folder: Path) -> None:
     tiny_cache(folder / "train.zarr", train, split="train")
     tiny_cache(folder / "holdout.zarr", {**train, "images": train["images"][:2]})
     tiny_cache(folder / "val.zarr", val)
+
+
+def _write_painting(folder: Path, data: Path) -> None:
+    """Writes random weights of `PAINTER`, and its cache of the images of `data`."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_file(painter(num_classes=CLASSES + 1).state_dict(), folder / "random.safetensors")
+    arguments = ["--detector", *PAINTER, "--weights", str(folder / "random.safetensors"), "--device", "cpu"]
+    arguments += ["--annotations", str(data / "val.json"), "--train-annotations", str(data / "train.json")]
+    arguments += ["--images", str(data / "val"), "--split", "val", "--proposals", "20", "--level", "embedding"]
+    extract.__main__.main([*arguments, "--out", str(folder / "val.zarr")])

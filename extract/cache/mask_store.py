@@ -1,7 +1,7 @@
 """Masks painted after detection, kept beside the cache that they belong to; `docs/format.md` is the specification.
 
 A store only grows: a part holds the masks that were painted of one block of images at one time, and is never changed.
-So processes need no coordination, and an interrupted run keeps all parts but those it was painting.
+So processes need no coordination but `writing`, and an interrupted run keeps all parts but those it was painting.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from safetensors.numpy import load, save
 from extract.cache.format import IMAGES_PER_BLOCK, CacheError
 from extract.cache.reader import RoICache
 from extract.utils.files import write_bytes
+from extract.utils.locks import shared_folder
 
 SUFFIX = ".safetensors"
 FINGERPRINT_CHARS = 16
@@ -119,6 +121,10 @@ class MaskStore:
             items = zip(wanted.image_ids.tolist(), wanted.keys(), strict=True)
             parts.append(wanted.take(np.array([key not in painted.get(image_id, ()) for image_id, key in items], bool)))
         return BoxClassPairs(*map(np.concatenate, zip(*parts, strict=True))) if parts else pairs
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Shares the folder with other writers for a block; removes first what killed ones have left."""
+        return nullcontext() if "://" in self._folder else shared_folder(self._folder)
 
     def write(self, block: int, pairs: BoxClassPairs, counts: Sequence[str]) -> None:
         """Adds a part: pairs of a block's images and the counts of their compressed COCO RLE."""

@@ -1,4 +1,4 @@
-"""One writer per output: a lock beside it, which the system releases however the process ends."""
+"""Locks of outputs, which the system releases however the process ends: one writer, or several that share a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from extract.utils.distributed import is_main_process
+from extract.utils.files import remove_partials
 
 try:
     import fcntl
@@ -40,6 +41,28 @@ def one_writer(output: str | os.PathLike[str]) -> Iterator[None]:
             with suppress(FileNotFoundError):
                 path.unlink()  # before it is released: whoever waits for it notices that it is gone
             os.close(descriptor)
+
+
+@contextmanager
+def shared_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Shares a folder with other writers for the block; creates it.
+
+    Whoever comes while nobody else writes there first removes the files that killed writers have left.
+    """
+    os.makedirs(folder, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # others write there, or the file system has no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_partials(folder)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lock_path(output: str | os.PathLike[str]) -> Path | None:
