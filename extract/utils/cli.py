@@ -17,7 +17,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from extract.utils.memory_limit import LIBRARIES, enforced_limit, require_memory
+from extract.utils.memory_limit import LIBRARIES, enforced_limit, require_memory, return_freed_memory
 
 DISTRIBUTION = "tailcal"
 PACKAGES = ("torch", "torchvision", "detectron2", "mmdet", "mmcv", "zarr", "numba", "numpy", "hotcoco", "lvis")
@@ -49,6 +49,7 @@ def run(prog: str, commands: Mapping[str, Command], argv: Sequence[str] | None =
     """
     try:
         code = _run(prog, commands, list(sys.argv[1:] if argv is None else argv))
+        return_freed_memory()  # when the process ends, PyTorch reads more of its files, which a limit includes
         sys.stdout.flush()  # here, not when the interpreter ends, which would print a traceback
     except BrokenPipeError:  # as in `… | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,7 @@ Memory is the resident set of the process, without what a GPU holds.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import resource
@@ -45,6 +46,12 @@ def require_memory(limit: float | None, needed: float, what: str) -> None:
         digit = 10 ** (len(f"{needed:.0f}") - 3)
         least = math.ceil(needed / digit) * digit  # rounded up to three digits
         raise ValueError(f"memory_limit is {limit:.3g} bytes, expected at least {least:.3g}, for {what}")
+
+
+def return_freed_memory() -> None:
+    """Gives what this process has freed back to the system, where the C library can."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
