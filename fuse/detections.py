@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from extract.utils.files import write_bytes
+from extract.utils.files import replacing
 from extract.utils.summarized import Summarized
 from fuse.result_records import read_records
+
+RECORDS_AT_ONCE = 50_000
+"""Of a file of results: LVIS's 20,000 images have six million, and a record takes half a kilobyte in memory."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +56,7 @@ class Detections(Summarized):
 
     def take(self, index: np.ndarray | slice) -> Detections:
         """Returns the detections at `index` (integers, a bool mask or a slice), in that order."""
-        taken = np.arange(len(self))[index]
+        taken = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.arange(len(self))[index]
         rles = None if self.rles is None else [self.rles[i] for i in taken]
         return Detections(self.image_ids[taken], self.category_ids[taken], self.scores[taken], self.boxes[taken], rles)
 
@@ -71,14 +74,12 @@ class Detections(Summarized):
         `text_ids` has ids to write in place of image ids, as the attribute of `load_annotations`' and
         `read_annotations`' results has where a file's ids are text.
         """
-        names = ("image_id", "category_id", "score", "bbox", "segmentation")
-        image_ids: list[int | str] = self.image_ids.tolist()
-        if text_ids:
-            image_ids = [text_ids.get(int(image_id), image_id) for image_id in image_ids]
-        columns = [image_ids, self.category_ids.tolist(), self.scores.tolist(), self.xywh.tolist()]
-        columns += [] if self.rles is None else [self.rles]
-        records = [dict(zip(names, record, strict=False)) for record in zip(*columns, strict=True)]
-        write_bytes(path, msgspec.json.encode(records))
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(b"[")
+            for start in range(0, len(self), RECORDS_AT_ONCE):
+                records = self.take(slice(start, start + RECORDS_AT_ONCE))._records(text_ids or {})
+                file.write((b"," if start else b"") + msgspec.json.encode(records)[1:-1])
+            file.write(b"]")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike, *, strict: bool = False) -> Detections:
@@ -102,6 +103,14 @@ class Detections(Summarized):
             boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32),
             rles=[{"size": list(m.size), "counts": m.counts} for m in masks] if masks else None,
         )
+
+    def _records(self, text_ids: Mapping[int, str]) -> list[dict[str, object]]:
+        """Returns the results that `to_json` writes."""
+        names = ("image_id", "category_id", "score", "bbox", "segmentation")
+        image_ids = [text_ids.get(image_id, image_id) for image_id in self.image_ids.tolist()]
+        columns = [image_ids, self.category_ids.tolist(), self.scores.tolist(), self.xywh.tolist()]
+        columns += [] if self.rles is None else [self.rles]
+        return [dict(zip(names, record, strict=False)) for record in zip(*columns, strict=True)]
 
     def _sorted_subset(self, index: np.ndarray) -> Detections:
         """Returns `take(index)` for ascending indices without repeats; no copy if they are all."""

@@ -92,7 +92,7 @@ def _detect_and_report(
     if painted:
         painted.prepare()
     masks = "segm" in config.iou_types
-    threads = plan_threads(cache, config, fusions, masks, comparison.candidate if save else None)
+    threads = plan_threads(cache, config, fusions, masks)
     detections = detect_many(cache, fusions, masks=masks, progress=True, threads=threads)
     if painted:
         detections = painted.attach(detections)

@@ -18,19 +18,15 @@ FULL = 4
 """Bytes of a number."""
 BOX_BYTES, MASK_BYTES = 100, 250
 """Of a detection in memory, without and with a mask; measured with benchmarks.reliability.memory, as the others are."""
-SAVED_BOX_BYTES, SAVED_MASK_BYTES = 500, 900
-"""Of a detection that is written as JSON, besides."""
 KERNELS, REPORT = 150_000_000, 210_000_000
 """Bytes of kernels, which the first run compiles, and of what the report imports and draws, with the 130 MB of
 PyTorch's libraries that the end of the process reads."""
 
 
-def plan_threads(
-    cache: RoICache, config: CacheConfig, fusions: Mapping[str, Fusion], masks: bool, saved: str | None = None
-) -> int | None:
+def plan_threads(cache: RoICache, config: CacheConfig, fusions: Mapping[str, Fusion], masks: bool) -> int | None:
     """Returns the number of threads that work on images within the config's `memory_limit`; None without a limit.
 
-    `masks` is whether detections have some, `saved` the fusion whose detections are written.
+    `masks` is whether detections have some.
 
     Raises ValueError naming the memory that is needed at least.
     """
@@ -38,10 +34,8 @@ def plan_threads(
         return None
     rois = cache.images["roi_count"].to_numpy()
     image = int(rois.max(initial=0)) * _bytes_per_roi(cache, fusions)
-    counts = {name: _num_detections(one, rois, cache.num_classes) for name, one in fusions.items()}
-    detections = sum(counts.values())
-    written = counts.get(saved or "", 0) * (SAVED_MASK_BYTES if masks else SAVED_BOX_BYTES)
-    needed = resident_bytes() + KERNELS + detections * (MASK_BYTES if masks else BOX_BYTES) + max(REPORT, written)
+    detections = sum(_num_detections(one, rois, cache.num_classes) for one in fusions.values())
+    needed = resident_bytes() + KERNELS + detections * (MASK_BYTES if masks else BOX_BYTES) + REPORT
     what = f"up to {detections:,} detections, and images of up to {rois.max(initial=0):,} RoIs"
     require_memory(config.memory_limit, needed + image, what)
     return min(available_cpus(), math.floor((config.memory_limit - needed) / max(image, 1)))
