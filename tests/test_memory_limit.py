@@ -77,7 +77,7 @@ class _Extractor:
     [(None, Plan(4, True)), (680, Plan(4, True)), (679, Plan(4, False)), (639, Plan(2, False)), (409, Plan(1, False))],
 )
 def test_an_extraction_takes_the_fastest_plan_that_fits(limit, plan, monkeypatch):
-    # A batch of four takes 4 * (100 + 3 * 5) = 460, a block 40 and storing it as much again; with overlap there are two.
+    # A batch of four takes 4 * (100 + 3 * 5) = 460, a block 40 and storing it 40; with overlap there are two.
     monkeypatch.setattr(memory_plan, "_measure", lambda _: memory_plan._Sizes(100, 100, 5, 40))
     assert plan_memory(_Extractor(limit)) == plan
     with pytest.raises(ValueError, match="memory_limit is 250 bytes, expected at least 295"):
