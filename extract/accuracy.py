@@ -8,7 +8,8 @@ import numpy as np
 
 from extract.cache.reader import RoICache
 
-ROWS_AT_ONCE = 1 << 16
+BYTES_AT_ONCE = 1 << 26
+"""Of logits in memory."""
 LOW_ACCURACY, LOW_VERSUS_CHANCE = 0.05, 0.5
 """Below either, relative to 1 / K for the second, classes are likely to be in another order. With few classes chance
 alone is above 5 %."""
@@ -33,9 +34,9 @@ def own_accuracy(cache: RoICache) -> Accuracy:
     labels, is_gt = cache.read("labels")[:, -1], cache.read("is_gt").astype(bool)
     labelled = (labels >= 0) & (labels < cache.num_classes)
     rows = np.flatnonzero(labelled & is_gt if is_gt.any() else labelled)
-    correct = 0
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[begin : begin + ROWS_AT_ONCE]
+    correct, count = 0, max(BYTES_AT_ONCE // (4 * len(cache.stages) * (cache.num_classes + 1)), 1)
+    for begin in range(0, len(rows), count):
+        part = rows[begin : begin + count]
         correct += int((cache.take("logits", part)[:, -1, :-1].argmax(1) == labels[part]).sum())
     return Accuracy(correct, len(rows), "ground-truth boxes" if is_gt.any() else "RoIs that match a ground-truth box")
 
