@@ -13,6 +13,7 @@ import fuse
 from calib.head_io import load_head
 from calib.scoring import Original
 from extract.class_scores import softmax
+from extract.detectors.base import ImageDetections
 from extract.utils import prefetch
 from fuse import FusionConfig, accumulator, inference
 from fuse.accumulator import DetectionAccumulator
@@ -280,6 +281,16 @@ def test_json_round_trip_is_exact(cache, tmp_path, monkeypatch):
     without = fuse.detect(cache, Random(6), masks=False)
     without.to_json(tmp_path / "d.json")
     assert_equal(Detections.from_json(tmp_path / "d.json"), without)
+
+
+def test_images_detections_are_joined(cache):
+    found = fuse.detect(cache, Random(6), masks=False)
+    category_ids = cache.classes["category_id"].to_numpy()
+    labels = np.searchsorted(category_ids, found.category_ids)
+    ids = cache.images["image_id"].tolist()
+    images = [ImageDetections(found.boxes[i], labels[i], found.scores[i]) for i in (found.image_ids == n for n in ids)]
+    assert_equal(Detections.of_images(ids, images, category_ids), found)
+    assert len(Detections.of_images([], [], category_ids)) == 0
 
 
 def test_no_detections_round_trip(cache, tmp_path):

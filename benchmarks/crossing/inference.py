@@ -135,16 +135,11 @@ def difference(own: ImageDetections, ours: ImageDetections) -> Difference:
 
 def box_ap(images: Sequence[Image], every: Sequence[ImageDetections], classes: pd.DataFrame) -> float:
     """Returns box AP of the images' detections, in points."""
-    ids = np.array([image.image_id for image in images], np.int64)
+    ids = [image.image_id for image in images]
     category_ids = classes["category_id"].to_numpy(np.int64)
     best = [ImageDetections(*(column[:MAX_DETECTIONS] for column in one)) for one in every]
-    detections = Detections(
-        np.repeat(ids, [len(one.scores) for one in best]),
-        category_ids[np.concatenate([one.labels for one in best])],
-        np.concatenate([one.scores for one in best]).astype(np.float32),
-        np.concatenate([one.boxes for one in best]).astype(np.float32),
-    )
-    options = {"iou_type": "bbox", "image_ids": ids.tolist(), "progress": False}
+    detections = Detections.of_images(ids, best, category_ids)
+    options = {"iou_type": "bbox", "image_ids": ids, "progress": False}
     return float(evaluate(DATA / "val.json", detections, classes, **options)["AP"].iloc[0])  # type: ignore[arg-type]
 
 

@@ -7,6 +7,7 @@ does. Views come from one cache each; one row of Table 10 detects live with the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -98,15 +99,12 @@ def detect_live(setup: Setup, detector: str, split: str, views: Sequence[View]) 
     )
     annotations = read_annotations(setup.annotations[split])
     category_ids = open_or_extract(setup, detector, split).classes["category_id"].to_numpy(np.int64)
-    parts = []
-    for image_id, names in zip(annotations.image_ids.tolist(), annotations.file_names, strict=True):
-        ((found, masks),) = live.predict(find_image(setup.images[split], names))
-        rles = encode_bitmaps(masks) if masks is not None else []
-        parts.append(
-            (np.full(len(found.scores), image_id), category_ids[found.labels], found.scores, found.boxes, rles)
-        )
-    *columns, every = zip(*parts, strict=True)
-    return Detections(*map(np.concatenate, columns), [rle for rles in every for rle in rles])
+    found, rles = [], []
+    for names in annotations.file_names:
+        ((detections, masks),) = live.predict(find_image(setup.images[split], names))
+        found.append(detections)
+        rles += encode_bitmaps(masks) if masks is not None else []
+    return replace(Detections.of_images(annotations.image_ids, found, category_ids), rles=rles or None)
 
 
 def _evaluate(setup: Setup, split: str, rows: dict[str, Detections]) -> pd.DataFrame:

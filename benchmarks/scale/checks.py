@@ -26,7 +26,7 @@ from extract.hidden import Forward, forward_at_level
 from extract.rois import RoIs
 from fuse.defaults import MAX_DETECTIONS
 from fuse.detections import Detections
-from fuse.evaluation.dataset import load_annotations
+from fuse.evaluation.dataset import EvaluationDataset, load_annotations
 from fuse.evaluation.metrics import evaluate, evaluate_rows
 
 OTHER_HEAD = "head_avx2"
@@ -96,8 +96,9 @@ def compare_live(val: RoICache, out: Path) -> list[Check]:
         worst = max(worst, float(error))
         for images, rois in zip(found, (stored, live), strict=True):
             images.append(fusion.detections(rois))
-    image_ids = val.images["image_id"].to_numpy()[positions]
-    cached_ap, live_ap = (box_ap(image_ids, images, val, out) for images in found)
+    image_ids = val.images["image_id"].to_numpy()[positions].tolist()
+    annotations = load_annotations(out / "data" / "val.json")
+    cached_ap, live_ap = (box_ap(image_ids, images, val, annotations) for images in found)
     return [
         Check("largest error of computed logits, relative to an image's largest", worst, 0.0),
         Check(f"box AP of {len(positions)} images from the cache, live", cached_ap, live_ap),
@@ -112,16 +113,10 @@ def live_rois(forward: Forward, stored: RoIs, image_id: int, out: Path) -> RoIs:
     return rois
 
 
-def box_ap(image_ids: np.ndarray, images: list[ImageDetections], val: RoICache, out: Path) -> float:
+def box_ap(image_ids: list[int], images: list[ImageDetections], val: RoICache, annotations: EvaluationDataset) -> float:
     """Returns box AP of some images' detections, in points."""
-    detections = Detections(
-        np.repeat(image_ids, [len(one.scores) for one in images]),
-        val.classes["category_id"].to_numpy(np.int64)[np.concatenate([one.labels for one in images])],
-        np.concatenate([one.scores for one in images]).astype(np.float32),
-        np.concatenate([one.boxes for one in images]).astype(np.float32),
-    )
-    annotations = out / "data" / "val.json"
-    table = evaluate(annotations, detections, val.classes, iou_type="bbox", image_ids=image_ids.tolist())
+    detections = Detections.of_images(image_ids, images, val.classes["category_id"].to_numpy(np.int64))
+    table = evaluate(annotations, detections, val.classes, iou_type="bbox", image_ids=image_ids)
     return float(table["AP"].iloc[0])
 
 
@@ -131,8 +126,9 @@ def compare_heads(val: RoICache, out: Path) -> list[Check]:
     states = [head.state_dict() for head in heads]
     apart = max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
     largest = max(float(tensor.abs().max()) for tensor in states[0].values())
+    annotations = load_annotations(out / "data" / "val.json")
     aps = [
-        float(evaluate(out / "data" / "val.json", fuse.detect(val, head), val.classes, iou_type="bbox")["AP"].iloc[0])
+        float(evaluate(annotations, fuse.detect(val, head), val.classes, iou_type="bbox")["AP"].iloc[0])
         for head in heads
     ]
     return [
