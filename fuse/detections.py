@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -13,9 +12,6 @@ import numpy as np
 from extract.utils.files import replacing
 from extract.utils.summarized import Summarized
 from fuse.result_records import read_records
-
-if TYPE_CHECKING:
-    from extract.detectors.base import ImageDetections
 
 RECORDS_AT_ONCE = 50_000
 """Of a file of results: LVIS's 20,000 images have six million, and a record takes half a kilobyte in memory."""
@@ -110,18 +106,19 @@ class Detections(Summarized):
 
     @classmethod
     def of_images(
-        cls, image_ids: Sequence[int], found: Sequence[ImageDetections], category_ids: np.ndarray
+        cls, image_ids: Sequence[int], found: Sequence[tuple[np.ndarray, ...]], category_ids: np.ndarray
     ) -> Detections:
-        """Joins images' detections, such as `CalibratedDetector` returns.
+        """Joins images' detections.
 
         Args:
             image_ids: of the N images.
-            found: N detections in the same order, whose labels are indices of `category_ids`.
+            found: N `ImageDetections` in the same order, as `CalibratedDetector` returns them: boxes (D, 4) float32
+                xyxy, labels (D,) int64 and scores (D,) float32. Labels are indices of `category_ids`.
             category_ids: (K,) int64.
         """
         none = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, np.float32)
         boxes, labels, scores = map(np.concatenate, zip(none, *found, strict=True))
-        owners = np.repeat(np.asarray(image_ids, np.int64), [len(one.scores) for one in found])
+        owners = np.repeat(np.asarray(image_ids, np.int64), [len(boxes) for boxes, *_ in found])
         return cls(owners, category_ids[labels], scores, boxes)
 
     def _records(self, text_ids: Mapping[int, str]) -> list[dict[str, object]]:
