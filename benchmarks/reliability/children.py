@@ -49,6 +49,24 @@ class Outcome(NamedTuple):
     errors: str
 
 
+class _Task(NamedTuple):
+    """What a fork runs.
+
+    Attributes:
+        function: what a command line does.
+        folder: whose changes are counted as steps: files opened for writing, renamings and deletions.
+        step: the fork gets SIGKILL before this step.
+        seconds: the fork is killed after so long.
+        prepare: runs first; sets limits, for example.
+    """
+
+    function: Callable[[], object]
+    folder: Path
+    step: int | None = None
+    seconds: float | None = None
+    prepare: Callable[[], object] | None = None
+
+
 def run_child(
     function: Callable[[], object],
     folder: Path,
@@ -62,7 +80,7 @@ def run_child(
 
     The function is killed after `hang` seconds.
     """
-    return _start(function, folder, step, seconds, prepare).wait(hang)
+    return _start(_Task(function, folder, step, seconds, prepare)).wait(hang)
 
 
 def run_ranks(
@@ -88,7 +106,7 @@ def run_ranks(
     def start(rank: int) -> _Child:
         own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         kill = (step, seconds) if rank == watched else (None, None)
-        return _start(function, folder, *kill, lambda: os.environ.update(own))
+        return _start(_Task(function, folder, *kill, lambda: os.environ.update(own)))
 
     children = [start(rank) for rank in range(ranks)]
     running, started, deadline = list(children), time.monotonic(), float("inf")
@@ -137,48 +155,26 @@ class _Child:
             return Outcome(os.waitstatus_to_exitcode(self.status), int(pipe.read() or 0), lines.read())
 
 
-def _start(
-    function: Callable[[], object],
-    folder: Path,
-    step: int | None,
-    seconds: float | None,
-    prepare: Callable[[], object] | None,
-) -> _Child:
-    """Starts a fork.
-
-    Args:
-        function: what a command line does.
-        folder: whose changes are counted as steps: files opened for writing, renamings and deletions.
-        step: the child gets SIGKILL before this step.
-        seconds: the child is killed after so long.
-        prepare: runs first; sets limits, for example.
-    """
+def _start(task: _Task) -> _Child:
+    """Starts a fork."""
     (reading, writing), (reading_errors, errors) = os.pipe(), os.pipe()
     fcntl.fcntl(errors, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     if not (pid := os.fork()):
-        _child(function, str(folder), step, seconds, prepare, writing, errors)
+        _child(task, writing, errors)
     os.close(writing)
     os.close(errors)
     return _Child(pid, reading, reading_errors)
 
 
-def _child(
-    function: Callable[[], object],
-    folder: str,
-    step: int | None,
-    seconds: float | None,
-    prepare: Callable[[], object] | None,
-    writing: int,
-    errors: int,
-) -> None:
-    """Never returns."""
+def _child(task: _Task, writing: int, errors: int) -> None:
+    """Runs a task in this fork, and writes the number of steps and stderr to pipes. Never returns."""
     count = 0
 
     def hook(event: str, args: tuple) -> None:
         nonlocal count
-        if event in STEPS and _writes(event, args, folder):
+        if event in STEPS and _writes(event, args, str(task.folder)):
             count += 1
-            if count == step:
+            if count == task.step:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     code = 1
@@ -186,13 +182,13 @@ def _child(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(errors, 2)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        if prepare is not None:
-            prepare()
+        if task.prepare is not None:
+            task.prepare()
         sys.addaudithook(hook)
-        if seconds is not None:
+        if task.seconds is not None:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
-        code = int(function() == 1)
+            signal.setitimer(signal.ITIMER_REAL, max(task.seconds, 1e-6))
+        code = int(task.function() == 1)
     except BaseException:
         traceback.print_exc()
     finally:
