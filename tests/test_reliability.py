@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
     ("module", "options"),
     [
         ("kills", ["--points", "1", "--random", "5"]),
+        ("disk", ["--sizes", "1", "--only", "calib.train"]),
         ("damage", ["--trials", "60"]),
         ("inputs", ["--inputs", "800", "--seed", "100000"]),
     ],

@@ -86,9 +86,10 @@ def _damaged(folder: Path) -> None:
 
 
 def _repair(folder: Path) -> int:
-    """Marks what is damaged, if that was not done before, and extracts it again."""
-    extract.__main__.main(["verify", str(folder / OUT), "--repair"])
-    return _extract(folder)
+    """Marks what is damaged, if that was not done before, extracts it again, and verifies the whole."""
+    verify = ["verify", str(folder / OUT)]
+    extract.__main__.main([*verify, "--repair"])
+    return _extract(folder) or extract.__main__.main(verify)
 
 
 def _link_cache(folder: Path) -> None:
