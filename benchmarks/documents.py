@@ -39,6 +39,7 @@ from benchmarks.tables import (
     provenance_line,
     speed_table,
     targets_table,
+    versus_table,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,7 @@ def fill_documents(root: Path) -> None:
     performance = {
         "cost": partial(_from_csv, cost_table, RESULTS / "speed" / "cost.csv"),
         "targets": speed_targets,
+        "versus": partial(_if_measured, versus_table, "versus"),
         "scale": partial(_from_csv, scale_table, RESULTS / "scale.csv"),
         "scale_checks": partial(_from_csv, checks_table, RESULTS / "scale_checks.csv"),
         "derived": partial(_from_csv, derived_table, RESULTS / "derived.csv"),

@@ -91,6 +91,18 @@ def targets_table(results: Mapping[str, pd.DataFrame]) -> str:
     return markdown(["benchmark", "met", "not met"], rows)
 
 
+def versus_table(results: pd.DataFrame, allowed: float = 1.03) -> str:
+    """Formats, by benchmark, the times now relative to those of an earlier commit, and the rows above `allowed`."""
+    rows = []
+    for name, table in results.groupby("benchmark", sort=False):
+        slower = table[table["ratio"] > allowed].sort_values("ratio", ascending=False)
+        listed = [f"{r['case']}: {r['ratio']:.3g}×" for r in slower.to_dict("records")]
+        rows.append([str(name), str(len(table)), f"{table['ratio'].median():.3g}×", "<br>".join(listed)])
+    before = ", ".join(results["before_commit"].unique())
+    header = ["benchmark", "rows", "median", f"above {allowed:g}×"]
+    return markdown(header, rows) + f"\n\nTimes relative to those of {before}. " + provenance_line(results)
+
+
 def provenance_line(results: pd.DataFrame) -> str:
     """Formats on which machines, from which commits and when the results were measured."""
     measured = results[PROVENANCE].drop_duplicates().itertuples(index=False)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.provenance import ROOT, commit, provenance, read_results
+from benchmarks.provenance import ROOT, provenance, read_results
 from benchmarks.speed.measure import KEYS, merge_into
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,9 +34,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        trees = [check_out(version, Path(name) / version) for version in (options.commit, commit())]
+        trees = check_out(options.commit, Path(name) / "before"), check_out("HEAD", Path(name) / "now")
+        measured = {"before_commit": f"commit {options.commit}"} | provenance()
         for benchmark in options.benchmarks:
-            rows = compare(trees, benchmark, options.rounds).assign(before_commit=options.commit, **provenance())
+            rows = compare(trees, benchmark, options.rounds).assign(**measured)
             print(rows[["case", "before", "now", "ratio"]].to_string(index=False), flush=True)
             file = RESULTS / "versus.csv"
             merge_into(file, rows, ["benchmark", *KEYS]).to_csv(file, index=False)
