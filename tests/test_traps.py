@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from hotcoco import mask as rle
 
+from extract.cache.damage import find_damage
 from extract.cache.mask_store import BoxClassPairs, MaskStore
+from extract.cache.opening import open_cache
 from fuse.detections import Detections
 from fuse.evaluation.dataset import load_annotations
 from fuse.evaluation.metrics import evaluate
@@ -71,6 +74,28 @@ def test_areas_of_results_with_both_shapes(engine, tmp_path):
     both = Detections.from_json(tmp_path / "detections.json")
     table = evaluate(content, both, classes, iou_type="segm", engine=engine).loc["segm"]
     assert table["APs"] == pytest.approx(table["AP"]) == pytest.approx(50) and np.isnan(table["APl"])
+
+
+@pytest.mark.parametrize("engine", ["native", "hotcoco", "pycocotools"])
+def test_a_recall_at_a_threshold_counts_as_in_pycocotools(engine):
+    """`np.linspace(0, 1, 101)[35]` is above 7/20, so that seven objects of twenty reach 35 thresholds, not 36."""
+    content, classes, _ = one_object(8)
+    (one,) = content["annotations"]
+    corners = [(10 * (i % 10), 10 * (i // 10)) for i in range(20)]
+    content["annotations"] = [{**one, "id": i, "bbox": [*corner, 8, 8]} for i, corner in enumerate(corners, 1)]
+    boxes = np.array([[x, y, x + 8, y + 8] for x, y in corners], np.float32)
+    for found, thresholds in ((6, 31), (7, 35), (8, 41)):
+        columns = np.full(found, 7), np.full(found, 3), np.full(found, 0.5, np.float32)
+        table = evaluate(content, Detections(*columns, boxes[:found]), classes, iou_type="bbox", engine=engine)
+        assert table["AP"].iloc[0] == pytest.approx(100 * thresholds / 101)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_a_consolidated_cache_opens(tmp_path):
+    cache = tiny_cache(tmp_path / "val.zarr", annotations(4))
+    zarr.consolidate_metadata(tmp_path / "val.zarr")
+    again = open_cache(tmp_path / "val.zarr")
+    assert again.fingerprint == cache.fingerprint and not list(find_damage(again))
 
 
 def test_arrays_in_any_order_are_stored(tmp_path):
