@@ -1,6 +1,6 @@
 """Runs the whole pipeline at the size of LVIS v1, on images of 32 pixels.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale                  # all of it: hours on one core
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale                  # all of it: half an hour on one core
     OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale --share 0.1
     OMP_NUM_THREADS=1 python -m benchmarks.scale --out data/scale --share 0.1 --classes 13204    # as many as V3Det has
 
@@ -13,6 +13,7 @@ number of classes stay.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from benchmarks.provenance import provenance
 from benchmarks.scale.checks import OTHER_HEAD, check
 from benchmarks.scale.dataset import IMAGES, NUM_CLASSES, make_dataset
 from benchmarks.scale.detector import DETECTOR, write_weights
+from benchmarks.speed.measure import merge_into
 
 RESULTS = Path(__file__).parents[1] / "results"
 IMAGES_PER_CLASS, PROPOSALS, STEPS = 100, 100, 12_000
@@ -42,7 +44,7 @@ class Config:
     """Where, and how much of LVIS v1."""
 
     out: Path
-    """Folder to write; it must not exist."""
+    """Folder to write; without `only` it must not exist."""
 
     share: float = 1.0
     """Of the images of both splits."""
@@ -50,36 +52,45 @@ class Config:
     classes: int = NUM_CLASSES
     """That the dataset and the detector have."""
 
+    only: str = ""
+    """Step to run again in a folder where all have run; its row is replaced, and nothing is checked."""
+
 
 def main(config: Config) -> None:
     """Makes the dataset, runs the commands, checks the results and saves all figures."""
-    data = config.out / "data"
-    started, cpu = time.perf_counter(), time.process_time()
-    make_dataset(data, config.share, config.classes)
-    write_weights(config.out / "detector.safetensors", config.classes)
-    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
-    rows = [{"step": "dataset", "seconds": wall, "cpu_seconds": cpu, **size_of(data)}]
+    rows = [] if config.only else [make_inputs(config)]
     for step, (arguments, out) in commands(config.out, config.classes).items():
+        if config.only not in ("", step):
+            continue
+        if config.only and "--out" in arguments:
+            shutil.rmtree(out)
         variables = OTHER_SUMS if out.name == OTHER_HEAD else {}
         rows.append({"step": step, **run(arguments, config.out / f"{step}.log", variables), **size_of(out)})
         print(rows[-1], flush=True)
     train, val = (len(extract.open_cache(str(config.out / f"{split}.zarr"))) for split in IMAGES)
-    images = {"dataset": len(list(data.glob("*2017/*")))} | dict.fromkeys(TRAIN_STEPS, train)
+    images = {"dataset": len(list(config.out.glob("data/*2017/*")))} | dict.fromkeys(TRAIN_STEPS, train)
     table = pd.DataFrame(rows).round(1)
     table.insert(1, "images", table["step"].map(images).fillna(val).astype(int))
-    save(RESULTS / "scale.csv", table, config)
-    save(RESULTS / "scale_checks.csv", pd.DataFrame(check(config.out)), config)
+    save(RESULTS / "scale.csv", table, ["classes", "step"], config)
+    if not config.only:
+        save(RESULTS / "scale_checks.csv", pd.DataFrame(check(config.out)), ["classes", "check"], config)
 
 
-def save(file: Path, table: pd.DataFrame, config: Config) -> None:
-    """Writes the rows of a run in place of those of as many classes."""
+def make_inputs(config: Config) -> dict[str, str | float]:
+    """Makes the dataset and the detector's weights; returns the row of this step."""
+    started, cpu = time.perf_counter(), time.process_time()
+    make_dataset(config.out / "data", config.share, config.classes)
+    write_weights(config.out / "detector.safetensors", config.classes)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {"step": "dataset", "seconds": wall, "cpu_seconds": cpu, **size_of(config.out / "data")}
+
+
+def save(file: Path, table: pd.DataFrame, keys: list[str], config: Config) -> None:
+    """Writes the rows of a run; others that differ in `keys` stay."""
     table = table.assign(share=config.share, **provenance())
     table.insert(0, "classes", config.classes)
     print(table.to_string(index=False), flush=True)
-    if file.is_file():
-        others = pd.read_csv(file)
-        table = pd.concat([others[others["classes"] != config.classes], table])
-    table.sort_values("classes", kind="stable").to_csv(file, index=False)
+    merge_into(file, table, keys).sort_values("classes", kind="stable").to_csv(file, index=False)
 
 
 def commands(out: Path, classes: int) -> dict[str, tuple[list[str], Path]]:
