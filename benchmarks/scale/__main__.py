@@ -35,6 +35,7 @@ OTHER_SUMS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 """Environment in which PyTorch adds floats in the order of a CPU without AVX-512."""
 ESTIMATE = re.compile(r"about ([\d.]+) GB; about ([\d.]+) minutes")
 """What extraction logs of the whole cache after its first block."""
+COLUMNS = ["step", "seconds", "cpu_seconds", "memory", "files", "bytes", "estimated_bytes", "estimated_seconds"]
 TRAIN_STEPS = ("extract train", "calib.train", "calib.train, AVX2")
 """Steps of `commands` that take the images of train."""
 
@@ -69,7 +70,7 @@ def main(config: Config) -> None:
         print(rows[-1], flush=True)
     train, val = (len(extract.open_cache(str(config.out / f"{split}.zarr"))) for split in IMAGES)
     images = {"dataset": len(list(config.out.glob("data/*2017/*")))} | dict.fromkeys(TRAIN_STEPS, train)
-    table = pd.DataFrame(rows).round(1)
+    table = pd.DataFrame(rows, columns=COLUMNS).round(1)
     table.insert(1, "images", table["step"].map(images).fillna(val).astype(int))
     save(RESULTS / "scale.csv", table, ["classes", "step"], config)
     if not config.only:
