@@ -112,8 +112,8 @@ class Detections(Summarized):
 
         Args:
             image_ids: of the N images.
-            found: N `ImageDetections` in the same order, as `CalibratedDetector` returns them: boxes (D, 4) float32
-                xyxy, labels (D,) int64 and scores (D,) float32. Labels are indices of `category_ids`.
+            found: N `ImageDetections` in the same order, of `CalibratedDetector.predict`: boxes (D, 4) float32 xyxy,
+                labels (D,) int64 and scores (D,) float32. Labels are indices of `category_ids`.
             category_ids: (K,) int64.
         """
         none = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, np.float32)
