@@ -56,7 +56,7 @@ with warnings.catch_warnings():
     from detectron2.data.transforms import ResizeShortestEdge
     from detectron2.modeling import build_model
     from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference_single_image
-    from detectron2.structures import Boxes
+    from detectron2.structures import Boxes, Instances
 
     from extract.detectors.detectron2 import Detectron2Detector
     from tests.frameworks.detectron2 import (
@@ -109,6 +109,8 @@ def test_results_equal_the_predictors(kind, references, detectors):
         ours, theirs = result["instances"], reference.predict(image)
         assert list(result) == ["instances"] and ours.get_fields().keys() == theirs.get_fields().keys()
         assert len(ours) == len(theirs) > 3 and ours.image_size == theirs.image_size == SIZE
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-4, rtol=0)
+        ours, theirs = by_class_and_box(ours), by_class_and_box(theirs)  # almost equal scores come in any order
         torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, atol=5e-3, rtol=0)
         torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-4, rtol=0)
         assert torch.equal(ours.pred_classes, theirs.pred_classes)
@@ -116,6 +118,12 @@ def test_results_equal_the_predictors(kind, references, detectors):
             assert theirs.pred_masks.any() and (ours.pred_masks == theirs.pred_masks).float().mean() > 0.9999
         if ours.has("pred_keypoints"):
             torch.testing.assert_close(ours.pred_keypoints, theirs.pred_keypoints, atol=0.1, rtol=0)
+
+
+def by_class_and_box(instances: Instances) -> Instances:
+    """Returns detectron2's instances sorted by class and box."""
+    keys = (*instances.pred_boxes.tensor.T.flip(0), instances.pred_classes)
+    return instances[torch.from_numpy(np.lexsort([key.numpy() for key in keys]))]
 
 
 @pytest.mark.parametrize("kind", ALL)
