@@ -6,7 +6,7 @@
 A full disk is a limit on the size of a process's files (RLIMIT_FSIZE), since no file system has to be mounted for it:
 the system refuses the write that goes beyond it, to Python and to libraries alike. The command must then end with exit
 code 1 and a line that says so, the old output must be there, whole, and with space the same command must finish with
-the bytes of an undisturbed run. Above that line, TensorBoard's own thread may print a traceback. Commands that write to
+the bytes of an undisturbed run. Beside it, TensorBoard's own thread may print a traceback. Commands that write to
 an object store are left out: that of the harness, unlike a real one, can hold half a file.
 """
 
@@ -76,7 +76,7 @@ def check_limit(command: Command, outputs: Outputs, limit: Callable[[], None], w
         if content_of(work / OUT) != new:
             yield "ends with code 0 and other bytes"
         return
-    if limited.code != 1 or "rror: " not in limited.errors.rstrip().splitlines()[-1]:
+    if limited.code != 1 or not _says_why(limited.errors):
         yield f"ends with code {limited.code}: {limited.errors[-1500:]}"
     if command.old is not None and command.keeps_old and content_of(work / OUT) != old:
         yield f"the old output is not there: {limited.errors[-300:]}"
@@ -87,6 +87,12 @@ def check_limit(command: Command, outputs: Outputs, limit: Callable[[], None], w
         yield f"the same command ends with code {again.code} or other bytes: {again.errors[-1500:]}"
     elif left := sorted(path.name for path in work.iterdir() if path.name not in (OUT, SOURCE)):
         yield f"leaves {', '.join(left)}"
+
+
+def _says_why(errors: str) -> bool:
+    """Returns whether a line says what was wrong: a command's own, or the last one of a function's traceback."""
+    lines = errors.rstrip().splitlines() or [""]
+    return "Error: " in lines[-1] or any(line.startswith("error: ") for line in lines)
 
 
 def _sizes(out: Path, count: int) -> list[int]:
