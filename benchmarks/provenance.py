@@ -41,7 +41,7 @@ def commit() -> str:
 
 def read_results(file: Path, **text: type[str]) -> pd.DataFrame:
     """Reads a CSV file of results; `commit`, and columns named as `text=str`, stay text: 142e604 is a number too."""
-    return pd.read_csv(file, dtype={"commit": str, **text})
+    return pd.read_csv(file, dtype={"commit": str, "before_commit": str, **text})
 
 
 def _git(*arguments: str) -> str:

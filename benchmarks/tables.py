@@ -100,7 +100,7 @@ def versus_table(results: pd.DataFrame, allowed: float = 1.03) -> str:
         rows.append([str(name), str(len(table)), f"{table['ratio'].median():.3g}×", "<br>".join(listed)])
     before = ", ".join(results["before_commit"].unique())
     header = ["benchmark", "rows", "median", f"above {allowed:g}×"]
-    return markdown(header, rows) + f"\n\nTimes relative to those of {before}. " + provenance_line(results)
+    return markdown(header, rows) + f"\n\nTimes relative to those of commit {before}. " + provenance_line(results)
 
 
 def provenance_line(results: pd.DataFrame) -> str:

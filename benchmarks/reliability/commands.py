@@ -16,7 +16,7 @@ import extract.__main__
 import fuse.__main__
 from benchmarks.paper.setups import MASK_RCNN
 from benchmarks.reliability.children import Outcome, run_child, run_ranks
-from benchmarks.reliability.sources import CLASSES, OUT, PAINTER, SOURCE, run_fuse
+from benchmarks.reliability.sources import CLASSES, OUT, PAINTER, SOURCE, detector_options, run_extract, run_fuse
 from extract import open_cache, write_cache
 
 
@@ -38,6 +38,11 @@ class Command(NamedTuple):
     keeps_old: bool = True
     ranks: int = 1
     watched: int = 0
+
+    @property
+    def must_keep_old(self) -> bool:
+        """Whether there is an old output, and it must stay until the new one is whole."""
+        return self.old is not None and self.keeps_old
 
     def start(self, folder: Path, *, step: int | None = None, seconds: float | None = None) -> Outcome:
         """Runs the command in forks of this process; kills it before a step of its work, or after so many seconds."""
@@ -64,16 +69,12 @@ fsspec.register_implementation("store", ObjectStore, clobber=True)
 
 def _detector(folder: Path) -> list[str]:
     """Returns the options that name the detector."""
-    detector = folder / SOURCE / "detector"
-    options = ["--detector", MASK_RCNN, f"num_classes={CLASSES}"]
-    return [*options, "--weights", str(detector / "random.safetensors"), "--device", "cpu"]
+    weights = folder / SOURCE / "detector" / "random.safetensors"
+    return detector_options([MASK_RCNN, f"num_classes={CLASSES}"], weights)
 
 
 def _extract(folder: Path, *options: str) -> int:
-    data = folder / SOURCE / "detector"
-    arguments = ["--annotations", str(data / "val.json"), "--train-annotations", str(data / "train.json")]
-    arguments += ["--images", str(data / "val"), "--split", "val", "--proposals", "20", "--level", "embedding"]
-    return extract.__main__.main([*_detector(folder), *arguments, "--out", str(folder / OUT), *options])
+    return run_extract(folder / SOURCE / "detector", folder / OUT, *_detector(folder), *options)
 
 
 def _damaged(folder: Path) -> None:
@@ -103,8 +104,7 @@ def _paint(folder: Path) -> int:
     data, source, out = folder / SOURCE / "detector", folder / SOURCE / "painting", folder / OUT
     arguments = ["--cache", str(out / "val.zarr"), "--mode", "original", "--max-detections", "10", "--bootstrap", "0"]
     arguments += ["--annotations", str(data / "val.json"), "--images", str(data / "val"), "--out", str(out / "run")]
-    detector = ["--detector", *PAINTER, "--weights", str(source / "random.safetensors"), "--device", "cpu"]
-    return fuse.__main__.main([*arguments, *detector])
+    return fuse.__main__.main([*arguments, *detector_options(PAINTER, source / "random.safetensors")])
 
 
 def _extract_train(folder: Path) -> int:

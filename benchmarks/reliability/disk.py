@@ -78,7 +78,7 @@ def check_limit(command: Command, outputs: Outputs, limit: Callable[[], None], w
         return
     if limited.code != 1 or not _says_why(limited.errors):
         yield f"ends with code {limited.code}: {limited.errors[-1500:]}"
-    if command.old is not None and command.keeps_old and content_of(work / OUT) != old:
+    if command.must_keep_old and content_of(work / OUT) != old:
         yield f"the old output is not there: {limited.errors[-300:]}"
     if read_only:
         return

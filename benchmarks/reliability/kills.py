@@ -103,7 +103,7 @@ def check_kill(command: Command, outputs: Outputs, kill: Kill, work: Path) -> It
     if killed.code not in (0, *KILLED):  # 0: threads took fewer steps this time
         yield f"{when}: ends with code {killed.code}: {killed.errors}"
     content, new = content_of(work / OUT), content_of(outputs.new / OUT)
-    if command.old is not None and command.keeps_old and content not in (content_of(outputs.old / OUT), new):
+    if command.must_keep_old and content not in (content_of(outputs.old / OUT), new):
         yield f"{when}: neither the old output nor the new one"
     again = command.start(work)
     finished = any(text in again.errors for text in FINISHED)

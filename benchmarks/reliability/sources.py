@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -67,6 +68,18 @@ def run_fuse(source: Path, out: Path, *arguments: str) -> int:
     return fuse.__main__.main([*arguments, *inputs])
 
 
+def detector_options(detector: Sequence[str], weights: Path) -> list[str]:
+    """Returns the options that name a detector."""
+    return ["--detector", *detector, "--weights", str(weights), "--device", "cpu"]
+
+
+def run_extract(data: Path, out: Path, *options: str) -> int:
+    """Runs `extract` on the val images of `_write_detector`; `options` name the detector, and may be more."""
+    arguments = ["--annotations", str(data / "val.json"), "--train-annotations", str(data / "train.json")]
+    arguments += ["--images", str(data / "val"), "--split", "val", "--proposals", "20", "--level", "embedding"]
+    return extract.__main__.main([*arguments, "--out", str(out), *options])
+
+
 def _write_detector(folder: Path) -> None:
     """Writes a few images, random weights of a detector, and a head of it."""
     make.make(make.Config(out=folder, classes=CLASSES, train_images=BLOCKS_IMAGES, eval_images=4, size=112, workers=1))
@@ -102,7 +115,4 @@ def _write_painting(folder: Path, data: Path) -> None:
     folder.mkdir()
     torch.manual_seed(0)
     save_file(painter(num_classes=CLASSES + 1).state_dict(), folder / "random.safetensors")
-    arguments = ["--detector", *PAINTER, "--weights", str(folder / "random.safetensors"), "--device", "cpu"]
-    arguments += ["--annotations", str(data / "val.json"), "--train-annotations", str(data / "train.json")]
-    arguments += ["--images", str(data / "val"), "--split", "val", "--proposals", "20", "--level", "embedding"]
-    extract.__main__.main([*arguments, "--out", str(folder / "val.zarr")])
+    run_extract(data, folder / "val.zarr", *detector_options(PAINTER, folder / "random.safetensors"))

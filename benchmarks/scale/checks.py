@@ -45,12 +45,13 @@ class Check(NamedTuple):
 def check(out: Path) -> list[Check]:
     """Compares what the commands wrote in a folder. Raises AssertionError, naming what does not hold."""
     train, val = (extract.open_cache(str(out / f"{split}.zarr")) for split in IMAGES)
+    annotations = load_annotations(out / "data" / "val.json")
     return [
         Check("classes with RoIs in train", count_classes(train), train.num_classes),
-        Check("images of val", len(val), count_images(val, out)),
-        *compare_engines(val, out),
-        *compare_live(val, out),
-        *compare_heads(val, out),
+        Check("images of val", len(val), count_images(val, annotations)),
+        *compare_engines(val, annotations, out),
+        *compare_live(val, annotations, out),
+        *compare_heads(val, annotations, out),
     ]
 
 
@@ -62,17 +63,16 @@ def count_classes(train: RoICache) -> int:
     return found
 
 
-def count_images(val: RoICache, out: Path) -> int:
+def count_images(val: RoICache, annotations: EvaluationDataset) -> int:
     """Returns the number of images in the annotations; expects the cache to have the same."""
-    ids = sorted(image["id"] for image in load_annotations(out / "data" / "val.json")["images"])
+    ids = sorted(image["id"] for image in annotations["images"])
     assert val.images["image_id"].tolist() == ids, "images of val are missing"
     return len(ids)
 
 
-def compare_engines(val: RoICache, out: Path) -> list[Check]:
+def compare_engines(val: RoICache, annotations: EvaluationDataset, out: Path) -> list[Check]:
     """Evaluates the written detections with both engines; expects the same AP."""
     detections = Detections.from_json(out / "run" / "detections.json")
-    annotations = load_annotations(out / "data" / "val.json")
     options = {"iou_types": ("bbox",), "max_detections": MAX_DETECTIONS}
     native, other = (
         evaluate_rows(annotations, {"cat": detections}, val.classes, engine=engine, **options).summary["AP"].item()
@@ -82,7 +82,7 @@ def compare_engines(val: RoICache, out: Path) -> list[Check]:
     return [Check("box AP by the native engine, by hotcoco", native, other)]
 
 
-def compare_live(val: RoICache, out: Path) -> list[Check]:
+def compare_live(val: RoICache, annotations: EvaluationDataset, out: Path) -> list[Check]:
     """Compares logits and AP from the cache's half floats with those from the detector's features."""
     options = (f"num_classes={val.num_classes}",)
     detector = load_detector(DetectorSpec(DETECTOR, out / "detector.safetensors", None, options, device="cpu"))
@@ -97,7 +97,6 @@ def compare_live(val: RoICache, out: Path) -> list[Check]:
         for images, rois in zip(found, (stored, live), strict=True):
             images.append(fusion.detections(rois))
     image_ids = val.images["image_id"].to_numpy()[positions].tolist()
-    annotations = load_annotations(out / "data" / "val.json")
     cached_ap, live_ap = (box_ap(image_ids, images, val, annotations) for images in found)
     return [
         Check("largest error of computed logits, relative to an image's largest", worst, 0.0),
@@ -120,13 +119,12 @@ def box_ap(image_ids: list[int], images: list[ImageDetections], val: RoICache, a
     return float(table["AP"].iloc[0])
 
 
-def compare_heads(val: RoICache, out: Path) -> list[Check]:
+def compare_heads(val: RoICache, annotations: EvaluationDataset, out: Path) -> list[Check]:
     """Compares the weights and the AP of both heads."""
     heads = [calib.load_head(out / name) for name in ("head", OTHER_HEAD)]
     states = [head.state_dict() for head in heads]
     apart = max(float((states[0][name] - states[1][name]).abs().max()) for name in states[0])
     largest = max(float(tensor.abs().max()) for tensor in states[0].values())
-    annotations = load_annotations(out / "data" / "val.json")
     aps = [
         float(evaluate(annotations, fuse.detect(val, head), val.classes, iou_type="bbox")["AP"].iloc[0])
         for head in heads

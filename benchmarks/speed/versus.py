@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         trees = check_out(options.commit, Path(name) / "before"), check_out("HEAD", Path(name) / "now")
-        measured = {"before_commit": f"commit {options.commit}"} | provenance()
+        measured = {"before_commit": options.commit} | provenance()
         for benchmark in options.benchmarks:
             rows = compare(trees, benchmark, options.rounds).assign(**measured)
             print(rows[["case", "before", "now", "ratio"]].to_string(index=False), flush=True)

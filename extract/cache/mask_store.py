@@ -124,7 +124,7 @@ class MaskStore:
 
     def writing(self) -> AbstractContextManager[None]:
         """Shares the folder with other writers for a block; removes first what killed ones have left."""
-        return nullcontext() if "://" in self._folder else shared_folder(self._folder)
+        return self._files.writing()
 
     def write(self, block: int, pairs: BoxClassPairs, counts: Sequence[str]) -> None:
         """Adds a part: pairs of a block's images and the counts of their compressed COCO RLE."""
@@ -192,6 +192,10 @@ class _Files:
         """Returns a file's content."""
         path = f"{self._folder}/{name}"
         return Path(path).read_bytes() if self._remote is None else self._remote.cat_file(path)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Shares the folder with other writers for a block; object stores have nothing to share or to remove."""
+        return shared_folder(self._folder) if self._remote is None else nullcontext()
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file; a reader sees all of it or nothing."""

@@ -40,8 +40,7 @@ def only_writer(out: Path) -> Iterator[None]:
     with one_writer(out):
         path = Path(os.path.realpath(out))
         settle(path, lambda folder: (folder / MANIFEST_FILE).is_file(), MANIFEST_FILE)
-        if path.is_dir():
-            remove_partials(path)
+        remove_partials(path)
         yield
 
 
@@ -95,8 +94,7 @@ def resumable_results(out: Path, manifest: bytes, parts: Sequence[str], overwrit
     begun = new / BEGUN_FILE
     if new.exists() and not (begun.is_file() and begun.read_bytes() == manifest):
         remove_folder(new)
-    if new.exists():
-        remove_partials(new)
+    remove_partials(new)
     write_bytes(begun, manifest)
     yield new
     begun.unlink()
