@@ -1,21 +1,25 @@
-"""Runs benchmarks of an earlier commit and of this one in turn, and compares every row that both have.
+"""Runs benchmarks of an earlier commit and of this one in turns, and compares every row that both have.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.versus 898aec9 nms storage evaluation
     OMP_NUM_THREADS=1 python -m benchmarks.speed.versus 898aec9 nms --rounds 5
 
-Both commits are checked out in a temporary folder. A row's time is the smallest of all rounds, since whatever else the
-machine does only adds to it. Writes `benchmarks/results/versus.csv`; rows of other benchmarks stay.
+Both commits are checked out in a temporary folder. Each has a process, and one waits while the other times a call, so
+that what else the machine does is the same for both (`benchmarks.speed.turns`). A row's time is the smallest of all
+rounds. Writes `benchmarks/results/versus.csv`; rows of other benchmarks stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 import pandas as pd
 
@@ -23,7 +27,7 @@ from benchmarks.provenance import ROOT, provenance, read_results
 from benchmarks.speed.measure import KEYS, merge_into
 
 RESULTS = ROOT / "benchmarks" / "results"
-ROUNDS = 3
+ROUNDS = 2
 
 
 def main() -> None:
@@ -48,29 +52,54 @@ def check_out(version: str, folder: Path) -> Path:
     subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(folder)], check=True)
     subprocess.run(["git", "-C", str(folder), "checkout", "--quiet", version], check=True)
     (folder / "data").symlink_to(ROOT / "data")
+    shutil.copy(Path(__file__).with_name("turns.py"), folder / "benchmarks" / "speed")
     return folder
 
 
 def compare(trees: Sequence[Path], benchmark: str, rounds: int) -> pd.DataFrame:
     """Returns the rows that both trees have: `before` and `now` in seconds, and `ratio`, now / before."""
-    times: list[list[pd.Series]] = [[], []]
-    for i in range(rounds):
-        for k in (0, 1) if i % 2 == 0 else (1, 0):
-            times[k].append(measure(trees[k], benchmark))
-    before, now = (pd.concat(columns, axis=1).min(axis=1) for columns in times)
+    times = [measure(trees if i % 2 == 0 else trees[::-1], benchmark) for i in range(rounds)]
+    before, now = (pd.concat([one[tree] for one in times], axis=1).min(axis=1) for tree in trees)
     rows = pd.DataFrame({"before": before, "now": now}).dropna()
     rows = rows.assign(ratio=(rows["now"] / rows["before"]).round(4)).reset_index()
     rows.insert(0, "benchmark", benchmark)
     return rows.sort_values("ratio", ascending=False)
 
 
-def measure(tree: Path, benchmark: str) -> pd.Series:
-    """Runs a benchmark in a tree; returns the seconds of each case."""
-    file = tree / "benchmarks" / "results" / "speed" / f"{benchmark}.csv"
-    file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"benchmarks.speed.{benchmark}"]
-    subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, stdout=sys.stderr, check=True)
-    return read_results(file).set_index(KEYS)["time"]
+def measure(trees: Sequence[Path], benchmark: str) -> dict[Path, pd.Series]:
+    """Runs a benchmark in all trees, in turns; returns the seconds of each case, by tree."""
+    files = {tree: tree / "benchmarks" / "results" / "speed" / f"{benchmark}.csv" for tree in trees}
+    for file in files.values():
+        file.unlink(missing_ok=True)
+    take_turns([start(tree, benchmark) for tree in trees])
+    return {tree: read_results(file).set_index(KEYS)["time"] for tree, file in files.items()}
+
+
+def start(tree: Path, benchmark: str) -> subprocess.Popen[str]:
+    """Starts a benchmark in a tree, which then waits for its first turn."""
+    command = [sys.executable, "-m", "benchmarks.speed.turns", benchmark]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+
+
+def take_turns(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Lets one process after the other go on until its next turn, to the end of all."""
+    waiting = deque(process for process in processes if is_waiting(process))
+    while waiting:
+        process = waiting.popleft()
+        print(file=process.stdin)
+        if is_waiting(process):
+            waiting.append(process)
+
+
+def is_waiting(process: subprocess.Popen[str]) -> bool:
+    """Returns whether a process has come to its next turn; False if it has ended, CalledProcessError if it failed."""
+    if cast(TextIO, process.stdout).readline():
+        return True
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return False
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def open_owners(group: zarr.Group, url: str) -> StoredColumn:
 
 def open_arrays(group: zarr.Group, url: str, names: Sequence[str] = ARRAYS) -> dict[str, StoredColumn]:
     """Opens those of the RoI arrays that a cache has, by name; `names` are the first ones of `ARRAYS`."""
-    arrays: dict[str, zarr.Array] = {name: group[name] for name in names if name in group}
+    arrays: dict[str, zarr.Array] = {name: array for name in names if (array := group.get(name)) is not None}
     rows = int(group.attrs["rows_per_block"])
     checksums = chunk_checksums(group, url, {name: rows // array.chunks[0] for name, array in arrays.items()})
     return {name: StoredColumn(array, url, checksums.get(name)) for name, array in arrays.items()}

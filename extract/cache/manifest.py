@@ -50,11 +50,10 @@ def check_manifest(group: zarr.Group, url: str) -> None:
             raise CacheError(f"{url}/{name}/zarr.json: damaged, or of another cache: it is not the manifest's")
 
 
-def check_array(group: zarr.Group, name: str, values: np.ndarray, url: str) -> None:
-    """Raises CacheError if a small array does not have the content that the manifest has the checksum of."""
+def differs_from_manifest(group: zarr.Group, name: str, values: np.ndarray) -> bool | None:
+    """Returns whether a small array has another content than the manifest says; None if the manifest does not say."""
     expected = group.attrs.get(MANIFEST, {}).get("values", {}).get(name)
-    if expected is not None and crc32c(np.ascontiguousarray(values)) != expected:
-        raise CacheError(f"{url}/{name}: damaged, or of another array: its content is not the manifest's")
+    return None if expected is None else crc32c(np.ascontiguousarray(values)) != expected
 
 
 def crc32c(data: bytes | np.ndarray) -> str:

@@ -52,7 +52,7 @@ class ReadPlan(NamedTuple):
         batch: number of chunks whose checksums are compared together.
         encoded: flat uint8 arrays that receive the chunks as stored; `goal.targets` themselves if not compressed.
         checksums: (chunks, 4) uint8, receives the stored checksums.
-        expected: (chunks,) uint32, the checksums of the chunks that were written; None if they are not known.
+        expected: the checksums of the chunks that were written, as stored; None if they are not known.
         goal: where the decoded chunks go.
     """
 
@@ -62,7 +62,7 @@ class ReadPlan(NamedTuple):
     batch: int
     encoded: list[np.ndarray]
     checksums: np.ndarray
-    expected: np.ndarray | None
+    expected: bytes | None
     goal: ChunkTargets
 
 
@@ -183,7 +183,7 @@ class ShardedArray:
         except BaseException:
             file.close()
             raise
-        expected = None if self._checksums is None else self._checksums[goal.chunks]
+        expected = None if self._checksums is None else self._checksums[goal.chunks].tobytes()
         return ReadPlan(
             file, name, runs, batch, encoded, np.empty((len(sizes), CHECKSUM_BYTES), np.uint8), expected, goal
         )
@@ -200,7 +200,7 @@ class ShardedArray:
                         raise ValueError(f"checksums differ ({plan.name})")
                     compared = stop
         goal = plan.goal
-        if plan.expected is not None and not np.array_equal(plan.checksums.view("<u4").ravel(), plan.expected):
+        if plan.expected is not None and plan.checksums.tobytes() != plan.expected:
             raise ValueError(f"not the one that was written, but another cache's, array's or time's ({plan.name})")
         if self._zstd:
             for source, target in zip(plan.encoded, goal.targets, strict=True):

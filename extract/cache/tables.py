@@ -10,7 +10,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from extract.cache.format import IMAGE_COLUMNS, IMAGES_PER_BLOCK, CacheError, Layers, naming_damage
-from extract.cache.manifest import check_array
+from extract.cache.manifest import differs_from_manifest
 from extract.data.class_map import ClassMap
 from extract.data.classes import check_classes
 from extract.rois import RoIs
@@ -40,10 +40,12 @@ def read_array(group: zarr.Group, name: str, url: str) -> np.ndarray:
     """Reads a whole array. Raises CacheError naming it if it is missing, damaged or not that of the manifest."""
     try:
         array = group[name]
-        if array.nchunks_initialized < array.nchunks:
-            raise CacheError(f"{url}/{name}: its chunk is missing")
         values = array[:]
-        check_array(group, name, values, url)
+        differs = differs_from_manifest(group, name, values)
+        if differs is not False and array.nchunks_initialized < array.nchunks:
+            raise CacheError(f"{url}/{name}: its chunk is missing")
+        if differs:
+            raise CacheError(f"{url}/{name}: damaged, or of another array: its content is not the manifest's")
         return values
     except KeyError:
         raise CacheError(f"{url}: has no {name}") from None

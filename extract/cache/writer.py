@@ -50,7 +50,7 @@ class CacheWriter:
     def __init__(self, group: zarr.Group, url: str, final_url: str | None = None) -> None:
         """`url` is where the cache is written, `final_url` where it will be."""
         self.url, self._final_url = url, final_url or url.removesuffix(PARTIAL)
-        self._group = group
+        self._group, self._progress = group, group["progress"]
         self._image_ids = group["images/image_id"][:]
         arrays = open_arrays(group, url)
         self._columns = columns_of(arrays)
@@ -74,7 +74,7 @@ class CacheWriter:
 
     def pending(self) -> list[int]:
         """Returns the blocks not written yet, ascending."""
-        counts = self._group["progress"][:, 0]
+        counts = self._progress[:, 0]
         return [b for b in range(num_blocks(len(counts))) if (counts[block_slice(b)] < 0).any()]
 
     def write_block(self, block: int, rois: Sequence[RoIs]) -> None:
@@ -103,11 +103,11 @@ class CacheWriter:
                 for field, column in self._columns.items():
                     sums[COLUMNS[field].name] = column.write(start, [arrays[field] for arrays in images])
             self._checksums.write(block, sums)
-            self._group["progress"][block_slice(block)] = np.stack([counts, list(digests)], 1)
+            self._progress[block_slice(block)] = np.stack([counts, list(digests)], 1)
 
     def finish(self) -> RoICache:
         """Writes the manifest and opens the cache. Raises CacheError while blocks are pending."""
-        counts, digests = self._group["progress"][:].T
+        counts, digests = self._progress[:].T
         if (counts < 0).any():
             raise CacheError(f"{self._final_url}: {(counts < 0).sum()} of {len(counts)} images are not written yet")
         starts = np.empty(len(counts), np.int64)
