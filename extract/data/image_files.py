@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.data.decoding import read_orientation
 from extract.data.records import ImageRecord
 from extract.utils.errors import shown
 
@@ -95,6 +94,8 @@ def _leaves(folder: Path, name: str) -> bool:
 
 
 def _read_size(path: Path) -> tuple[int, int]:
+    from extract.data.decoding import read_orientation  # here, so that evaluation does not import PIL
+
     orientation, (height, width) = read_orientation(path)
     return (width, height) if orientation >= 5 else (height, width)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 
 class Summarized:
     """An object whose repr is its `summary`, a line per row."""
@@ -18,5 +16,7 @@ class Summarized:
         return "\n".join(f"{name:<{width}} {text}" for name, text in rows)
 
     def _repr_html_(self) -> str:
+        import html  # here, because importing it takes 2 ms, and only notebooks call this
+
         rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in self.summary())
         return f"<table>{''.join(rows)}</table>"
