@@ -56,7 +56,7 @@ def test_a_terminal_has_a_bar(monkeypatch):
 
 
 def test_one_long_item_has_lines_as_well(monkeypatch, capsys):
-    monkeypatch.setattr("extract.utils.progress_lines.FIRST_LINE", 0.05)
+    monkeypatch.setattr("extract.utils.progress.FIRST_LINE", 0.05)
     with progress_bar(total=2, desc="evaluate", unit="row") as bar:
         for _ in range(100):
             if "evaluate: 0 of 2 rows in " in (text := capsys.readouterr().err):
@@ -67,7 +67,7 @@ def test_one_long_item_has_lines_as_well(monkeypatch, capsys):
 
 
 def test_nothing_is_printed_after_the_end(monkeypatch, capsys):
-    monkeypatch.setattr("extract.utils.progress_lines.FIRST_LINE", 0.05)
+    monkeypatch.setattr("extract.utils.progress.FIRST_LINE", 0.05)
     progress_bar(total=2, desc="evaluate", unit="row").close()
     capsys.readouterr()  # on a busy machine a line may have been due before
     time.sleep(0.2)

@@ -31,8 +31,10 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, shown: bool = True, *
 
     from extract.utils.progress_lines import Lines
 
-    kind = tqdm if sys.stderr is not None and sys.stderr.isatty() else Lines
-    return kind(iterable, file=sys.stderr, disable=not shown, **options)
+    options |= {"file": sys.stderr, "disable": not shown}
+    if sys.stderr is not None and sys.stderr.isatty():
+        return tqdm(iterable, **options)
+    return Lines(iterable, first_line=FIRST_LINE, line_every=LINE_EVERY, **options)
 
 
 def say_reading(path: str | os.PathLike) -> None:

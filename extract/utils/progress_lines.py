@@ -9,17 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from extract.utils.progress import FIRST_LINE, LINE_EVERY
-
 
 class Lines(tqdm):
     """Prints whole lines: what is done, what is left, and about how long that takes."""
 
     monitor_interval = 0  # its thread refreshes bars that stand still
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, first_line: float, line_every: float, **options: Any) -> None:
+        """`first_line` are the seconds until the first line, `line_every` those between two lines."""
         self._printed: int | None = None
-        self._due = monotonic() + FIRST_LINE
+        self._due, self._line_every = monotonic() + first_line, line_every
         self._printing, self._closed = threading.Lock(), threading.Event()
         super().__init__(*arguments, mininterval=0.5, miniters=1, **options)
         if not self.disable:
@@ -64,4 +63,4 @@ class Lines(tqdm):
             text += f", about {self.format_interval(left)} left"
         self.fp.write(text + (f" ({state['postfix']})" if state["postfix"] else "") + "\n")
         self.fp.flush()
-        self._printed, self._due = done, monotonic() + LINE_EVERY
+        self._printed, self._due = done, monotonic() + self._line_every
