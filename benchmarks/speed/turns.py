@@ -33,7 +33,11 @@ class Turns:
             raise SystemExit("the other process has failed")
 
     def seconds(self, function: Callable[[], object], *args: object, **options: object) -> float:
-        """Is `measure.seconds` in a turn of its own; within a call that is timed, the turn goes on."""
+        """Is `measure.seconds` in a turn of its own; within a call that is timed, the turn goes on.
+
+        Always wall time: a commit may have taken processor time for what another took wall time.
+        """
+        options.pop("clock", None)
         if self._timing:
             return _seconds(function, *args, **options)  # type: ignore[arg-type]
         self.wait()
