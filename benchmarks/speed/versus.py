@@ -68,11 +68,13 @@ def compare(trees: Sequence[Path], benchmark: str, rounds: int) -> pd.DataFrame:
 
 def measure(trees: Sequence[Path], benchmark: str) -> dict[Path, pd.Series]:
     """Runs a benchmark in all trees, in turns; returns the seconds of each case, by tree."""
-    files = {tree: tree / "benchmarks" / "results" / "speed" / f"{benchmark}.csv" for tree in trees}
-    for file in files.values():
-        file.unlink(missing_ok=True)
+    folders = {tree: tree / "benchmarks" / "results" / "speed" for tree in trees}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
     take_turns([start(tree, benchmark) for tree in trees])
-    return {tree: read_results(file).set_index(KEYS)["time"] for tree, file in files.items()}
+    # A benchmark may add rows to the file of another.
+    rows = {tree: pd.concat(map(read_results, sorted(folder.glob("*.csv")))) for tree, folder in folders.items()}
+    return {tree: table.set_index(KEYS)["time"] for tree, table in rows.items()}
 
 
 def start(tree: Path, benchmark: str) -> subprocess.Popen[str]:
