@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from calib.config import Config
 from extract.utils import cli
 
-TRAIN = cli.Command(Config, "calib.train:main")
+TRAIN = cli.Command("calib.config:Config", "calib.train:main")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,10 +18,10 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":  # before the imports below, so that --help does not import torch
-    from calib.config import Config
+    from calib.__main__ import TRAIN
     from extract.utils import cli
 
-    sys.exit(cli.run("python -m calib.train", {"": cli.Command(Config, "calib.train:main")}))
+    sys.exit(cli.run("python -m calib.train", {"": TRAIN}))
 
 import logging
 import math

@@ -5,27 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from extract.command_configs import (
-    BrowseConfig,
-    ConvertConfig,
-    ExportConfig,
-    ImportConfig,
-    InspectConfig,
-    RecallConfig,
-    VerifyConfig,
-)
-from extract.config import Config
 from extract.utils.cli import Command, run
 
 COMMANDS = {
-    "": Command(Config, "extract.extraction:command"),
-    "inspect": Command(InspectConfig, "extract.commands:inspect"),
-    "browse": Command(BrowseConfig, "extract.commands:browse"),
-    "convert": Command(ConvertConfig, "extract.convert:command"),
-    "verify": Command(VerifyConfig, "extract.commands:verify"),
-    "recall": Command(RecallConfig, "extract.recall:report"),
-    "export": Command(ExportConfig, "extract.commands:export_file"),
-    "import": Command(ImportConfig, "extract.commands:import_file"),
+    "": Command("extract.config:Config", "extract.extraction:command"),
+    "inspect": Command("extract.command_configs:InspectConfig", "extract.commands:inspect"),
+    "browse": Command("extract.command_configs:BrowseConfig", "extract.commands:browse"),
+    "convert": Command("extract.command_configs:ConvertConfig", "extract.convert:command"),
+    "verify": Command("extract.command_configs:VerifyConfig", "extract.commands:verify"),
+    "recall": Command("extract.command_configs:RecallConfig", "extract.recall:report"),
+    "export": Command("extract.command_configs:ExportConfig", "extract.commands:export_file"),
+    "import": Command("extract.command_configs:ImportConfig", "extract.commands:import_file"),
 }
 
 

@@ -6,18 +6,15 @@ import sys
 from collections.abc import Sequence
 
 from extract.utils import cli
-from fuse.commands.config import Config, ExportConfig, PredictConfig, SweepConfig
-from fuse.commands.results_config import EvaluateConfig, MergeConfig
-from fuse.commands.select_config import SelectConfig
 
 COMMANDS = {
-    "": cli.Command(Config, "fuse.commands.detect:run"),
-    "sweep": cli.Command(SweepConfig, "fuse.commands.detect:sweep"),
-    "select": cli.Command(SelectConfig, "fuse.commands.select:select"),
-    "evaluate": cli.Command(EvaluateConfig, "fuse.commands.results:evaluate_file"),
-    "merge": cli.Command(MergeConfig, "fuse.commands.results:merge_files"),
-    "predict": cli.Command(PredictConfig, "fuse.commands.predict:predict"),
-    "export": cli.Command(ExportConfig, "fuse.commands.export:export"),
+    "": cli.Command("fuse.commands.config:Config", "fuse.commands.detect:run"),
+    "sweep": cli.Command("fuse.commands.config:SweepConfig", "fuse.commands.detect:sweep"),
+    "select": cli.Command("fuse.commands.select_config:SelectConfig", "fuse.commands.select:select"),
+    "evaluate": cli.Command("fuse.commands.results_config:EvaluateConfig", "fuse.commands.results:evaluate_file"),
+    "merge": cli.Command("fuse.commands.results_config:MergeConfig", "fuse.commands.results:merge_files"),
+    "predict": cli.Command("fuse.commands.config:PredictConfig", "fuse.commands.predict:predict"),
+    "export": cli.Command("fuse.commands.config:ExportConfig", "fuse.commands.export:export"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import calib.__main__
 import extract.__main__
 import fuse.__main__
 from extract.data.annotations import read_annotations
+from extract.utils.cli import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,8 +61,14 @@ def test_commands(page):
     for program, arguments in commands(page.read_text()):
         table = COMMANDS[program]
         name = arguments.pop(0) if arguments and arguments[0] in table else ""
-        config = tyro.cli(table[name].config, args=arguments)
-        assert isinstance(config, table[name].config)
+        kind = load(table[name].config)
+        assert isinstance(tyro.cli(kind, args=arguments), kind)
+
+
+def test_every_command_is_there():
+    for table in COMMANDS.values():
+        for command in table.values():
+            assert is_dataclass(load(command.config)) and callable(load(command.function))
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from typing import Any
 
 from extract.utils.memory_limit import LIBRARIES, enforced_limit, require_memory, return_freed_memory
 
@@ -29,11 +30,11 @@ class Command:
     """One command of a program.
 
     Attributes:
-        config: frozen dataclass; its fields become flags, its docstring becomes the help text.
-        function: "module:function", called with the config; imported only when the command runs.
+        config: "module:name" of a frozen dataclass; its fields become flags, its docstring becomes the help text.
+        function: "module:name" of what is called with the config. Both are imported only when the command runs.
     """
 
-    config: type
+    config: str
     function: str
 
 
@@ -73,11 +74,10 @@ def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> in
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
         config = _parse(prog, name, commands, arguments)
-        module, function = commands[name].function.split(":")
         limit = getattr(config, "memory_limit", None)
         require_memory(limit, LIBRARIES, "the libraries alone")
         with enforced_limit(limit):
-            getattr(import_module(module), function)(config)
+            load(commands[name].function)(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -95,6 +95,12 @@ def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> in
         print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1
     return 0
+
+
+def load(name: str) -> Any:
+    """Imports what "module:name" names."""
+    module, attribute = name.split(":")
+    return getattr(import_module(module), attribute)
 
 
 def version_report(prog: str) -> str:
@@ -127,13 +133,14 @@ def _package_versions() -> Iterator[tuple[str, str]]:
 def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: list[str]) -> object:
     import tyro
 
-    description = inspect.cleandoc(commands[name].config.__doc__ or "")
+    kind = load(commands[name].config)
+    description = inspect.cleandoc(kind.__doc__ or "")
     others = [other for other in commands if other != name and other]
     if name == "" and others:
         description += f"\n\nOther commands: {', '.join(others)} (`{prog} COMMAND --help`)"
     try:
         return tyro.cli(
-            commands[name].config,
+            kind,
             prog=f"{prog} {name}".strip(),
             description=description,
             args=arguments,

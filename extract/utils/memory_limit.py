@@ -5,10 +5,8 @@ Memory is the resident set of the process, without what a GPU holds.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import resource
 import sys
 import threading
 from collections.abc import Iterator
@@ -50,6 +48,8 @@ def require_memory(limit: float | None, needed: float, what: str) -> None:
 
 def return_freed_memory() -> None:
     """Gives what this process has freed back to the system, where the C library can."""
+    import ctypes
+
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -90,6 +90,10 @@ def _status(field: str) -> int:
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
+        try:
+            import resource
+        except ImportError:  # Windows
+            raise ValueError("memory_limit: this system does not tell how much memory a process takes") from None
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
