@@ -1,7 +1,7 @@
 """Runs benchmarks of an earlier commit and of this one in turns, and compares every row that both have.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.versus 898aec9 nms storage evaluation
-    OMP_NUM_THREADS=1 python -m benchmarks.speed.versus 898aec9 nms --rounds 5
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.versus 898aec9 "storage --case reading_hidden" --rounds 5
 
 Both commits are checked out in a temporary folder. Each has a process, and one waits while the other times a call, so
 that what else the machine does is the same for both (`benchmarks.speed.turns`). A row's time is the smallest of all
@@ -34,7 +34,7 @@ def main() -> None:
     """Compares and saves; prints the rows from the slowest in relation to before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="the earlier one")
-    parser.add_argument("benchmarks", nargs="+", help="modules of benchmarks.speed")
+    parser.add_argument("benchmarks", nargs="+", help="modules of benchmarks.speed, with arguments")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -62,7 +62,7 @@ def compare(trees: Sequence[Path], benchmark: str, rounds: int) -> pd.DataFrame:
     before, now = (pd.concat([one[tree] for one in times], axis=1).min(axis=1) for tree in trees)
     rows = pd.DataFrame({"before": before, "now": now}).dropna()
     rows = rows.assign(ratio=(rows["now"] / rows["before"]).round(4)).reset_index()
-    rows.insert(0, "benchmark", benchmark)
+    rows.insert(0, "benchmark", benchmark.split()[0])
     return rows.sort_values("ratio", ascending=False)
 
 
@@ -79,7 +79,7 @@ def measure(trees: Sequence[Path], benchmark: str) -> dict[Path, pd.Series]:
 
 def start(tree: Path, benchmark: str) -> subprocess.Popen[str]:
     """Starts a benchmark in a tree, which then waits for its first turn."""
-    command = [sys.executable, "-m", "benchmarks.speed.turns", benchmark]
+    command = [sys.executable, "-m", "benchmarks.speed.turns", *benchmark.split()]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=tree, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1)
