@@ -13,8 +13,8 @@ COMMANDS = {
     "select": cli.Command("fuse.commands.select_config:SelectConfig", "fuse.commands.select:select"),
     "evaluate": cli.Command("fuse.commands.results_config:EvaluateConfig", "fuse.commands.results:evaluate_file"),
     "merge": cli.Command("fuse.commands.results_config:MergeConfig", "fuse.commands.results:merge_files"),
-    "predict": cli.Command("fuse.commands.config:PredictConfig", "fuse.commands.predict:predict"),
-    "export": cli.Command("fuse.commands.config:ExportConfig", "fuse.commands.export:export"),
+    "predict": cli.Command("fuse.commands.live_config:PredictConfig", "fuse.commands.predict:predict"),
+    "export": cli.Command("fuse.commands.live_config:ExportConfig", "fuse.commands.export:export"),
 }
 
 

@@ -20,7 +20,7 @@ from extract.data.images import flip_boxes, read_image
 from extract.detectors import load_detector
 from extract.detectors.base import ImageDetections
 from extract.detectors.class_map import map_detector
-from fuse.commands.config import PredictConfig
+from fuse.commands.live_config import PredictConfig
 from fuse.live import CalibratedDetector, View, load_image
 from fuse.merge import merge_image
 from tests import frameworks

@@ -13,7 +13,8 @@ from extract.__main__ import main as extract_main
 from extract.command_configs import RecallConfig
 from extract.uses import command_for
 from fuse.commands import next_steps
-from fuse.commands.config import Config, ExportConfig, PredictConfig
+from fuse.commands.config import Config
+from fuse.commands.live_config import ExportConfig, PredictConfig
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from tests.fuse_fixtures import write_tiny
 from tests.toy_cache import toy_cache

@@ -20,8 +20,8 @@ import calib
 import extract
 import fuse.__main__
 from extract.detectors import load_detector
-from fuse.commands.config import ExportConfig
 from fuse.commands.export import export
+from fuse.commands.live_config import ExportConfig
 from fuse.live import CalibratedDetector
 from fuse.plugins import Calibration, CalibrationConfig
 from tests import frameworks

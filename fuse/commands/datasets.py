@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from extract.cache.opening import open_cache
 from extract.detectors import catalog_dataset
-from fuse.commands.config import PredictConfig
+from fuse.commands.live_config import PredictConfig
 from fuse.config import EvaluationConfig
 
 Options = TypeVar("Options", bound=EvaluationConfig)

@@ -28,8 +28,8 @@ from extract.rois import SCORES_WITH_OBJECTNESS
 from extract.utils.files import file_sha256, remove_partials, replacing, write_bytes
 from extract.utils.locks import one_writer
 from extract.utils.progress import progress_bar
-from fuse.commands.config import ExportConfig
 from fuse.commands.inputs import load_live_classifier, warn_of_tail
+from fuse.commands.live_config import ExportConfig
 from fuse.commands.next_steps import after_export
 from fuse.export.checksums import write_sums
 from fuse.export.classes import OutputClasses, output_classes

@@ -19,7 +19,7 @@ from extract.cache.reader import RoICache
 from extract.data.annotations import read_annotations
 from extract.detectors.base import Detector
 from extract.detectors.identity import check_same_detector
-from fuse.commands.config import LiveConfig
+from fuse.commands.live_config import LiveConfig
 from fuse.commands.results_config import ResultsConfig
 from fuse.config import ClassifierConfig, EvaluationConfig, FusionConfig
 from fuse.defaults import MAX_DETECTIONS

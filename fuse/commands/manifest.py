@@ -11,7 +11,8 @@ import msgspec
 
 from extract.utils.errors import one_line
 from extract.utils.identity import refuse_changes
-from fuse.commands.config import CacheConfig, PredictConfig
+from fuse.commands.config import CacheConfig
+from fuse.commands.live_config import PredictConfig
 from fuse.commands.mask_config import MaskConfig, MergeMaskConfig
 from fuse.commands.results_config import MergeConfig
 from fuse.commands.select_config import SelectConfig

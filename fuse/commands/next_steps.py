@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from extract.cache.reader import RoICache
 from extract.config import DetectorSpec
-from fuse.commands.config import DETECTIONS_FILE, CacheConfig, ExportConfig, LiveConfig, PredictConfig
+from fuse.commands.config import DETECTIONS_FILE, CacheConfig
+from fuse.commands.live_config import ExportConfig, LiveConfig, PredictConfig
 from fuse.commands.predictions import PREDICTIONS_FILE
 from fuse.commands.results_config import EvaluateConfig, MergeConfig
 from fuse.config import FusionConfig

@@ -24,10 +24,10 @@ from extract.utils.folders import put_in_place, remove_folder
 from extract.utils.locks import one_writer
 from extract.utils.prefetch import prefetch
 from extract.utils.progress import progress_bar
-from fuse.commands.config import PredictConfig
 from fuse.commands.datasets import find_dataset
 from fuse.commands.image_files import ImageFile, find_images, match_annotations
 from fuse.commands.inputs import LiveClassifier, load_live_classifier, warn_of_tail
+from fuse.commands.live_config import PredictConfig
 from fuse.commands.manifest import files_fingerprint, options_as_text
 from fuse.commands.next_steps import after_prediction
 from fuse.commands.predict_folder import drawing_file, refuse_finished, save_drawing, writing_folder
