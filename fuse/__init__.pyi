@@ -1,7 +1,7 @@
 from . import plots as plots
 from .commands.config import Config as Config
-from .commands.config import ExportConfig as ExportConfig
 from .commands.export import export_folded as export_folded
+from .commands.live_config import ExportConfig as ExportConfig
 from .config import FusionConfig as FusionConfig
 from .detections import Detections as Detections
 from .drawing import draw_detections as draw_detections
