@@ -3,7 +3,7 @@
     python -m benchmarks.speed.extraction             # needs data/minilvis, from `make demo`
 
 The case is `extract.run` as the command runs it, from image files to the finished cache, except that the detector is
-loaded beforehand. The baseline takes decoded images and computes the same RoIs, and masks where the cache keeps them.
+loaded beforehand, and that the check of the first image has a row of its own. The baseline takes decoded images and computes the same RoIs, and masks where the cache keeps them.
 Threads read, match, convert and write during the forward pass. Their CPU time shows where PyTorch's own threads leave
 no core idle, so there are rows for one PyTorch thread and for one per core.
 """
@@ -34,6 +34,7 @@ from extract.cache.format import COLUMNS
 from extract.data.annotations import read_annotations
 from extract.data.images import read_image
 from extract.detectors import load_detector
+from extract.detectors.agreement import check_inference
 from extract.detectors.base import Detector, ForwardOutput, Image
 from extract.extractor import Extractor
 from extract.matching import GroundTruth, select_training_samples
@@ -68,14 +69,14 @@ def main() -> None:
                 results.append(time_extraction(case, job, threads, rounds=3))
     with large_job() as job:  # its images are one batch, so nothing overlaps
         case = f"extraction, R50-FPN 800 × 1200 train, {LARGE_IMAGES} images"
-        results.append(time_extraction(case, job, cores, rounds=1))
+        results += [time_extraction(case, job, cores, rounds=1), time_check(job, cores)]
     save("extraction", [*results, time_masks(cores)])
 
 
 def time_extraction(case: str, job: Job, threads: int, rounds: int) -> Result:
     """Checks the cache, then times extractions into new folders."""
     config, forward = job.config, ForwardPass(job)
-    with patch("extract.preparation.load_detector", lambda _: job.detector):
+    with loaded(job.detector):
         cache = extract.run(config)
         assert cache is not None  # None only after an estimate
         check_cache(cache, job)
@@ -86,6 +87,27 @@ def time_extraction(case: str, job: Job, threads: int, rounds: int) -> Result:
             rounds,
         )
     return result(case, f"forward pass alone, {_threads(threads)}", timing, "at_most", TARGET)
+
+
+@contextmanager
+def loaded(detector: Detector) -> Iterator[None]:
+    """Extractions within the block take this detector and leave out the check of the first image.
+
+    It is two passes over one image, once in an extraction, which would be most of the time of a few images.
+    """
+    with (
+        patch("extract.preparation.load_detector", lambda _: detector),
+        patch.object(Extractor, "check_inference", lambda *_: None),
+    ):
+        yield
+
+
+def time_check(job: Job, threads: int) -> Result:
+    """Times the comparison of a detector with its framework's own inference, with which every extraction begins."""
+    forward = ForwardPass(job)
+    timing = compare(forward.check, lambda: forward(range(1)), rounds=3)
+    case = "check of the first image, once in an extraction, R50-FPN 800 × 1200"
+    return result(case, f"forward pass of an image, {_threads(threads)}", timing)
 
 
 def time_masks(threads: int) -> Result:
@@ -130,6 +152,10 @@ class ForwardPass:
         if self._config.split == "val":
             output.masks()
         return output
+
+    def check(self) -> None:
+        """Compares the first image's detections with those of the framework's own inference."""
+        check_inference(self._detector, self._images[0])
 
     def _choose(self, position: int, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         proposals = proposals[: self._config.proposals]

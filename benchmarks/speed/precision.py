@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 import extract
 from benchmarks.live_subjects import NUM_CLASSES
-from benchmarks.speed.extraction import ForwardPass, Job, Split, make_config, make_images
+from benchmarks.speed.extraction import ForwardPass, Job, Split, loaded, make_config, make_images
 from benchmarks.speed.measure import Result, compare, result, save
 from extract.config import Precision
 from extract.detectors import load_detector
@@ -82,7 +81,7 @@ def main(config: Config) -> None:
 def time_extraction(config: Config, split: Split, exact: Job, reduced: Job) -> Result:
     """Times extractions into new folders, in turn with forward passes in fp32."""
     forward, numbers = ForwardPass(exact), count()
-    with patch("extract.preparation.load_detector", lambda _: reduced.detector):
+    with loaded(reduced.detector):
         timing = compare(
             lambda: extract.run(replace(reduced.config, out=f"{reduced.config.out}{next(numbers)}")),
             lambda: [forward(batch) for batch in forward.batches()],
