@@ -3,9 +3,10 @@
     python -m benchmarks.speed.extraction             # needs data/minilvis, from `make demo`
 
 The case is `extract.run` as the command runs it, from image files to the finished cache, except that the detector is
-loaded beforehand, and that the check of the first image has a row of its own. The baseline takes decoded images and computes the same RoIs, and masks where the cache keeps them.
-Threads read, match, convert and write during the forward pass. Their CPU time shows where PyTorch's own threads leave
-no core idle, so there are rows for one PyTorch thread and for one per core.
+loaded beforehand, and that the check of the first image has a row of its own. The baseline takes decoded images and
+computes the same RoIs, and masks where the cache keeps them. Threads read, match, convert and write during the forward
+pass. Their CPU time shows where PyTorch's own threads leave no core idle, so there are rows for one PyTorch thread and
+for one per core.
 """
 
 from __future__ import annotations
