@@ -7,6 +7,7 @@ import shlex
 import shutil
 from dataclasses import is_dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import tyro
@@ -15,7 +16,6 @@ import calib.__main__
 import extract.__main__
 import fuse.__main__
 from extract.data.annotations import read_annotations
-from extract.utils.cli import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,14 +61,14 @@ def test_commands(page):
     for program, arguments in commands(page.read_text()):
         table = COMMANDS[program]
         name = arguments.pop(0) if arguments and arguments[0] in table else ""
-        kind = load(table[name].config)
+        kind = resolve_name(table[name].config)
         assert isinstance(tyro.cli(kind, args=arguments), kind)
 
 
 def test_every_command_is_there():
     for table in COMMANDS.values():
         for command in table.values():
-            assert is_dataclass(load(command.config)) and callable(load(command.function))
+            assert is_dataclass(resolve_name(command.config)) and callable(resolve_name(command.function))
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

@@ -17,6 +17,7 @@ REPEATED, LONG = 3, 10.0
 """Times as many rounds as the benchmark asks for, unless they take more seconds in all."""
 SHORT = 0.02
 """Seconds; of what takes less, several calls are timed as one."""
+_seconds = measure.seconds
 
 
 class Turns:
@@ -48,9 +49,6 @@ class Turns:
             return _seconds(function, *args, **options)  # type: ignore[arg-type]
         finally:
             self._timing = False
-
-
-_seconds = measure.seconds
 
 
 def case_alone(

@@ -121,9 +121,10 @@ def open_columns(group: zarr.Group, url: str, level: str) -> dict[str, StoredCol
 def open_owners(group: zarr.Group, url: str) -> StoredColumn:
     """Opens the array of the rows' owners. Raises CacheError if there is none."""
     with naming_damage(url):
-        if OWNER_COLUMN.name not in group:
+        arrays = open_arrays(group, url)
+        if OWNER_COLUMN.name not in arrays:
             raise CacheError(f"{url}: has no {OWNER_COLUMN.name}")
-        return open_arrays(group, url)[OWNER_COLUMN.name]
+        return arrays[OWNER_COLUMN.name]
 
 
 def open_arrays(group: zarr.Group, url: str, names: Sequence[str] = ARRAYS) -> dict[str, StoredColumn]:

@@ -24,8 +24,8 @@ def write_projections(group: zarr.Group, projections: Sequence[Projection]) -> N
 
 def num_directions(group: zarr.Group) -> int:
     """Returns Q; 0 if the cache has no projections."""
-    name = "detector/stage_0/directions"
-    return group[name].shape[0] if name in group else 0
+    directions = group.get("detector/stage_0/directions")
+    return 0 if directions is None else directions.shape[0]
 
 
 def read_projections(group: zarr.Group, url: str) -> list[Projection]:

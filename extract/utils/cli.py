@@ -14,10 +14,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
 
 from extract.utils.memory_limit import LIBRARIES, enforced_limit, require_memory, return_freed_memory
 
@@ -78,7 +77,7 @@ def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> in
         limit = getattr(config, "memory_limit", None)
         require_memory(limit, LIBRARIES, "the libraries alone")
         with enforced_limit(limit):
-            load(commands[name].function)(config)
+            resolve_name(commands[name].function)(config)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -96,12 +95,6 @@ def _run(prog: str, commands: Mapping[str, Command], arguments: list[str]) -> in
         print("error: " + (" ".join(str(error).split()) or "out of memory"), file=sys.stderr)
         return 1
     return 0
-
-
-def load(name: str) -> Any:
-    """Imports what "module:name" names."""
-    module, attribute = name.split(":")
-    return getattr(import_module(module), attribute)
 
 
 def version_report(prog: str) -> str:
@@ -145,7 +138,7 @@ def _parse(prog: str, name: str, commands: Mapping[str, Command], arguments: lis
 def _parsed(prog: str, name: str, commands: Mapping[str, Command], arguments: list[str]) -> object:
     import tyro
 
-    kind = load(commands[name].config)
+    kind = resolve_name(commands[name].config)
     description = inspect.cleandoc(kind.__doc__ or "")
     others = [other for other in commands if other != name and other]
     if name == "" and others:
